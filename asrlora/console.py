@@ -1,0 +1,55 @@
+"""What people see while work goes on: bars on a terminal, plain lines elsewhere."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+LINE_INTERVAL = 15.0  # seconds between two lines where there is no terminal
+
+console = Console(highlight=False, soft_wrap=True)
+
+Advance = Callable[[float], None]
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed or 0:,.0f} audio-s/s")
+
+
+@contextlib.contextmanager
+def progress(label: str, total_seconds: float, shown: bool = True) -> Iterator[Advance]:
+    """Yields a function that takes finished audio, in seconds, and shows how far the work is."""
+    if not shown:
+        yield lambda seconds: None
+    elif console.is_terminal:
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
+            _Rate(), TimeRemainingColumn(),
+        )  # fmt: skip
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task(label, total=total_seconds)
+            yield lambda seconds: bar.advance(task, seconds)
+    else:
+        yield _lines(label, total_seconds)
+
+
+def _lines(label: str, total: float) -> Advance:
+    start = told = time.monotonic()
+    done = 0.0
+
+    def advance(seconds: float) -> None:
+        nonlocal done, told
+        done += seconds
+        now = time.monotonic()
+        if now - told >= LINE_INTERVAL and done < total:
+            told = now
+            rate = done / (now - start)
+            console.print(
+                f"{label}: {done / total:.0%}, {rate:,.0f} audio-s/s, {(total - done) / rate:.0f} s left"
+            )
+
+    return advance

@@ -1,0 +1,145 @@
+"""`asrlora demo`: corpus, manifests, audit, shards, baseline, training, verdict, report."""
+
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.table import Table
+
+from asrlora.console import console, progress
+from asrlora.demo import corpus
+from asrlora.errors import UserError
+from asrlora.runs.record import read_json
+from asrlora.score.verdict import EXIT_CODES
+
+ROOT = Path(__file__).parents[2]
+CORPUS_SEED = 1
+DOMAIN_TRAIN, GENERAL_TRAIN, DOMAIN, HELDOUT = 1_200, 1_200, 700, 1_500  # utterances
+SECONDS_EACH = 2.2  # about; only for the progress bar
+
+# The recipe of the demo's run: replayed general speech keeps the heldout WER where it is.
+FLAGS = {
+    "--max-steps": "240",
+    "--eval-interval": "120",
+    "--learning-rate": "2e-3",
+    "--batch-size": "8",
+    "--gradient-accumulation-steps": "2",
+    "--lora-r": "16",
+    "--lora-alpha": "32",
+    "--mixed-precision": "bf16",
+}
+
+
+def make_corpus(data: Path) -> float:
+    """Speaks the corpus into `data` and writes the three manifests; returns audio-seconds.
+
+    Done once: a folder whose recipe is the same is kept.
+    """
+    recipe = {
+        "version": corpus.VERSION, "seed": CORPUS_SEED,
+        "sizes": [DOMAIN_TRAIN, GENERAL_TRAIN, DOMAIN, HELDOUT],
+    }  # fmt: skip
+    done = data / "corpus.json"
+    if done.exists() and read_json(done)["recipe"] == recipe:
+        return float(read_json(done)["seconds"])
+    if data.exists() and not done.exists() and any(data.iterdir()):
+        raise UserError(f"--data-dir {data} holds files that are not the demo's; give another folder")
+    shutil.rmtree(data, ignore_errors=True)
+    aside = data.with_name(f".{data.name}-making")
+    shutil.rmtree(aside, ignore_errors=True)
+    draw = {
+        "train-domain": (DOMAIN_TRAIN, corpus.DOMAIN, False),
+        "train-general": (GENERAL_TRAIN, corpus.GENERAL, False),
+        "domain": (DOMAIN, corpus.DOMAIN, True),
+        "heldout": (HELDOUT, corpus.GENERAL, True),
+    }
+    total = SECONDS_EACH * sum(count for count, _, _ in draw.values())
+    records = {}
+    with progress("speaking the corpus", total) as advance:
+        for name, (count, style, heldback) in draw.items():
+            lines = corpus.draw_lines(name, count, style, heldback, CORPUS_SEED)
+            records[name] = []
+            for record in corpus.write_set(lines, aside / name):
+                records[name].append(record)
+                advance(record["duration"])
+    train = records["train-domain"] + records["train-general"]
+    corpus.write_manifest(aside / "train_manifest_expanded.jsonl", train)
+    corpus.write_manifest(aside / "domain_manifest.jsonl", records["domain"])
+    corpus.write_manifest(aside / "heldout_manifest.jsonl", records["heldout"])
+    seconds = sum(record["duration"] for spoken in records.values() for record in spoken)
+    (aside / "corpus.json").write_text(json.dumps({"recipe": recipe, "seconds": seconds}) + "\n")
+    aside.rename(data)
+    return float(seconds)
+
+
+def run_demo(data: Path, output: Path, seed: int) -> int:
+    """Returns the exit code: 0 accept, 3 reject, 4 inconclusive."""
+    if not (ROOT / "accelerate_configs" / "cpu.yaml").is_file():
+        raise UserError("asrlora demo runs from a clone of the project, where accelerate_configs/ is")
+    if (output / "run.json").exists():
+        console.print(f"{output} holds an earlier demo; it is replaced")
+        shutil.rmtree(output)
+    times: dict[str, float] = {}
+    with _timed("corpus", times):
+        seconds = make_corpus(data)
+    console.print(f"corpus: {seconds / 3600:.2f} h of speech in {data}")
+    names = {
+        "--dataset-path": "train_manifest_expanded.jsonl",
+        "--manifest-path": "domain_manifest.jsonl",
+        "--safety-manifest-path": "heldout_manifest.jsonl",
+    }
+    flags = {
+        "--model-id": str(ROOT / "asrlora" / "demo" / "base"),
+        **{flag: str(data / name) for flag, name in names.items()},
+        "--output-dir": str(output), "--seed": str(seed), **FLAGS,
+    }  # fmt: skip
+    command = [
+        str(Path(sys.executable).parent / "accelerate"), "launch",
+        "--config_file", str(ROOT / "accelerate_configs" / "cpu.yaml"),
+        str(ROOT / "asrlora" / "train.py"),
+        *(word for pair in flags.items() for word in pair),
+    ]  # fmt: skip
+    with _timed("audit, shards, baseline, training, verdict", times):
+        finished = subprocess.run(command)
+    if finished.returncode:
+        console.print(f"training ended with code {finished.returncode}; its last words are above")
+        return 1
+    return _tell(output, times)
+
+
+def _tell(output: Path, times: dict[str, float]) -> int:
+    judged = read_json(output / "verdict.json")
+    table = Table("set", "baseline WER", "tuned WER", "change, points")
+    for name, key, sign in (("domain", "reduction", -1), ("heldout", "regression", 1)):
+        part = judged[name]
+        ends = sorted(sign * end for end in part["interval"])
+        table.add_row(
+            name,
+            _with_interval(part["baseline_wer"], part["baseline_interval"]),
+            _with_interval(part["tuned_wer"], part["tuned_interval"]),
+            f"{100 * sign * part[key]:+.2f} [{100 * ends[0]:+.2f}, {100 * ends[1]:+.2f}]",
+        )
+    console.print(table)
+    console.print(f"verdict: {judged['verdict']} ({judged['reason']})")
+    console.print(f"report:  {output / 'report.html'}")
+    stages = {**times, **read_json(output / "run.json")["stage_seconds"]}
+    whole = sum(times.values())
+    console.print("time:    " + ", ".join(f"{name} {spent:.0f} s" for name, spent in stages.items()))
+    console.print(f"in all:  {whole:.0f} s")
+    return EXIT_CODES[judged["verdict"]]
+
+
+def _with_interval(value: float, interval: list[float]) -> str:
+    return f"{value:.2%} [{interval[0]:.2%}, {interval[1]:.2%}]"
+
+
+@contextlib.contextmanager
+def _timed(name: str, times: dict[str, float]) -> Iterator[None]:
+    start = time.monotonic()
+    yield
+    times[name] = time.monotonic() - start

@@ -1,0 +1,89 @@
+"""Distributed evaluation: each utterance once, hypotheses gathered by id, integer counts."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from asrlora.data import plan
+from asrlora.data.batches import read_batches
+from asrlora.data.shards import Shards
+from asrlora.engine.runtime import Runtime
+from asrlora.models import decode
+from asrlora.models.families import Base
+from asrlora.score import text, wer
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One scored utterance; the fields of eval/step-NNNNNN/*.jsonl."""
+
+    id: str
+    reference: str
+    hypothesis: str
+    reference_raw: str
+    hypothesis_raw: str
+    substitutions: int
+    deletions: int
+    insertions: int
+    words: int
+
+    @property
+    def counts(self) -> wer.Counts:
+        return wer.Counts(self.substitutions, self.deletions, self.insertions, self.words)
+
+
+def score(identity: str, reference_raw: str, hypothesis_raw: str) -> Hypothesis:
+    reference, hypothesis = text.normalise(reference_raw), text.normalise(hypothesis_raw)
+    counts = wer.count(reference, hypothesis)
+    return Hypothesis(
+        identity, reference, hypothesis, reference_raw, hypothesis_raw,
+        counts.substitutions, counts.deletions, counts.insertions, counts.words,
+    )  # fmt: skip
+
+
+def evaluate(
+    runtime: Runtime,
+    model: Any,
+    base: Base,
+    shards: Shards,
+    batch_seconds: float,
+    progress: Callable[[float], None] = lambda seconds: None,
+) -> list[Hypothesis] | None:
+    """Collective. Hypotheses of all utterances, sorted by id, on rank 0; None elsewhere.
+
+    `model` is evaluated as it is, with its adapter active. Batches are planned before they are dealt
+    out, so that no hypothesis depends on the number of processes. `progress` gets the audio-seconds
+    of each finished batch of this rank, times the world size.
+    """
+    batches = plan.plan_evaluation(
+        [sample.id for sample in shards.samples], shards.durations, batch_seconds
+    )
+    mine = plan.share(batches, runtime.rank, runtime.world_size)
+    was_training = model.training
+    model.eval()
+    pairs: list[tuple[str, str]] = []
+    for batch in read_batches(shards, mine):
+        seconds = [sample.duration for sample in batch.samples]
+        texts = decode.transcribe(
+            model, base, batch.waves.to(runtime.device), batch.mask.to(runtime.device), seconds
+        )
+        pairs += [(s.id, hypothesis) for s, hypothesis in zip(batch.samples, texts, strict=True)]
+        progress(sum(seconds) * runtime.world_size)
+    model.train(was_training)
+    gathered = runtime.gather(pairs)
+    if gathered is None:
+        return None
+    return assemble(shards, gathered)
+
+
+def assemble(shards: Shards, pairs: list[tuple[str, str]]) -> list[Hypothesis]:
+    """Scores gathered (id, hypothesis) pairs. Raises RuntimeError unless every id is there once."""
+    texts = dict(pairs)
+    if len(texts) != len(pairs):
+        twice = sorted({i for i, _ in pairs if sum(i == j for j, _ in pairs) > 1})
+        raise RuntimeError(f"{len(twice)} utterances were evaluated twice, such as {twice[0]!r}")
+    references = {sample.id: sample.text for sample in shards.samples}
+    if texts.keys() != references.keys():
+        odd = sorted(texts.keys() ^ references.keys())
+        raise RuntimeError(f"{len(odd)} utterances are missing or foreign, such as {odd[0]!r}")
+    return [score(i, references[i], texts[i]) for i in sorted(references)]

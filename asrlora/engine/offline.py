@@ -1,0 +1,100 @@
+"""Using a model outside a training run: one process, base or adapter, the same audio path."""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from asrlora.console import progress
+from asrlora.data import audio, batches, shards
+from asrlora.data.manifest import Utterance
+from asrlora.engine.evaluate import evaluate
+from asrlora.engine.runtime import Runtime
+from asrlora.errors import UserError
+from asrlora.models import adapters, decode, families
+from asrlora.runs.record import to_lines, write_whole
+from asrlora.score import text, wer
+
+
+def open_model(model_id: str | None, adapter: Path | None) -> tuple[Any, families.Base]:
+    """The model to use, its adapter active, and its base."""
+    if model_id is None:
+        model_id = str(_base_of(adapter)) if adapter else str(_demo_base())
+    base = families.load_base(model_id)
+    return (adapters.load(base, adapter) if adapter else base.model), base
+
+
+def _base_of(adapter: Path) -> str:
+    path = adapter / "adapter_config.json"
+    if not path.is_file():
+        raise UserError(f"--adapter-dir {adapter}: holds no adapter_config.json, so it is no adapter")
+    named: str | None = json.loads(path.read_text()).get("base_model_name_or_path")
+    if not named:
+        raise UserError(f"{path}: names no base model; give --model-id")
+    return named
+
+
+def _demo_base() -> Path:
+    return Path(__file__).parent.parent / "demo" / "base"
+
+
+def evaluate_manifest(
+    model_id: str,
+    adapter: Path | None,
+    utterances: list[Utterance],
+    output: Path,
+    batch_seconds: float,
+) -> dict[str, Any]:
+    """Writes hypotheses.jsonl and scores.json into `output`; returns the scores."""
+    model, base = open_model(model_id, adapter)
+    total = sum(utterance.duration for utterance in utterances)
+    with progress("shards", total) as advance:
+        data = shards.cached(utterances, advance)
+    runtime = Runtime(Accelerator(mixed_precision="no"))
+    model.to(runtime.device)
+    start = time.monotonic()
+    with progress("evaluation", data.seconds) as advance:
+        hypotheses = evaluate(runtime, model, base, data, batch_seconds, advance) or []
+    counts = wer.total(h.counts for h in hypotheses)
+    scores: dict[str, Any] = {
+        "wer": counts.wer,
+        **asdict(counts),
+        "utterances": len(hypotheses),
+        "left_out": data.rejected,
+        "audio_seconds": round(data.seconds, 2),
+        "seconds": round(time.monotonic() - start, 2),
+        "fingerprint": {
+            "audio": audio.FINGERPRINT,
+            "text": text.FINGERPRINT,
+            "decode": {**decode.FINGERPRINT, "batch_seconds": batch_seconds},
+            "base": base.sha256,
+            "adapter": adapters.digest(adapter) if adapter else None,
+            "manifest": data.content,
+        },
+    }
+    write_whole(output / "hypotheses.jsonl", to_lines(asdict(h) for h in hypotheses))
+    write_whole(output / "scores.json", json.dumps(scores, indent=1) + "\n")
+    return scores
+
+
+def transcribe_files(
+    model_id: str | None, adapter: Path | None, paths: list[Path]
+) -> Iterator[tuple[Path, str]]:
+    """Yields (path, text) file by file; silence gives an empty text."""
+    model, base = open_model(model_id, adapter)
+    device = next(model.parameters()).device
+    for path in paths:
+        try:
+            pcm = audio.read_audio(path)
+        except audio.AudioError as error:
+            raise UserError(f"the audio file {path} {error}") from None
+        if audio.is_silent(pcm):
+            yield path, ""
+            continue
+        waves, mask = batches.pad([pcm])
+        seconds = [len(pcm) / audio.SAMPLE_RATE]
+        yield path, decode.transcribe(model, base, waves.to(device), mask.to(device), seconds)[0]

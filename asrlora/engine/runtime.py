@@ -1,0 +1,245 @@
+"""Processes, devices and gradients: the only module that knows Accelerate and DeepSpeed."""
+
+import contextlib
+import ctypes
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import torch
+import torch.distributed as dist
+import yaml
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import DistributedType
+
+from asrlora.config import RunConfig
+from asrlora.errors import UserError
+
+T = TypeVar("T")
+MAX_GRAD_NORM = 1.0  # under DeepSpeed the ds_config holds the same number, checked in `start`
+
+
+@dataclass
+class Runtime:
+    """What the processes of a run share. Collectives are marked: all ranks must call them."""
+
+    accelerator: Accelerator
+    model: Any = None
+    optimizer: Any = None
+
+    @property
+    def rank(self) -> int:
+        return self.accelerator.process_index
+
+    @property
+    def world_size(self) -> int:
+        return self.accelerator.num_processes
+
+    @property
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def is_deepspeed(self) -> bool:
+        return self.accelerator.distributed_type == DistributedType.DEEPSPEED
+
+    @property
+    def kind(self) -> str:
+        return "ZeRO-2" if self.is_deepspeed else "DDP" if self.world_size > 1 else "one process"
+
+    def prepare(self, model: Any, optimizer: torch.optim.Optimizer) -> None:
+        """Collective. Wraps model and optimizer for the way this run is launched."""
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+
+    def bare_model(self) -> Any:
+        """The model without DDP's or DeepSpeed's wrapper, the adapter still active."""
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    @contextlib.contextmanager
+    def microbatch(self, last: bool) -> Iterator[None]:
+        """Around forward and backward: gradients travel between ranks only in the last one."""
+        if last or self.is_deepspeed:
+            yield
+        else:
+            with self.accelerator.no_sync(self.model):
+                yield
+
+    def backward(self, loss: torch.Tensor, last: bool) -> None:
+        """Collective where `last`. DeepSpeed clips, updates and clears gradients in its last call."""
+        if self.is_deepspeed:
+            self.accelerator.deepspeed_engine_wrapped.backward(loss, sync_gradients=last)
+        else:
+            loss.backward()
+
+    def update(self) -> float:
+        """Collective. Applies the gradients; returns their norm before clipping."""
+        if self.is_deepspeed:
+            return float(self.accelerator.deepspeed_engine_wrapped.get_global_grad_norm() or 0.0)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        norm = float(torch.nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM))
+        if norm == norm and norm != float("inf"):  # else the caller ends the run; nothing is applied
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm
+
+    def sum(self, value: float) -> float:
+        """Collective. The sum over ranks, in double precision."""
+        tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
+        if self.world_size > 1:
+            dist.all_reduce(tensor)
+        return float(tensor)
+
+    def gather(self, items: list[T]) -> list[T] | None:
+        """Collective. All ranks' items on rank 0, None elsewhere."""
+        if self.world_size == 1:
+            return items
+        parts: list[Any] | None = [None] * self.world_size if self.is_main else None
+        dist.gather_object(items, parts)
+        return None if parts is None else [item for part in parts for item in part]
+
+    def from_main(self, item: T) -> T:
+        """Collective. Rank 0's item on every rank."""
+        if self.world_size == 1:
+            return item
+        box = [item]
+        dist.broadcast_object_list(box)
+        return box[0]
+
+    def wait(self) -> None:
+        """Collective."""
+        self.accelerator.wait_for_everyone()
+
+    def close(self) -> None:
+        """Collective. Ends the process group, so that no rank leaves another one waiting."""
+        self.accelerator.end_training()
+
+
+def start(config: RunConfig) -> Runtime:
+    """Brings the processes up and checks that they are the ones that were asked for."""
+    _keep_memory()
+    on_gpu = torch.cuda.is_available()
+    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+    if not on_gpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    if deepspeed and not on_gpu:
+        # Without the two and cpu=False below, each rank believes it is process 0 of 1, or the run
+        # becomes DDP.
+        handlers.append(InitProcessGroupKwargs(backend="gloo"))
+        _tell_once("DeepSpeed builds its CPU collectives at its first start: a minute or two, once")
+    # mixed precision is ours (step.py), the same under DDP and DeepSpeed
+    accelerator = Accelerator(cpu=not on_gpu and not deepspeed, mixed_precision="no", kwargs_handlers=handlers)
+    if not on_gpu:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        torch.set_num_threads(max(1, (psutil.cpu_count(logical=False) or 1) // local))
+    runtime = Runtime(accelerator)
+    _check_launch(runtime, deepspeed)
+    if config.gradient_accumulation_steps % runtime.world_size:
+        raise UserError(
+            f"--gradient-accumulation-steps {config.gradient_accumulation_steps} (microbatches per"
+            f" step in all) cannot be dealt out evenly to {runtime.world_size} processes; give a"
+            " multiple, or change num_processes in the accelerate config"
+        )
+    return runtime
+
+
+def _check_launch(runtime: Runtime, deepspeed: bool) -> None:
+    """Refuses a run whose processes are not those that the launcher was told to start.
+
+    `accelerate launch --cpu --num_processes 2` silently runs one process (1.15.0), and a DeepSpeed
+    launch can silently become plain DDP.
+    """
+    asked = _asked_processes()
+    if asked is not None and asked != runtime.world_size:
+        raise UserError(
+            f"the launcher was asked for {asked} processes and {runtime.world_size} came up; launch"
+            " with --config_file accelerate_configs/cpu.yaml (CPU) or gpu.yaml and set num_processes"
+            " there, without --cpu"
+        )
+    if deepspeed != runtime.is_deepspeed:
+        raise UserError(
+            "the launcher was asked for DeepSpeed and the run came up as"
+            f" {runtime.kind}; launch with --config_file accelerate_configs/cpu_zero2.yaml or gpu_zero2.yaml"
+        )
+    if deepspeed:
+        settings = runtime.accelerator.deepspeed_plugin.deepspeed_config
+        for key, wanted in (
+            ("gradient_accumulation_steps", 1),  # step.py accumulates, by boundaries
+            ("gradient_clipping", MAX_GRAD_NORM),
+        ):
+            if settings.get(key) != wanted:
+                raise UserError(
+                    f"the DeepSpeed config sets {key} to {settings.get(key)!r}; asrlora needs {wanted:g}"
+                )
+        for key in ("bf16", "fp16"):
+            if settings.get(key, {}).get("enabled"):
+                raise UserError(
+                    f"the DeepSpeed config enables {key}, which casts the base; take it out and give"
+                    " --mixed-precision bf16"
+                )
+        if settings["zero_optimization"]["stage"] not in (0, 1, 2):
+            raise UserError("the DeepSpeed config asks for a ZeRO stage other than 0, 1, 2")
+
+
+def launcher_command() -> list[str] | None:
+    """The command line of the `accelerate launch` above this process, if there is one."""
+    with contextlib.suppress(psutil.Error):
+        for parent in psutil.Process().parents():
+            words = parent.cmdline()
+            for i, word in enumerate(words):
+                if Path(word).name == "accelerate" and words[i + 1 : i + 2] == ["launch"]:
+                    return ["accelerate", *words[i + 1 :]]
+    return None
+
+
+def command_as_typed() -> str:
+    """The `uv run` command that repeats this run."""
+    words = launcher_command() or ["python", *sys.argv]
+    return shlex.join(["uv", "run", *words])
+
+
+def process_start() -> float:
+    """When this process started, in seconds since 1970: importing torch is part of the wait."""
+    return float(psutil.Process().create_time())
+
+
+def _asked_processes() -> int | None:
+    """The num_processes that the launcher's flags or its config file ask for."""
+    words = launcher_command()
+    if words is None:
+        return None
+    script = next((i for i, word in enumerate(words) if word.endswith(".py")), len(words))
+    options: dict[str, str] = {}
+    for i, word in enumerate(words[:script]):
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            options[name[2:].replace("-", "_")] = value if equals else "".join(words[i + 1 : i + 2])
+    if "num_processes" in options:
+        return int(options["num_processes"])
+    if "config_file" in options:
+        settings = yaml.safe_load(Path(options["config_file"]).read_text())
+        return int(settings["num_processes"]) if "num_processes" in settings else None
+    return None
+
+
+def _keep_memory() -> None:
+    """Lets glibc keep freed blocks. A CPU step frees and takes the same large ones again and again;
+    giving each back to the kernel costs up to a third of the step."""
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no block by mmap
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: never trim the heap
+
+
+def _tell_once(message: str) -> None:
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,81 @@
+"""One optimizer step: the same update on any number of processes."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from asrlora.config import RunConfig
+from asrlora.data.batches import Batch
+from asrlora.engine.runtime import Runtime
+from asrlora.models import families
+
+
+@dataclass(frozen=True)
+class StepResult:
+    loss: float  # nats per label token, over the whole step on all ranks
+    grad_norm: float
+
+
+def learning_rate(config: RunConfig, step: int) -> float:
+    """The rate of optimizer step `step` (the first is 1): linear warm-up, then the chosen shape."""
+    warmup = round(config.warmup_ratio * config.max_steps)
+    if step <= warmup:
+        return config.learning_rate * step / warmup
+    if config.lr_scheduler_type == "constant":
+        return config.learning_rate
+    done = (step - warmup - 1) / max(1, config.max_steps - warmup)
+    if config.lr_scheduler_type == "cosine":
+        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+    return config.learning_rate * (1 - done)
+
+
+def train_step(
+    runtime: Runtime,
+    base: families.Base,
+    batches: list[Batch],
+    labels: dict[str, list[int]],
+    tokens: int,
+    config: RunConfig,
+    step: int,
+) -> StepResult:
+    """Collective. Updates the adapter from this rank's microbatches of the step.
+
+    `labels` maps utterance ids to tokens; `tokens` is the number of label tokens in the whole step,
+    over all ranks: the loss's denominator, known from the plan without asking the other ranks.
+    Raises FloatingPointError on all ranks when loss or gradient is not finite.
+    """
+    runtime.model.train()
+    for group in runtime.optimizer.param_groups:
+        group["lr"] = learning_rate(config, step)
+    # DDP and ZeRO average gradients over ranks; the plan wants their sum
+    scale = runtime.world_size / tokens
+    summed = 0.0
+    for number, batch in enumerate(batches):
+        last = number == len(batches) - 1
+        # Dropout depends on (seed, step, microbatch), not on what a process did before.
+        position = runtime.rank + number * runtime.world_size
+        torch.manual_seed(hash((config.seed, step, position)) % 2**63)
+        device = runtime.device
+        with runtime.microbatch(last):
+            with torch.autocast(
+                device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"
+            ):
+                loss = families.summed_loss(
+                    runtime.model,
+                    base,
+                    batch.waves.to(device),
+                    batch.mask.to(device),
+                    families.pad_labels([labels[s.id] for s in batch.samples]).to(device),
+                )
+            summed += float(loss.detach())
+            if last:
+                summed = runtime.sum(summed)
+                # all ranks see the same sum, so all stop here or none does
+                if not math.isfinite(summed):
+                    raise FloatingPointError(f"the loss of step {step} is {summed}")
+            runtime.backward(loss * scale, last)
+    norm = runtime.update()
+    if not math.isfinite(norm):
+        raise FloatingPointError(f"the gradient norm of step {step} is {norm}")
+    return StepResult(summed / tokens, norm)

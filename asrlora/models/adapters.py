@@ -1,0 +1,147 @@
+"""LoRA, DoRA and PiSSA adapters by PEFT: attaching, saving, loading, checking."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+
+from asrlora.config import RunConfig
+from asrlora.errors import UserError
+from asrlora.models import families
+from asrlora.models.families import Base
+
+LOGIT_TOLERANCE = 1e-3  # of max |logits|; a right reload gives 1e-6, PEFT's wrong ones 5e-2 and more
+
+
+def find_targets(base: Base, targets: str, module_filter: str | None) -> list[str]:
+    """Full names of the linear modules to adapt. Raises UserError when there is none."""
+    linear = [name for name, m in base.model.named_modules() if isinstance(m, torch.nn.Linear)]
+    output = base.model.get_output_embeddings()
+    linear = [name for name in linear if base.model.get_submodule(name) is not output]
+    attention, ffn = families.ATTENTION[base.family], families.FEED_FORWARD[base.family]
+    if targets == "all-linear":
+        chosen = linear
+    else:
+        named = {"attention": attention, "attention+ffn": attention + ffn}
+        wanted = named.get(targets) or tuple(t.strip() for t in targets.split(","))
+        chosen = [name for name in linear if name.rpartition(".")[2] in wanted or name in wanted]
+    if module_filter:
+        chosen = [name for name in chosen if module_filter in name]
+    if not chosen:
+        there = sorted({name.rpartition(".")[2] for name in linear})
+        raise UserError(
+            f"--lora-targets {targets} --lora-module-filter {module_filter} match no module; there"
+            f" are {', '.join(there)}, in modules such as {linear[0]} and {linear[-1]}"
+        )
+    return chosen
+
+
+def attach(base: Base, config: RunConfig) -> Any:
+    """Wraps the base in a trainable adapter; returns the PeftModel. Draws from torch's RNG."""
+    init: Any = True if config.init_lora_weights == "default" else config.init_lora_weights
+    return get_peft_model(
+        base.model,
+        LoraConfig(
+            r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
+            target_modules=find_targets(base, config.lora_targets, config.lora_module_filter),
+            use_dora=config.use_dora, init_lora_weights=init,
+            task_type=None,  # the SEQ_2_SEQ_LM wrapper would pass input_ids, and this is audio
+        ),
+    )  # fmt: skip
+
+
+def rewrites_base(config: RunConfig) -> bool:
+    """Whether this initialisation moves part of the base's weights into the adapter."""
+    return config.init_lora_weights.startswith(("pissa", "olora"))
+
+
+def save_initial(model: Any, folder: Path) -> None:
+    """Keeps the adapter as initialised: PiSSA and OLoRA need it to be saved against the true base."""
+    adapter_config = model.peft_config["default"]
+    init, adapter_config.init_lora_weights = adapter_config.init_lora_weights, True
+    model.save_pretrained(folder)
+    adapter_config.init_lora_weights = init
+
+
+def save(model: Any, folder: Path, initial: Path | None) -> None:
+    """Writes the adapter in PEFT's layout for the *untouched* base; replaces `folder` whole.
+
+    `initial` is what save_initial wrote, for initialisations that rewrite the base.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    # the conversion renames the live adapter's config while it works, so it gets a copy of it
+    if initial is not None:
+        model.save_pretrained(aside, path_initial_model_for_weight_conversion=str(initial))
+    else:
+        model.save_pretrained(aside)
+    (aside / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    for path in aside.iterdir():
+        with open(path, "rb+") as file:
+            os.fsync(file.fileno())
+    aside.chmod(0o755)
+    if folder.exists():
+        old = folder.with_name(f".{folder.name}-old")
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+        aside.rename(folder)
+        shutil.rmtree(old)
+    else:
+        aside.rename(folder)
+
+
+def load(base: Base, folder: Path) -> Any:
+    """Puts a saved adapter on a base; returns the PeftModel in eval mode."""
+    if not (folder / "adapter_config.json").is_file():
+        raise UserError(f"--adapter-dir {folder}: holds no adapter_config.json, so it is no adapter")
+    try:
+        return PeftModel.from_pretrained(base.model, str(folder)).eval()
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"--adapter-dir {folder} does not fit --model-id {base.folder} ({reason})") from None
+
+
+def check_saved(model: Any, base: Base, folder: Path, model_id: str) -> float:
+    """Reloads a saved adapter on a fresh base and compares logits with the live model.
+
+    Returns max |difference| over max |logits|. Raises RuntimeError above LOGIT_TOLERANCE: the run
+    must not end with an adapter that is not the one that was evaluated.
+    """
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    waves = 0.075 * torch.randn(2, 16_000, generator=generator).to(device)
+    mask = torch.ones_like(waves, dtype=torch.long)
+    labels = torch.randint(
+        4, min(30, base.model.config.vocab_size), (2, 8), generator=generator
+    ).to(device)  # fmt: skip
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        live = families.logits(model, base, waves, mask, labels)
+        fresh = families.load_base(model_id)
+        fresh.model.to(device)
+        saved = families.logits(load(fresh, folder), fresh, waves, mask, labels)
+    model.train(was_training)
+    difference = float((live - saved).abs().max() / live.abs().max())
+    if not difference <= LOGIT_TOLERANCE:
+        raise RuntimeError(
+            f"the adapter saved in {folder} is not the one that was trained: reloaded on a fresh base,"
+            f" its logits differ by {difference:.1e} of their size"
+        )
+    return difference
+
+
+def digest(folder: Path) -> str:
+    """sha256 of an adapter's weights and configuration."""
+    config = (folder / "adapter_config.json").read_bytes()
+    weights = load_file(folder / "adapter_model.safetensors")
+    hasher = hashlib.sha256(config)
+    for name in sorted(weights):
+        hasher.update(name.encode() + weights[name].numpy().tobytes())
+    return hasher.hexdigest()

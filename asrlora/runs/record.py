@@ -1,0 +1,189 @@
+"""The run directory: what was run, what came out, and why it fell short. Needs no torch.
+
+Files: run.json, config.yaml, metrics.jsonl, eval/step-NNNNNN/{domain,heldout}.jsonl + scores.json,
+adapter_best/, verdict.json, report.html. Whole files are written aside, synced and renamed.
+"""
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from asrlora.errors import UserError
+from asrlora.score import verdict
+from asrlora.score.wer import Counts
+
+LIBRARIES = ("torch", "accelerate", "deepspeed", "transformers", "peft", "webdataset", "jiwer")
+
+
+def write_whole(path: Path, content: str) -> None:
+    """Replaces `path` in one step: a reader, or a crash, sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.tmp")
+    with open(aside, "w", encoding="utf-8") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def to_lines(records: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def check_free(folder: Path) -> None:
+    """Raises UserError unless `folder` can become a new run directory."""
+    if (folder / "run.json").exists():
+        raise UserError(f"--output-dir {folder} holds another run; give a new folder, or delete it first")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output-dir {folder} is a file; give a folder")
+    existing = next(p for p in [folder, *folder.absolute().parents] if p.exists())
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"--output-dir {folder} cannot be written to ({existing} is read-only)")
+
+
+@dataclass
+class RunRecord:
+    """Writes one run's files. Only rank 0 holds one."""
+
+    folder: Path
+    identity: dict[str, Any]
+
+    @classmethod
+    def create(cls, folder: Path, **identity: Any) -> "RunRecord":
+        record = cls(
+            folder,
+            {
+                "run_id": folder.resolve().name,
+                "state": "running",
+                "reason": None,
+                "started": _now(),
+                "ended": None,
+                **identity,
+                "git_commit": _git_commit(),
+                "versions": versions(),
+            },
+        )
+        record._write()
+        return record
+
+    def update(self, **changes: Any) -> None:
+        self.identity.update(changes)
+        self._write()
+
+    def end(self, state: str, reason: str | None) -> None:
+        self.update(state=state, reason=reason, ended=_now())
+
+    def log(self, entry: dict[str, Any]) -> None:
+        """Appends one line to metrics.jsonl."""
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def write_evaluation(
+        self, step: int, sets: dict[str, list[dict[str, Any]]], scores: dict[str, Any]
+    ) -> None:
+        folder = step_folder(self.folder, step)
+        for name, hypotheses in sets.items():
+            write_whole(folder / f"{name}.jsonl", to_lines(hypotheses))
+        write_whole(folder / "scores.json", json.dumps(scores, indent=1))
+
+    def _write(self) -> None:
+        write_whole(self.folder / "run.json", json.dumps(self.identity, indent=1) + "\n")
+
+
+def step_folder(run: Path, step: int) -> Path:
+    return run / "eval" / f"step-{step:06d}"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return loaded
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); is this a run directory?") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not valid JSON lines ({error})") from None
+
+
+def read_counts(path: Path) -> dict[str, Counts]:
+    """Integer counts by utterance id. Raises UserError when an id stands there twice."""
+    records = read_lines(path)
+    counts = {
+        r["id"]: Counts(r["substitutions"], r["deletions"], r["insertions"], r["words"])
+        for r in records
+    }
+    if len(counts) != len(records):
+        raise UserError(
+            f"{path}: {len(records) - len(counts)} utterances are there twice; every utterance"
+            " counts once"
+        )
+    return counts
+
+
+def judge_run(run: Path) -> dict[str, Any]:
+    """The verdict of a run from its files alone; writes verdict.json and returns it.
+
+    Raises UserError when the baseline and the best step were scored with different fingerprints.
+    """
+    best = read_json(run / "run.json")["best_step"]
+    old, new = step_folder(run, 0), step_folder(run, best)
+    before, after = (read_json(folder / "scores.json")["fingerprint"] for folder in (old, new))
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) != after.get(name):
+            raise UserError(
+                f"{run}: step 0 and step {best} differ in {name} ({before.get(name)} and"
+                f" {after.get(name)}); they cannot be compared"
+            )
+    comparisons = {
+        name: verdict.compare(read_counts(old / f"{name}.jsonl"), read_counts(new / f"{name}.jsonl"))
+        for name in ("domain", "heldout")
+        if (old / f"{name}.jsonl").exists()
+    }
+    judged = {
+        **verdict.judge(comparisons["domain"], comparisons.get("heldout")),
+        "best_step": best,
+        "fingerprint": before,
+    }
+    write_whole(run / "verdict.json", json.dumps(judged, indent=1) + "\n")
+    return judged
+
+
+def versions() -> dict[str, str]:
+    found = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return {"python": platform.python_version(), **found}
+
+
+def _git_commit() -> str | None:
+    """The commit of the code, with "+changes" where the working tree differs; None outside git."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"],
+            capture_output=True, text=True, check=True, timeout=10,
+        ).stdout.strip()  # fmt: skip
+        dirty = subprocess.run(
+            ["git", "-C", str(here), "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True, text=True, check=True, timeout=10,
+        ).stdout  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+changes" if dirty else "")
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
