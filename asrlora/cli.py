@@ -38,12 +38,12 @@ def _parser() -> argparse.ArgumentParser:
     corpus = demo_steps.add_parser("corpus", help="only speak the corpus and write its manifests")
     corpus.set_defaults(run=_corpus)
     corpus.add_argument("--data-dir", type=Path, default=Path("data/demo"))
-    pretrain = demo_steps.add_parser("pretrain", help="train the base model from scratch (half an hour)")
+    pretrain = demo_steps.add_parser("pretrain", help="train the base model from scratch (15 minutes)")
     pretrain.set_defaults(run=_pretrain)
     pretrain.add_argument("--output-dir", type=Path, required=True)
     pretrain.add_argument("--work-dir", type=Path, default=Path("data/pretrain"))
     pretrain.add_argument("--utterances", type=int, default=16_000)
-    pretrain.add_argument("--steps", type=int, default=3_600)
+    pretrain.add_argument("--steps", type=int, default=1_600)
 
     manifest = commands.add_parser("manifest", help="audit manifests")
     manifest_steps = manifest.add_subparsers(required=True, metavar="STEP", parser_class=Parser)
@@ -119,9 +119,7 @@ def _manifest_check(args: argparse.Namespace) -> int:
     evaluation = {"domain": manifest.read_manifest(args.domain)}
     if args.heldout:
         evaluation["heldout"] = manifest.read_manifest(args.heldout)
-    found = audit.audit(
-        manifest.read_manifest(args.train), evaluation, max_seconds=args.max_seconds
-    )
+    found = audit.audit(manifest.read_manifest(args.train), evaluation, max_seconds=args.max_seconds)
     table = Table("set", "utterances", "hours", "speakers", *(f"≤ {f:g} s" for f in audit.FILTERS))
     for name, described in found.sets.items():
         kept = described["kept_by_max_seconds"].values()
@@ -144,8 +142,7 @@ def _shards_build(args: argparse.Namespace) -> int:
     with progress("shards", sum(u.duration for u in utterances)) as advance:
         built = shards.build(utterances, args.out, workers=args.workers, progress=advance)
     console.print(
-        f"{args.out}: {manifest.describe(len(built.samples), built.rejected)},"
-        f" {built.seconds / 3600:.2f} h"
+        f"{args.out}: {manifest.describe(len(built.samples), built.rejected)}, {built.seconds / 3600:.2f} h"
     )
     return 0
 

@@ -153,9 +153,7 @@ def _open_data(config: RunConfig, inputs: Inputs, runtime: "Runtime") -> dict[st
             with progress(f"shards of {name}", total, shown) as advance:
                 opened[name] = shards.cached(source, advance)
     whole = opened["train"]
-    kept, left_out = manifest.filter_for_training(
-        whole.samples, config.min_seconds, config.max_seconds
-    )
+    kept, left_out = manifest.filter_for_training(whole.samples, config.min_seconds, config.max_seconds)
     left_out.update(whole.rejected)
     opened["train"], opened["left_out"] = whole.subset(kept), left_out
     first = plan.plan_epoch(

@@ -83,7 +83,8 @@ def normalise(wave: Wave, rate: int) -> Pcm:
 def _resampler(rate: int) -> Callable[..., Any]:
     import torchaudio.transforms  # slow to import, and 16 kHz input never needs it
 
-    return torchaudio.transforms.Resample(rate, SAMPLE_RATE)
+    resample: Callable[..., Any] = torchaudio.transforms.Resample(rate, SAMPLE_RATE)
+    return resample
 
 
 def rms(wave: Wave) -> float:

@@ -1,6 +1,6 @@
 """Compares train, domain and heldout before any step is run. Needs no torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class Audit:
 
 def audit(
     train: Sequence[Utterance],
-    evaluation: dict[str, Sequence[Utterance]],
+    evaluation: Mapping[str, Sequence[Utterance]],
     *,
     min_seconds: float = 0.1,
     max_seconds: float = 20.0,
@@ -66,10 +66,8 @@ def audit(
     return Audit(sets, findings)
 
 
-def _leakage(
-    train: Sequence[Utterance], name: str, evaluation: Sequence[Utterance]
-) -> list[Finding]:
-    identity = {
+def _leakage(train: Sequence[Utterance], name: str, evaluation: Sequence[Utterance]) -> list[Finding]:
+    identity: dict[str, tuple[set[Any], list[Any]]] = {
         "id": ({u.id for u in train}, [u.id for u in evaluation]),
         "audio": ({_place(u) for u in train}, [_place(u) for u in evaluation]),
     }

@@ -72,7 +72,8 @@ def _parse(line: str, folder: Path) -> Utterance:
         raise ValueError('not a JSON object such as {"audio": "a.wav", "text": "hello"}')
     name = _string(record, "audio", required=True)
     text = _string(record, "text", required=True)
-    assert name is not None and text is not None
+    assert name is not None
+    assert text is not None
     offset = _seconds(record, "offset") or 0.0
     duration = _seconds(record, "duration")
     speaker = _string(record, "speaker")

@@ -60,9 +60,7 @@ def plan_epoch(
             microbatches += _cut_by_seconds(chosen.tolist(), length, batch_seconds)
     shuffled = [microbatches[i] for i in rng.permutation(len(microbatches))]
     count = len(shuffled) // microbatches_per_step
-    steps = [
-        shuffled[s * microbatches_per_step : (s + 1) * microbatches_per_step] for s in range(count)
-    ]
+    steps = [shuffled[s * microbatches_per_step : (s + 1) * microbatches_per_step] for s in range(count)]
     kept = sum(len(batch) for step in steps for batch in step)
     return EpochPlan(steps, len(durations) - kept)
 
@@ -83,9 +81,7 @@ def iterate_steps(
             done += 1
 
 
-def plan_evaluation(
-    ids: Sequence[str], durations: Sequence[float], batch_seconds: float
-) -> list[Microbatch]:
+def plan_evaluation(ids: Sequence[str], durations: Sequence[float], batch_seconds: float) -> list[Microbatch]:
     """Batches for evaluation: longest first, every utterance exactly once.
 
     Depends on the set of (id, duration) only, not on the order of the manifest or the world size:

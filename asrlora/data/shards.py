@@ -141,9 +141,7 @@ def _collect(
         progress(sum(sample.duration for sample in written))
 
 
-def _write_shard(
-    folder: Path, chunk: tuple[str, list[Utterance]]
-) -> tuple[list[Sample], Counter[str]]:
+def _write_shard(folder: Path, chunk: tuple[str, list[Utterance]]) -> tuple[list[Sample], Counter[str]]:
     name, utterances = chunk
     samples: list[Sample] = []
     rejected: Counter[str] = Counter()
@@ -223,7 +221,9 @@ def cached(
         except OSError as error:
             # another process built the same folder meanwhile: rename refuses, its bytes are ours
             if not folder.exists():
-                raise UserError(f"shards cannot be written to {folder} ({error}); set ASRLORA_CACHE") from None
+                raise UserError(
+                    f"shards cannot be written to {folder} ({error}); set ASRLORA_CACHE"
+                ) from None
     return open_shards(folder)
 
 

@@ -45,8 +45,8 @@ GENERAL = Style(
     (145, 190), (20.0, 45.0), 0.0, grammar.general_sentence,
 )  # fmt: skip
 DOMAIN = Style(
-    _voices("en-gb-scotland en-029 en-gb-x-gbclan", "m2 m5 Annie"),
-    (135, 200), (12.0, 25.0), 0.25, grammar.domain_sentence,
+    _voices("en-gb-scotland en-us-nyc en-gb-x-gbclan", "m2 m5 Annie"),
+    (140, 195), (20.0, 40.0), 0.05, grammar.domain_sentence,
 )  # fmt: skip
 
 
@@ -80,9 +80,13 @@ def draw_lines(name: str, count: int, style: Style, heldback: bool, seed: int) -
         )
         lines.append(
             Line(
-                f"{name}-{len(lines):05d}", text, voice, random.uniform(*style.snr_db),
-                random.random() < style.telephone, random.getrandbits(32),
-            )  # fmt: skip
+                f"{name}-{len(lines):05d}",
+                text,
+                voice,
+                random.uniform(*style.snr_db),
+                random.random() < style.telephone,
+                random.getrandbits(32),
+            )
         )
     return lines
 

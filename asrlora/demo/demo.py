@@ -1,6 +1,7 @@
 """`asrlora demo`: corpus, manifests, audit, shards, baseline, training, verdict, report."""
 
 import contextlib
+import hashlib
 import json
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
@@ -40,10 +42,15 @@ def make_corpus(data: Path) -> float:
 
     Done once: a folder whose recipe is the same is kept.
     """
-    recipe = {
-        "version": corpus.VERSION, "seed": CORPUS_SEED,
-        "sizes": [DOMAIN_TRAIN, GENERAL_TRAIN, DOMAIN, HELDOUT],
-    }  # fmt: skip
+    draw = {
+        "train-domain": corpus.draw_lines("train-domain", DOMAIN_TRAIN, corpus.DOMAIN, False, CORPUS_SEED),
+        "train-general": corpus.draw_lines(
+            "train-general", GENERAL_TRAIN, corpus.GENERAL, False, CORPUS_SEED
+        ),
+        "domain": corpus.draw_lines("domain", DOMAIN, corpus.DOMAIN, True, CORPUS_SEED),
+        "heldout": corpus.draw_lines("heldout", HELDOUT, corpus.GENERAL, True, CORPUS_SEED),
+    }
+    recipe = hashlib.sha256(f"{corpus.VERSION} {draw}".encode()).hexdigest()
     done = data / "corpus.json"
     if done.exists() and read_json(done)["recipe"] == recipe:
         return float(read_json(done)["seconds"])
@@ -52,17 +59,10 @@ def make_corpus(data: Path) -> float:
     shutil.rmtree(data, ignore_errors=True)
     aside = data.with_name(f".{data.name}-making")
     shutil.rmtree(aside, ignore_errors=True)
-    draw = {
-        "train-domain": (DOMAIN_TRAIN, corpus.DOMAIN, False),
-        "train-general": (GENERAL_TRAIN, corpus.GENERAL, False),
-        "domain": (DOMAIN, corpus.DOMAIN, True),
-        "heldout": (HELDOUT, corpus.GENERAL, True),
-    }
-    total = SECONDS_EACH * sum(count for count, _, _ in draw.values())
-    records = {}
+    total = SECONDS_EACH * sum(map(len, draw.values()))
+    records: dict[str, list[dict[str, Any]]] = {}
     with progress("speaking the corpus", total) as advance:
-        for name, (count, style, heldback) in draw.items():
-            lines = corpus.draw_lines(name, count, style, heldback, CORPUS_SEED)
+        for name, lines in draw.items():
             records[name] = []
             for record in corpus.write_set(lines, aside / name):
                 records[name].append(record)

@@ -8,9 +8,7 @@ import hashlib
 from random import Random
 
 DIGITS = "zero one two three four five six seven eight nine".split()
-TEENS = (
-    "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
-)
+TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
 
 NAMES = "anna peter maria john sarah thomas emma david lucy robert julia henry martin helen".split()
@@ -42,9 +40,7 @@ december""".split()
 LINKS = """before after behind under near beside without because although while until when about
 above against across through between""".split()
 
-GENERAL_WORDS = (
-    NAMES + PEOPLE + THINGS + PLACES + PAST + BASE + ADJECTIVES + ADVERBS + DAYS + MONTHS + LINKS
-)
+GENERAL_WORDS = NAMES + PEOPLE + THINGS + PLACES + PAST + BASE + ADJECTIVES + ADVERBS + DAYS + MONTHS + LINKS
 
 DOMAIN_WORDS = """mayday starboard rudder trawler lighthouse anchor buoy keel bowline mooring
 windlass bilge galley hatch dinghy gale fathom squall stern tiller jetty halyard spinnaker ketch
@@ -123,6 +119,8 @@ def general_sentence(random: Random) -> str:
 
 
 def domain_sentence(random: Random) -> str:
+    if random.random() < 0.4:
+        return _fill(random.choice(_GENERAL_TEMPLATES), random)
     return _fill(random.choice(_DOMAIN_TEMPLATES), random)
 
 

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from asrlora.data import audio, plan
+from asrlora.data.batches import pad
 from asrlora.demo import corpus
 
 BASE = Path(__file__).parent / "base"
@@ -34,9 +35,7 @@ PAD, BOS, EOS, UNK = range(4)
 def build_processor() -> Wav2Vec2Processor:
     """Lower-case letters, space and apostrophe, one token each."""
     characters = [*SPECIALS, *string.ascii_lowercase, " ", "'"]
-    tokenizer = Tokenizer(
-        models.BPE({token: i for i, token in enumerate(characters)}, [], unk_token="<unk>")
-    )
+    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(characters)}, [], unk_token="<unk>"))
     tokenizer.decoder = decoders.Fuse()
     return Wav2Vec2Processor(
         Wav2Vec2FeatureExtractor(sampling_rate=audio.SAMPLE_RATE, do_normalize=False),
@@ -66,7 +65,7 @@ def pretrain(
     work: Path,
     *,
     utterances: int = 16_000,
-    steps: int = 3_600,
+    steps: int = 1_600,
     batch_size: int = 32,
     learning_rate: float = 1e-3,
     warmup_steps: int = 300,
@@ -102,7 +101,7 @@ def pretrain(
             durations, seed=seed, epoch=epoch, microbatches_per_step=1, batch_size=batch_size
         )
         for (batch,) in planned.steps[: steps - step]:
-            waves, mask = _pad([train[i][0] for i in batch])
+            waves, mask = pad([train[i][0] for i in batch])
             labels = [[*tokenizer(train[i][1]).input_ids, EOS] for i in batch]
             targets = torch.nn.utils.rnn.pad_sequence(
                 [torch.tensor(ids) for ids in labels], batch_first=True, padding_value=-100
@@ -110,9 +109,7 @@ def pretrain(
             with torch.autocast("cpu", torch.bfloat16):
                 out = model(input_values=waves, attention_mask=mask, labels=targets)
                 logits = helper(out.encoder_last_hidden_state)
-            frames = torch.tensor(
-                [model._get_feat_extract_output_lengths(int(n)) for n in mask.sum(1)]
-            )
+            frames = torch.tensor([model._get_feat_extract_output_lengths(int(n)) for n in mask.sum(1)])
             ctc = torch.nn.functional.ctc_loss(
                 logits.float().log_softmax(-1).transpose(0, 1),
                 targets.clamp(min=0), frames, torch.tensor([len(ids) for ids in labels]),
@@ -149,23 +146,10 @@ def pretrain(
     processor.save_pretrained(output)
 
 
-def _speak(
-    name: str, count: int, *, heldback: bool, seed: int, work: Path
-) -> list[tuple[audio.Pcm, str]]:
+def _speak(name: str, count: int, *, heldback: bool, seed: int, work: Path) -> list[tuple[audio.Pcm, str]]:
     lines = corpus.draw_lines(name, count, corpus.GENERAL, heldback, seed)
     records = list(corpus.write_set(lines, work / name))
     return [(audio.read_audio(work / record["audio"]), record["text"]) for record in records]
-
-
-def _pad(pcms: list[audio.Pcm]) -> tuple[torch.Tensor, torch.Tensor]:
-    """int16 (T_i,) to float (B, T) and mask (B, T), T a multiple of half a second."""
-    half = audio.SAMPLE_RATE // 2
-    longest = -(-max(map(len, pcms)) // half) * half
-    waves, mask = torch.zeros(len(pcms), longest), torch.zeros(len(pcms), longest, dtype=torch.long)
-    for row, pcm in enumerate(pcms):
-        waves[row, : len(pcm)] = torch.from_numpy(audio.to_float(pcm))
-        mask[row, : len(pcm)] = 1
-    return waves, mask
 
 
 @torch.inference_mode()
@@ -179,11 +163,9 @@ def _wer(
     order = np.argsort([len(pcm) for pcm, _ in check])
     for i in range(0, len(order), 64):
         batch = order[i : i + 64]
-        waves, mask = _pad([check[j][0] for j in batch])
+        waves, mask = pad([check[j][0] for j in batch])
         tokens = model.generate(input_values=waves, attention_mask=mask, max_new_tokens=120)
         texts = processor.batch_decode(tokens, skip_special_tokens=True)
         hypotheses.update(zip(map(int, batch), texts, strict=True))
     model.train()
-    return float(
-        jiwer.wer([text for _, text in check], [hypotheses[i] for i in range(len(check))])
-    )
+    return float(jiwer.wer([text for _, text in check], [hypotheses[i] for i in range(len(check))]))

@@ -37,9 +37,7 @@ class Speaker:
             ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
         )
         self._callback = callback_type(self._collect)  # kept alive as long as the library calls it
-        rate = self._espeak.espeak_Initialize(
-            _SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), 0
-        )
+        rate = self._espeak.espeak_Initialize(_SYNCHRONOUS, 0, espeakng_loader.get_data_path().encode(), 0)
         if rate != SAMPLE_RATE:
             raise RuntimeError(f"espeak-ng did not start (it answered {rate} Hz)")
         self._espeak.espeak_SetSynthCallback(self._callback)

@@ -55,9 +55,7 @@ def evaluate(
     out, so that no hypothesis depends on the number of processes. `progress` gets the audio-seconds
     of each finished batch of this rank, times the world size.
     """
-    batches = plan.plan_evaluation(
-        [sample.id for sample in shards.samples], shards.durations, batch_seconds
-    )
+    batches = plan.plan_evaluation([sample.id for sample in shards.samples], shards.durations, batch_seconds)
     mine = plan.share(batches, runtime.rank, runtime.world_size)
     was_training = model.training
     model.eval()

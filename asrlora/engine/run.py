@@ -25,9 +25,7 @@ class Run:
     Everything is called by all ranks; only rank 0 writes.
     """
 
-    def __init__(
-        self, config: RunConfig, runtime: Runtime, base: Base, data: dict[str, Shards]
-    ) -> None:
+    def __init__(self, config: RunConfig, runtime: Runtime, base: Base, data: dict[str, Shards]) -> None:
         self.config, self.runtime, self.base, self.data = config, runtime, base, data
         self.record: record.RunRecord | None = None
         self.tracker: Any = None
@@ -49,9 +47,7 @@ class Run:
         if self.runtime.is_main:
             console.print(message)
 
-    def open(
-        self, audit: Audit, training: Shards, left_out: Counter[str]
-    ) -> None:
+    def open(self, audit: Audit, training: Shards, left_out: Counter[str]) -> None:
         self.fingerprint = {
             "audio": audio.FINGERPRINT,
             "text": text.FINGERPRINT,

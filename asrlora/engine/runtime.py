@@ -34,23 +34,24 @@ class Runtime:
 
     @property
     def rank(self) -> int:
-        return self.accelerator.process_index
+        return int(self.accelerator.process_index)
 
     @property
     def world_size(self) -> int:
-        return self.accelerator.num_processes
+        return int(self.accelerator.num_processes)
 
     @property
     def is_main(self) -> bool:
-        return self.accelerator.is_main_process
+        return bool(self.accelerator.is_main_process)
 
     @property
     def device(self) -> torch.device:
-        return self.accelerator.device
+        device: torch.device = self.accelerator.device
+        return device
 
     @property
     def is_deepspeed(self) -> bool:
-        return self.accelerator.distributed_type == DistributedType.DEEPSPEED
+        return bool(self.accelerator.distributed_type == DistributedType.DEEPSPEED)
 
     @property
     def kind(self) -> str:
@@ -78,7 +79,7 @@ class Runtime:
         if self.is_deepspeed:
             self.accelerator.deepspeed_engine_wrapped.backward(loss, sync_gradients=last)
         else:
-            loss.backward()
+            torch.autograd.backward(loss)
 
     def update(self) -> float:
         """Collective. Applies the gradients; returns their norm before clipping."""
@@ -137,7 +138,9 @@ def start(config: RunConfig) -> Runtime:
         handlers.append(InitProcessGroupKwargs(backend="gloo"))
         _tell_once("DeepSpeed builds its CPU collectives at its first start: a minute or two, once")
     # mixed precision is ours (step.py), the same under DDP and DeepSpeed
-    accelerator = Accelerator(cpu=not on_gpu and not deepspeed, mixed_precision="no", kwargs_handlers=handlers)
+    accelerator = Accelerator(
+        cpu=not on_gpu and not deepspeed, mixed_precision="no", kwargs_handlers=handlers
+    )
     if not on_gpu:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         torch.set_num_threads(max(1, (psutil.cpu_count(logical=False) or 1) // local))

@@ -58,9 +58,7 @@ def train_step(
         torch.manual_seed(hash((config.seed, step, position)) % 2**63)
         device = runtime.device
         with runtime.microbatch(last):
-            with torch.autocast(
-                device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"
-            ):
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
                 loss = families.summed_loss(
                     runtime.model,
                     base,

@@ -24,8 +24,8 @@ def token_limit(base: Base, seconds: float) -> int:
     """The most tokens written for an utterance: a function of that utterance alone."""
     kind = "characters" if base.model.config.vocab_size <= _CHARACTERS else "subwords"
     rate: float = FINGERPRINT["tokens_per_second"][kind]  # type: ignore[index]
-    limit = math.ceil(seconds * rate) + int(FINGERPRINT["extra_tokens"])  # type: ignore[call-overload]
-    return min(limit, base.model.config.max_position_embeddings - 1)
+    limit: int = math.ceil(seconds * rate) + int(FINGERPRINT["extra_tokens"])  # type: ignore[call-overload]
+    return min(limit, int(base.model.config.max_position_embeddings) - 1)
 
 
 @torch.inference_mode()

@@ -93,6 +93,4 @@ def summed_loss(
     would weigh a token by who shares its microbatch, and change with the number of GPUs.
     """
     scores = logits(model, base, waves, mask, labels).float()
-    return cross_entropy(
-        scores.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
+    return cross_entropy(scores.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")

@@ -33,8 +33,7 @@ def find_model(model_id: str) -> Path:
     except Exception as error:  # the hub's client raises many kinds; all mean the same here
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"--model-id {model_id}: there is no such folder, and the model hub gave no such model"
-            f" ({reason})"
+            f"--model-id {model_id}: there is no such folder, and the model hub gave no such model ({reason})"
         ) from None
 
 

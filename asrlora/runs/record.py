@@ -124,13 +124,11 @@ def read_counts(path: Path) -> dict[str, Counts]:
     """Integer counts by utterance id. Raises UserError when an id stands there twice."""
     records = read_lines(path)
     counts = {
-        r["id"]: Counts(r["substitutions"], r["deletions"], r["insertions"], r["words"])
-        for r in records
+        r["id"]: Counts(r["substitutions"], r["deletions"], r["insertions"], r["words"]) for r in records
     }
     if len(counts) != len(records):
         raise UserError(
-            f"{path}: {len(records) - len(counts)} utterances are there twice; every utterance"
-            " counts once"
+            f"{path}: {len(records) - len(counts)} utterances are there twice; every utterance counts once"
         )
     return counts
 

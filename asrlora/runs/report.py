@@ -16,9 +16,7 @@ def write_report(run: Path) -> Path:
     """Draws run.json, metrics.jsonl, eval/ and verdict.json into report.html; returns its path."""
     judged = read_json(run / "verdict.json")
     identity = read_json(run / "run.json")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True
-    )
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
     environment.filters["points"] = lambda fraction: f"{100 * fraction:+.2f}"
     environment.filters["percent"] = lambda fraction: f"{100 * fraction:.2f} %"
     page = environment.get_template("report.html").render(
@@ -75,7 +73,7 @@ def _examples(run: Path, best: int, name: str) -> dict[str, list[dict[str, Any]]
         return None
     before = {h["id"]: h for h in read_lines(path)}
     after = {h["id"]: h for h in read_lines(step_folder(run, best) / f"{name}.jsonl")}
-    changed = sorted(((_errors(after[i]) - _errors(before[i]), i) for i in before))
+    changed = sorted((_errors(after[i]) - _errors(before[i]), i) for i in before)
     improved = [i for change, i in changed if change < 0][:EXAMPLES]
     regressed = [i for change, i in reversed(changed) if change > 0][:EXAMPLES]
     return {
@@ -93,9 +91,7 @@ def _examples(run: Path, best: int, name: str) -> dict[str, list[dict[str, Any]]
 
 
 def _errors(hypothesis: dict[str, Any]) -> int:
-    return int(
-        hypothesis["substitutions"] + hypothesis["deletions"] + hypothesis["insertions"]
-    )
+    return int(hypothesis["substitutions"] + hypothesis["deletions"] + hypothesis["insertions"])
 
 
 def _marked(hypothesis: dict[str, Any]) -> list[tuple[str, str]]:

@@ -2,12 +2,12 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 HYPOTHESES_SHOWN = 200  # in the W&B table; all of them are in the run directory
 
 
-def start(mode: str | None, folder: Path, config: dict[str, Any]) -> Any:
+def start(mode: Literal["online", "offline", "disabled"] | None, folder: Path, config: dict[str, Any]) -> Any:
     """Starts a run, or returns None when switched off. Without a mode: online where logged in."""
     if mode == "disabled":
         return None
@@ -33,8 +33,16 @@ def log_hypotheses(run: Any, name: str, hypotheses: list[dict[str, Any]]) -> Non
         return
     import wandb
 
-    columns = ["id", "reference", "hypothesis", "substitutions", "deletions", "insertions", "words"]
-    rows = [[h[column] for column in columns] for h in hypotheses[:HYPOTHESES_SHOWN]]
+    columns: list[str | int] = [
+        "id",
+        "reference",
+        "hypothesis",
+        "substitutions",
+        "deletions",
+        "insertions",
+        "words",
+    ]
+    rows = [[h[str(column)] for column in columns] for h in hypotheses[:HYPOTHESES_SHOWN]]
     run.log({name: wandb.Table(columns=columns, data=rows)})
 
 

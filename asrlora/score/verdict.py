@@ -65,9 +65,7 @@ def compare(baseline: Mapping[str, Counts], tuned: Mapping[str, Counts]) -> Comp
     )  # fmt: skip
 
 
-def _intervals(
-    old: np.ndarray, new: np.ndarray, words: np.ndarray
-) -> list[tuple[float, float]]:
+def _intervals(old: np.ndarray, new: np.ndarray, words: np.ndarray) -> list[tuple[float, float]]:
     """95 % intervals of the baseline's WER, of the tuned WER, and of tuned minus baseline."""
     if len(words) < 2:  # one utterance has no spread to resample; nothing can be proved with it
         return [(0.0, 1.0), (0.0, 1.0), (-1.0, 1.0)]
@@ -86,9 +84,7 @@ def _intervals(
     return [(float(lo), float(hi)) for lo, hi in zip(result.low, result.high, strict=True)]
 
 
-def judge(
-    domain: Comparison, heldout: Comparison | None, criteria: Criteria = Criteria()
-) -> dict[str, Any]:
+def judge(domain: Comparison, heldout: Comparison | None, criteria: Criteria = Criteria()) -> dict[str, Any]:
     """The verdict with its reason, as verdict.json holds it (without best_step and fingerprint)."""
     need, limit = criteria.min_domain_reduction, criteria.max_heldout_regression
     reduction, regression = 0.0 - domain.change, heldout.change if heldout else None
@@ -110,8 +106,7 @@ def judge(
         "point": point,
         "reason": "; ".join(reasons),
         "domain": _section(domain, "reduction", reduction, (low, high)),
-        "heldout": heldout
-        and _section(heldout, "regression", heldout.change, heldout.change_interval),
+        "heldout": heldout and _section(heldout, "regression", heldout.change, heldout.change_interval),
         "criteria": asdict(criteria),
     }
 
@@ -131,9 +126,7 @@ def _section(
     }
 
 
-def _reason(
-    what: str, value: float, interval: Sequence[float], bound: str, criterion: float
-) -> str:
+def _reason(what: str, value: float, interval: Sequence[float], bound: str, criterion: float) -> str:
     """One sentence: "domain WER reduction 9.10 points (95 % interval 8.20 to 10.00) is ..."."""
     inside = interval[0] >= criterion if bound == "at least" else interval[1] <= criterion
     outside = interval[1] < criterion if bound == "at least" else interval[0] > criterion

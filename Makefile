@@ -1,0 +1,41 @@
+# make demo: the whole way, on a machine with Python 3.11 and git.  make test: all checks, as CI runs them.
+UV_VERSION := 0.13.9
+UV := $(or $(shell command -v uv 2>/dev/null),.tools/bin/uv)
+INSTALLED := .venv/.installed
+
+.PHONY: demo test lint install format pins clean
+
+demo: install
+	$(UV) run asrlora demo
+
+test: install lint
+	$(UV) run pytest
+
+lint: install
+	$(UV) run ruff check .
+	$(UV) run ruff format --check .
+	$(UV) run mypy
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt | $(UV)
+	@echo "installing into .venv (4.5 GB, mostly torch)"
+	@start=$$(date +%s) && $(UV) sync --quiet && touch $@ && echo "installed in $$(( $$(date +%s) - start )) s"
+
+# --target works where the system's Python is externally managed (PEP 668); venv where pip is missing
+.tools/bin/uv:
+	@echo "uv is not installed; fetching it into .tools/"
+	@python3 -m pip install --quiet --disable-pip-version-check --target .tools uv==$(UV_VERSION) \
+	  || { python3 -m venv .tools/venv && .tools/venv/bin/pip install --quiet uv==$(UV_VERSION) \
+	       && mkdir -p .tools/bin && ln -sf ../venv/bin/uv .tools/bin/uv; } \
+	  || { echo "fetching uv failed: install uv, or Python's pip or venv module, and run make again" >&2; exit 1; }
+
+format: install
+	$(UV) run ruff check --fix .
+	$(UV) run ruff format .
+
+pins: | $(UV)
+	$(UV) run --no-project python .ci/pins.py $(UV)
+
+clean:
+	rm -rf .venv .tools data/demo outputs/demo

@@ -1,0 +1,71 @@
+"""Speech for the tests, spoken once a session by the demo's own corpus code."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from asrlora.demo import corpus
+
+ROOT = Path(__file__).parents[1]
+BASE = ROOT / "asrlora" / "demo" / "base"
+
+
+@dataclass(frozen=True)
+class Speech:
+    """A small corpus: 160 training (domain and general), 64 domain, 48 heldout utterances."""
+
+    train: Path
+    domain: Path
+    heldout: Path
+
+    def flags(self, output: Path, **settings: object) -> list[str]:
+        """The flags of a run on this corpus; `settings` are further ones, max_steps=4."""
+        everything = {
+            "model_id": BASE,
+            "dataset_path": self.train,
+            "manifest_path": self.domain,
+            "safety_manifest_path": self.heldout,
+            "output_dir": output,
+            "wandb_mode": "disabled",
+            "batch_size": 4,
+            "gradient_accumulation_steps": 2,
+            **settings,
+        }
+        words: list[str] = []
+        for name, value in everything.items():
+            flag = "--" + name.replace("_", "-")
+            words += [flag] if value is True else [flag, str(value)]
+        return words
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Caches of the tests' own, so that nothing depends on what ran on this machine before."""
+    os.environ["ASRLORA_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["WANDB_MODE"] = "offline"
+
+
+@pytest.fixture(scope="session")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> Speech:
+    folder = tmp_path_factory.mktemp("speech")
+    draw = {
+        "train-domain": (80, corpus.DOMAIN, False),
+        "train-general": (80, corpus.GENERAL, False),
+        "domain": (64, corpus.DOMAIN, True),
+        "heldout": (48, corpus.GENERAL, True),
+    }
+    records = {
+        name: list(corpus.write_set(corpus.draw_lines(name, count, style, heldback, 7), folder / name))
+        for name, (count, style, heldback) in draw.items()
+    }
+    train = records["train-domain"] + records["train-general"]
+    corpus.write_manifest(folder / "train_manifest_expanded.jsonl", train)
+    corpus.write_manifest(folder / "domain_manifest.jsonl", records["domain"])
+    corpus.write_manifest(folder / "heldout_manifest.jsonl", records["heldout"])
+    return Speech(
+        folder / "train_manifest_expanded.jsonl",
+        folder / "domain_manifest.jsonl",
+        folder / "heldout_manifest.jsonl",
+    )

@@ -1,0 +1,108 @@
+"""Real `accelerate launch`, real gloo ranks, real DeepSpeed: the same run in every way of running it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from conftest import ROOT, Speech
+
+ACCELERATE = str(Path(sys.executable).parent / "accelerate")
+WAYS = {
+    "one": [sys.executable],
+    "ddp": [ACCELERATE, "launch", "--config_file", "accelerate_configs/cpu.yaml"],
+    "ddp_again": [ACCELERATE, "launch", "--config_file", "accelerate_configs/cpu.yaml"],
+    "zero2": [ACCELERATE, "launch", "--config_file", "accelerate_configs/cpu_zero2.yaml"],
+}
+SETTINGS = {
+    "max_steps": 6, "eval_interval": 6, "learning_rate": 1e-3, "batch_size": 4,
+    "gradient_accumulation_steps": 4,
+}  # fmt: skip
+
+
+def launch(way: list[str], flags: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*way, "asrlora/train.py", *flags], cwd=ROOT, capture_output=True, text=True, timeout=280
+    )
+
+
+@pytest.fixture(scope="module")
+def runs(speech: Speech, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    for name, way in WAYS.items():
+        done = launch(way, speech.flags(folder / name, **SETTINGS))
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return {name: folder / name for name in WAYS}
+
+
+def losses(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_processes_that_were_asked_for_came_up(runs: dict[str, Path]) -> None:
+    identities = {name: json.loads((run / "run.json").read_text()) for name, run in runs.items()}
+    assert {name: (i["world_size"], i["launch"]) for name, i in identities.items()} == {
+        "one": (1, "one process"),
+        "ddp": (2, "DDP"),
+        "ddp_again": (2, "DDP"),
+        "zero2": (2, "ZeRO-2"),
+    }
+    assert identities["ddp"]["command"].startswith(
+        "uv run accelerate launch --config_file accelerate_configs/cpu.yaml asrlora/train.py --model-id"
+    )
+    assert identities["one"]["command"].startswith("uv run python asrlora/train.py --model-id")
+
+
+@pytest.mark.parametrize("name", ["ddp", "zero2"])
+def test_baseline_scores_and_hypotheses_equal_those_of_one_process(runs: dict[str, Path], name: str) -> None:
+    for file in ("domain.jsonl", "heldout.jsonl"):
+        path = Path("eval/step-000000") / file
+        assert (runs[name] / path).read_bytes() == (runs["one"] / path).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["ddp", "zero2"])
+def test_losses_equal_those_of_one_process(runs: dict[str, Path], name: str) -> None:
+    """Ragged lengths: a mean of microbatch means would differ by 1e-2."""
+    assert losses(runs[name]) == pytest.approx(losses(runs["one"]), abs=1e-4)
+    assert losses(runs[name])[-1] < losses(runs[name])[0]
+
+
+@pytest.mark.parametrize("name", ["ddp", "zero2"])
+def test_adapters_equal_those_of_one_process(runs: dict[str, Path], name: str) -> None:
+    ours = load_file(runs[name] / "adapter_best" / "adapter_model.safetensors")
+    one = load_file(runs["one"] / "adapter_best" / "adapter_model.safetensors")
+    assert ours.keys() == one.keys()
+    assert max(float((ours[k] - one[k]).abs().max()) for k in one) < 2e-4
+
+
+def test_two_runs_with_one_seed_are_identical_to_the_byte(runs: dict[str, Path]) -> None:
+    for file in (
+        "adapter_best/adapter_model.safetensors",
+        "eval/step-000006/domain.jsonl",
+        "eval/step-000006/heldout.jsonl",
+    ):
+        assert (runs["ddp"] / file).read_bytes() == (runs["ddp_again"] / file).read_bytes(), file
+
+
+@pytest.mark.parametrize(
+    ("way", "settings", "told"),
+    [
+        # accelerate 1.15 silently starts one process here
+        (["--cpu", "--num_processes", "2"], {}, "asked for 2 processes and 1 came up"),
+        (
+            ["--config_file", "accelerate_configs/cpu.yaml"],
+            {"gradient_accumulation_steps": 3},
+            "cannot be dealt out evenly to 2 processes",
+        ),
+    ],
+)
+def test_a_launch_that_is_not_what_was_asked_for_is_refused(
+    speech: Speech, tmp_path: Path, way: list[str], settings: dict[str, int], told: str
+) -> None:
+    done = launch([ACCELERATE, "launch", *way], speech.flags(tmp_path / "run", **settings))
+    assert done.returncode != 0
+    assert told in done.stderr
+    assert not (tmp_path / "run").exists()

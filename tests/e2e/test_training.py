@@ -1,0 +1,131 @@
+"""One run from speech to verdict, on one process, with the model that ships."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from asrlora import cli, train
+from asrlora.runs import record
+from conftest import BASE, Speech
+
+
+@pytest.fixture(scope="module")
+def run(speech: Speech, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("e2e") / "run"
+    settings = {
+        "max_steps": 40, "eval_interval": 20, "learning_rate": 3e-3, "batch_size": 8,
+        "gradient_accumulation_steps": 2, "lora_r": 16, "lora_alpha": 32, "mixed_precision": "bf16",
+        "wandb_mode": "offline",
+    }  # fmt: skip
+    assert train.main(speech.flags(folder, **settings)) == 0
+    return folder
+
+
+def test_the_adapter_learns_the_domain(run: Path) -> None:
+    """Red when the adapter is frozen."""
+    judged = record.read_json(run / "verdict.json")
+    assert judged["best_step"] > 0
+    assert judged["domain"]["tuned_wer"] < judged["domain"]["baseline_wer"] - 0.05
+    losses = [line["loss"] for line in record.read_lines(run / "metrics.jsonl")]
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+
+
+def test_the_saved_adapter_gives_the_scores_of_the_run(run: Path, speech: Speech, tmp_path: Path) -> None:
+    """Red when evaluation drops the adapter: on either side the WERs differ then."""
+    judged = record.read_json(run / "verdict.json")
+    output = tmp_path / "eval"
+    code = cli.main(
+        ["eval", "--model-id", str(BASE), "--adapter-dir", str(run / "adapter_best"),
+         "--manifest-path", str(speech.domain), "--output-dir", str(output)]
+    )  # fmt: skip
+    assert code == 0
+    ours = record.read_counts(output / "hypotheses.jsonl")
+    theirs = record.read_counts(record.step_folder(run, judged["best_step"]) / "domain.jsonl")
+    assert ours == theirs
+    assert json.loads((output / "scores.json").read_text())["wer"] == judged["domain"]["tuned_wer"]
+
+
+def test_the_best_adapter_is_kept_under_the_guardrail(run: Path) -> None:
+    judged = record.read_json(run / "verdict.json")
+    limit = judged["heldout"]["baseline_wer"] + judged["criteria"]["max_heldout_regression"]
+    scores = {step: record.read_json(record.step_folder(run, step) / "scores.json") for step in (0, 20, 40)}
+    allowed = {
+        step: s["domain"]["wer"] for step, s in scores.items() if s["heldout"]["wer"] <= limit or step == 0
+    }
+    assert allowed[judged["best_step"]] == min(allowed.values())
+
+
+def test_the_run_directory_holds_what_is_promised(run: Path) -> None:
+    for name in ("run.json", "config.yaml", "metrics.jsonl", "verdict.json", "report.html"):
+        assert (run / name).is_file()
+    identity = record.read_json(run / "run.json")
+    assert identity["state"] == "complete"
+    assert identity["fingerprint"]["audio"]["rms"] == 0.075
+    assert len(record.read_lines(run / "metrics.jsonl")) == 40
+    line = record.read_lines(run / "eval/step-000000/domain.jsonl")[0]
+    assert set(line) == {
+        "id", "reference", "hypothesis", "reference_raw", "hypothesis_raw",
+        "substitutions", "deletions", "insertions", "words",
+    }  # fmt: skip
+    assert list(run.glob("wandb/offline-run-*/*.wandb")), "W&B wrote nothing"
+    assert identity["wandb_id"]
+
+
+def test_the_verdict_is_the_same_from_the_files(run: Path) -> None:
+    before = (run / "verdict.json").read_bytes()
+    code = cli.main(["verdict", str(run)])
+    assert code == {"accept": 0, "reject": 3, "inconclusive": 4}[json.loads(before)["verdict"]]
+    assert (run / "verdict.json").read_bytes() == before
+
+
+def test_transcribe_uses_the_adapter(run: Path, speech: Speech, capsys: pytest.CaptureFixture[str]) -> None:
+    clip = json.loads(speech.domain.read_text().splitlines()[0])
+    file = str(speech.domain.parent / clip["audio"])
+    texts = []
+    for words in (["--model-id", str(BASE)], ["--adapter-dir", str(run / "adapter_best")]):
+        assert cli.main(["transcribe", file, *words]) == 0
+        texts.append(capsys.readouterr().out.strip())
+    assert all(texts)
+
+
+def test_a_run_that_fails_is_recorded_with_the_reason(
+    speech: Speech, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from asrlora.models import families
+
+    monkeypatch.setattr(
+        families, "summed_loss", lambda *args: args[0].base_model.model.proj_out.weight.sum() * float("nan")
+    )
+    with pytest.raises(FloatingPointError, match="loss of step 1"):
+        train.main(speech.flags(tmp_path / "run", max_steps=2))
+    identity = record.read_json(tmp_path / "run" / "run.json")
+    assert identity["state"] == "failed"
+    assert "loss of step 1 is nan" in identity["reason"]
+
+
+def test_a_wer_past_the_threshold_stops_the_run(speech: Speech, tmp_path: Path) -> None:
+    settings = {"max_steps": 40, "eval_interval": 5, "learning_rate": 0.5, "wer_stop_threshold": 1.1}
+    assert train.main(speech.flags(tmp_path / "run", **settings)) == 0
+    assert len(record.read_lines(tmp_path / "run" / "metrics.jsonl")) < 40
+    assert "passed 1.1 times its baseline" in record.read_json(tmp_path / "run" / "run.json")["reason"]
+    assert record.read_json(tmp_path / "run" / "verdict.json")["best_step"] == 0
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"use_dora": True},
+        {"init_lora_weights": "pissa"},
+        {"batch_seconds": 12, "gradient_checkpointing": True, "lr_scheduler_type": "cosine"},
+        {"lora_targets": "attention", "lora_module_filter": "decoder", "init_lora_weights": "pissa_niter_4"},
+    ],
+    ids=["dora", "pissa", "batch-seconds", "pissa_niter"],
+)
+def test_other_recipes_run_to_a_verdict(speech: Speech, tmp_path: Path, settings: dict[str, object]) -> None:
+    flags = speech.flags(tmp_path / "run", max_steps=2, eval_interval=2, learning_rate=1e-3, **settings)
+    if "batch_seconds" in settings:
+        position = flags.index("--batch-size")
+        del flags[position : position + 2]
+    assert train.main(flags) == 0
+    assert (tmp_path / "run" / "verdict.json").is_file()

@@ -1,0 +1,74 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from asrlora.config import RunConfig, parse_run
+from asrlora.errors import UserError
+
+REQUIRED = ["--dataset-path", "t.jsonl", "--manifest-path", "d.jsonl", "--output-dir", "out"]
+HISTORY = Path(__file__).parents[2] / "docs" / "experiment_plan.md"
+
+
+def test_defaults_keep_the_history_of_the_project() -> None:
+    config = parse_run(REQUIRED)
+    assert config.model_id == "UsefulSensors/moonshine-tiny"
+    assert (config.lora_r, config.lora_alpha, config.lora_dropout) == (8, 16, 0.05)
+    assert config.microbatch == {"batch_size": 1}
+    assert (config.gradient_accumulation_steps, config.max_steps, config.learning_rate) == (8, 200, 1e-5)
+    assert (config.max_seconds, config.seed) == (20.0, 42)
+    assert (config.lr_scheduler_type, config.warmup_ratio) == ("linear", 0.1)
+
+
+def test_flags_win_over_the_file_and_the_saved_file_repeats_the_run(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("max_steps: 7\nlearning_rate: 1e-4\nuse_dora: true\n")  # YAML reads 1e-4 as text
+    config = parse_run([*REQUIRED, "--config", str(file), "--max-steps", "9", "--no-use-dora"])
+    assert (config.max_steps, config.learning_rate, config.use_dora) == (9, 1e-4, False)
+    file.write_text(config.to_yaml())
+    assert parse_run(["--config", str(file)]) == config
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--max-stepz", "3"], "--max-stepz"),
+        (["--max-steps", "three"], "--max-steps: .*three"),
+        (["--max-steps", "0"], "--max-steps: .*0"),
+        (["--learning-rate", "nan"], "--learning-rate"),
+        (["--batch-size", "2", "--batch-seconds", "8"], "exclude each other"),
+        (["--min-seconds", "30"], "below max_seconds"),
+        (["--use-dora", "--init-lora-weights", "pissa"], "do not combine"),
+        (["--init-lora-weights", "magic"], "--init-lora-weights"),
+        (["--mixed-precision", "fp8"], "--mixed-precision"),
+        (["--config", "absent.yaml"], "absent.yaml"),
+    ],
+)
+def test_a_wrong_flag_is_named(flags: list[str], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        parse_run([*REQUIRED, *flags])
+
+
+def test_an_unknown_key_of_the_file_is_an_error_that_guesses(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text("max_step: 7\n")
+    with pytest.raises(UserError, match=r"run.yaml: key max_step .*did you mean max_steps"):
+        parse_run([*REQUIRED, "--config", str(file)])
+
+
+def test_a_missing_flag_is_named() -> None:
+    with pytest.raises(UserError, match="--output-dir is required"):
+        parse_run(REQUIRED[:4])
+
+
+def test_the_predecessors_commands_work_with_the_script_replaced() -> None:
+    """The ten rows of history are commands for this project's train.py too."""
+    commands = re.findall(r"`uv run python src/lora/runners/experiment\.py ([^`]+)`", HISTORY.read_text())
+    assert len(commands) == 10
+    for command in commands:
+        config = parse_run(command.split())
+        assert config.seed == 42
+        assert config.max_seconds == 20
+    assert isinstance(json.loads(config.model_dump_json()), dict)
+    assert RunConfig.model_validate(config.model_dump()) == config

@@ -1,0 +1,73 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from asrlora.data import shards
+from asrlora.data.manifest import read_manifest
+from asrlora.engine import evaluate, offline
+from asrlora.models import families
+from conftest import BASE, Speech
+
+
+@pytest.fixture(scope="module")
+def heldout(speech: Speech) -> shards.Shards:
+    return shards.cached(read_manifest(speech.heldout))
+
+
+def test_an_utterance_evaluated_twice_is_an_error(heldout: shards.Shards) -> None:
+    pairs = [(sample.id, sample.text) for sample in heldout.samples]
+    assert len(evaluate.assemble(heldout, pairs)) == len(pairs)
+    with pytest.raises(RuntimeError, match=f"evaluated twice, such as '{pairs[3][0]}'"):
+        evaluate.assemble(heldout, [*pairs, pairs[3]])
+
+
+def test_a_missing_or_foreign_utterance_is_an_error(heldout: shards.Shards) -> None:
+    pairs = [(sample.id, sample.text) for sample in heldout.samples]
+    with pytest.raises(RuntimeError, match="missing or foreign"):
+        evaluate.assemble(heldout, pairs[1:])
+    with pytest.raises(RuntimeError, match="missing or foreign"):
+        evaluate.assemble(heldout, [*pairs[1:], ("stranger", "x")])
+
+
+def test_the_base_hears_general_speech(speech: Speech, tmp_path: Path) -> None:
+    """The whole path of `asrlora eval`, against plain `generate` on each file by itself."""
+    scores = offline.evaluate_manifest(
+        str(BASE), None, read_manifest(speech.heldout), tmp_path / "eval", 160.0
+    )
+    assert scores["wer"] < 0.12
+    assert scores["utterances"] == 48
+    alone = dict(offline.transcribe_files(str(BASE), None, [u.audio for u in read_manifest(speech.heldout)]))
+    from asrlora.runs.record import read_lines
+
+    written = {line["id"]: line["hypothesis_raw"] for line in read_lines(tmp_path / "eval/hypotheses.jsonl")}
+    same = sum(alone[u.audio] == written[u.id] for u in read_manifest(speech.heldout))
+    assert same >= 44  # Moonshine hears its padding (its first GroupNorm runs over time)
+
+
+def test_silence_is_an_empty_text(tmp_path: Path) -> None:
+    import numpy as np
+    import soundfile
+
+    soundfile.write(tmp_path / "silent.wav", np.zeros(16_000), 16_000)
+    assert list(offline.transcribe_files(None, None, [tmp_path / "silent.wav"])) == [
+        (tmp_path / "silent.wav", "")
+    ]
+
+
+def test_the_base_ships_in_transformers_own_format() -> None:
+    from transformers import AutoProcessor, MoonshineForConditionalGeneration
+
+    model = MoonshineForConditionalGeneration.from_pretrained(BASE)
+    processor = AutoProcessor.from_pretrained(BASE)
+    assert processor.tokenizer.decode(processor.tokenizer("ninety two").input_ids) == "ninety two"
+    assert sum(p.numel() for p in model.parameters()) < 3_000_000
+    assert sum(path.stat().st_size for path in BASE.iterdir()) < 8_000_000
+    assert torch.isfinite(model.model.encoder.conv1.weight).all()
+
+
+def test_labels_end_with_the_end_token_and_pad_with_ignored() -> None:
+    base = families.load_base(str(BASE))
+    labels = families.pad_labels([families.label_ids(base, "abc"), families.label_ids(base, "a")])
+    assert labels.shape == (2, families.LABEL_QUANTUM)
+    assert labels[1].tolist() == [4, 2, *[families.IGNORED] * 6]

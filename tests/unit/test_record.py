@@ -1,0 +1,108 @@
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asrlora.engine.evaluate import score
+from asrlora.errors import UserError
+from asrlora.runs import ledger, record
+from asrlora.runs.report import write_report
+
+CONFIG = {"max_steps": 4, "learning_rate": 1e-4, "manifest_path": "d|x.jsonl"}
+
+
+def make_run(folder: Path, best_step: int = 2, **fingerprint: Any) -> record.RunRecord:
+    """A finished run: the baseline has 40 wrong words of 120, step 2 has none."""
+    run = record.RunRecord.create(
+        folder,
+        command="uv run python asrlora/train.py --max-steps 4",
+        config=CONFIG, fingerprint={"base": "b"}, world_size=1, launch="one process",
+        data={"train": "9 utterances kept"}, best_step=best_step, trained_parameters=10,
+    )  # fmt: skip
+    for step, hypothesis in ((0, "a wrong c"), (2, "a b c")):
+        hypotheses = [asdict(score(f"u{i}", "a b c", hypothesis)) for i in range(40)]
+        scores = {"step": step, "fingerprint": {"base": "b", **(fingerprint if step else {})}}
+        scores |= {name: {"wer": 0.0 if step else 1 / 3} for name in ("domain", "heldout")}
+        run.write_evaluation(step, {"domain": hypotheses, "heldout": hypotheses}, scores)
+    run.log({"step": 1, "loss": 2.5})
+    return run
+
+
+def test_the_verdict_comes_from_the_files_alone(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    judged = record.judge_run(tmp_path / "run")
+    assert judged["verdict"] == "accept"
+    assert judged["domain"]["baseline_wer"] == pytest.approx(1 / 3)
+    assert judged["domain"]["tuned_wer"] == 0
+    assert judged["domain"]["words"] == 120
+    assert json.loads((tmp_path / "run" / "verdict.json").read_text()) == judged
+    assert set(judged) >= {"verdict", "point", "domain", "heldout", "criteria", "best_step", "fingerprint"}
+
+
+def test_the_best_step_is_judged_and_not_the_last(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    worse = [asdict(score(f"u{i}", "a b c", "all is wrong")) for i in range(40)]
+    scores = {"fingerprint": {"base": "b"}, "domain": {"wer": 1.0}, "heldout": {"wer": 1.0}}
+    run.write_evaluation(4, {"domain": worse, "heldout": worse}, scores)
+    assert record.judge_run(tmp_path / "run")["domain"]["tuned_wer"] == 0
+
+
+def test_scores_with_other_fingerprints_are_not_compared(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", text={"name": "other"})
+    with pytest.raises(UserError, match="differ in text"):
+        record.judge_run(tmp_path / "run")
+
+
+def test_an_utterance_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    file = record.step_folder(tmp_path / "run", 2) / "domain.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([*lines, lines[0]]))
+    with pytest.raises(UserError, match="twice"):
+        record.judge_run(tmp_path / "run")
+
+
+def test_a_run_directory_is_not_taken_twice(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    with pytest.raises(UserError, match="holds another run"):
+        record.check_free(tmp_path / "run")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        record.check_free(tmp_path / "file")
+    record.check_free(tmp_path / "new" / "deep")
+
+
+def test_the_ledger_keeps_failures_with_their_reason(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs" / "good")
+    record.judge_run(tmp_path / "runs" / "good")
+    failed = record.RunRecord.create(
+        tmp_path / "runs" / "bad", command="uv run python asrlora/train.py", config=CONFIG
+    )
+    failed.end("failed", "FloatingPointError: the loss of step 3 is nan")
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{ledger.BEGIN}\nold\n{ledger.END}\nafter\n")
+    ledger.write_matrix(page, ledger.find_runs([tmp_path / "runs"]))
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert "| failed | FloatingPointError: the loss of step 3 is nan |" in text
+    assert "`uv run python asrlora/train.py --max-steps 4`" in text
+    assert "| 33.33% | 0.00% |" in text
+    assert "d\\|x.jsonl" in text
+
+
+def test_the_report_is_one_page_with_the_figures(tmp_path: Path) -> None:
+    make_run(tmp_path / "run")
+    record.judge_run(tmp_path / "run")
+    page = write_report(tmp_path / "run").read_text()
+    assert "<svg" in page
+    assert "33.33 %" in page
+    assert "accept" in page
+    assert 'class="substitute">wrong' in page
+    assert "http://" not in page.replace("http://www.w3.org", "").replace("http://purl", "").replace(
+        "http://creativecommons", ""
+    )
+    assert "src=" not in page

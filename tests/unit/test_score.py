@@ -1,0 +1,130 @@
+import math
+
+import jiwer
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asrlora.errors import UserError
+from asrlora.score import text, verdict, wer
+from asrlora.score.wer import Counts
+
+sentences = st.lists(st.sampled_from("a b c d e f".split()), max_size=12).map(" ".join)
+
+
+@settings(max_examples=300)
+@given(st.lists(st.tuples(sentences.filter(bool), sentences), min_size=1, max_size=8))
+def test_counts_equal_jiwers_on_the_whole_set(pairs: list[tuple[str, str]]) -> None:
+    total = wer.total(wer.count(reference, hypothesis) for reference, hypothesis in pairs)
+    oracle = jiwer.process_words([r for r, _ in pairs], [h for _, h in pairs])
+    assert total.errors == oracle.substitutions + oracle.deletions + oracle.insertions
+    assert total.words == oracle.hits + oracle.substitutions + oracle.deletions
+    assert total.wer == pytest.approx(oracle.wer)
+
+
+def test_wer_is_of_sums_and_not_a_mean_over_batches() -> None:
+    """One wrong short utterance among long right ones: 1 error in 11 words, not 50 %."""
+    batches = [wer.count("a", "b"), wer.count(" ".join("abcdefghij"), " ".join("abcdefghij"))]
+    assert wer.total(batches).wer == 1 / 11
+
+
+def test_empty_texts_follow_the_policy() -> None:
+    assert wer.count("two words", "") == Counts(0, 2, 0, 2)
+    assert wer.count("", "two words") == Counts(0, 0, 2, 0)
+    assert wer.count("", "") == Counts()
+    assert wer.total([wer.count("", "x"), wer.count("a b", "a b")]).wer == 0.5
+    assert math.isnan(wer.count("", "x").wer)
+
+
+@pytest.mark.parametrize(
+    ("raw", "normal"),
+    [
+        ("HELLO, World!", "hello world"),
+        ("Twenty-one", "21"),
+        ("the colour", "the color"),
+        ("don't", "do not"),
+        ("", ""),
+    ],
+)
+def test_the_normaliser_is_whispers(raw: str, normal: str) -> None:
+    assert text.normalise(raw) == normal
+
+
+def system(errors: list[int], words: int = 10) -> dict[str, Counts]:
+    return {f"u{i:04d}": Counts(e, 0, 0, words) for i, e in enumerate(errors)}
+
+
+def draws(rate: float, count: int, seed: int) -> list[int]:
+    return np.random.default_rng(seed).binomial(10, rate, count).tolist()
+
+
+def test_the_interval_is_that_of_a_plain_bootstrap() -> None:
+    """The oracle is a loop with another generator; Monte Carlo error is about 0.0002 here."""
+    before, after = draws(0.2, 400, 1), draws(0.15, 400, 2)
+    found = verdict.compare(system(before), system(after))
+    rng = np.random.default_rng(99)
+    plain = []
+    for _ in range(4000):
+        chosen = rng.integers(0, 400, 400)
+        plain.append(sum(after[i] - before[i] for i in chosen) / 4000)
+    low, high = np.quantile(plain, [0.025, 0.975])
+    assert found.change_interval == pytest.approx((low, high), abs=0.0015)
+    assert found.change == pytest.approx((sum(after) - sum(before)) / 4000)
+    assert found.change_interval[0] < found.change < found.change_interval[1]
+
+
+def test_the_interval_does_not_depend_on_the_order_of_the_file() -> None:
+    before, after = system(draws(0.2, 100, 1)), system(draws(0.1, 100, 2))
+    backwards = verdict.compare(dict(reversed(before.items())), dict(reversed(after.items())))
+    assert backwards == verdict.compare(before, after)
+
+
+@pytest.mark.parametrize(
+    ("domain", "heldout", "expected", "point"),
+    [
+        ((0.30, 0.10), (0.05, 0.03), "accept", True),
+        ((0.30, 0.30), (0.05, 0.03), "reject", False),  # nothing gained
+        ((0.30, 0.10), (0.05, 0.12), "reject", False),  # forgot
+        ((0.300, 0.285), (0.05, 0.03), "inconclusive", True),  # too small to be sure of
+    ],
+)
+def test_the_rule(
+    domain: tuple[float, float], heldout: tuple[float, float], expected: str, point: bool
+) -> None:
+    def comparison(rates: tuple[float, float], seed: int) -> verdict.Comparison:
+        n = 600
+        exact = [[round(rate * 10 * n)] for rate in rates]  # spread the exact number of errors evenly
+        systems = []
+        for number, (total,) in enumerate(exact):
+            rng = np.random.default_rng(seed + number)
+            errors = np.bincount(rng.integers(0, n, total), minlength=n)
+            systems.append(system(errors.tolist()))
+        return verdict.compare(*systems)
+
+    judged = verdict.judge(comparison(domain, 10), comparison(heldout, 20))
+    assert (judged["verdict"], judged["point"]) == (expected, point), judged["reason"]
+    assert judged["domain"]["reduction"] == pytest.approx(domain[0] - domain[1], abs=1e-3)
+
+
+def test_without_a_heldout_manifest_nothing_is_accepted() -> None:
+    better = verdict.compare(system(draws(0.3, 600, 1)), system(draws(0.1, 600, 2)))
+    judged = verdict.judge(better, None)
+    assert (judged["verdict"], judged["point"], judged["heldout"]) == ("inconclusive", False, None)
+    assert "forgetting is not ruled out" in judged["reason"]
+
+
+def test_different_utterances_are_not_compared() -> None:
+    with pytest.raises(UserError, match="u0002"):
+        verdict.compare(system([1, 2, 3]), system([1, 2]))
+
+
+def test_one_utterance_proves_nothing() -> None:
+    one = verdict.compare(system([5]), system([0]))
+    assert verdict.judge(one, one)["verdict"] == "inconclusive"
+
+
+def test_the_guardrail() -> None:
+    assert verdict.within_guardrail(0.0520, 0.05)
+    assert not verdict.within_guardrail(0.0521, 0.05)
+    assert verdict.within_guardrail(None, None)
