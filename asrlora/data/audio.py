@@ -70,13 +70,21 @@ def normalise(wave: Wave, rate: int) -> Pcm:
     if not np.isfinite(wave).all():
         raise AudioError("holds NaN or infinite samples")
     if rate != SAMPLE_RATE:
-        import torch
-
-        wave = _resampler(rate)(torch.from_numpy(wave)).numpy()
+        wave = _resample(wave, rate)
     level = rms(wave)
     if level >= SILENCE_RMS:
         wave = wave * min(TARGET_RMS / level, PEAK / float(np.abs(wave).max()))
     return np.round(np.clip(wave, -1.0, 1.0) * 32767).astype(np.int16)
+
+
+def _resample(wave: Wave, rate: int) -> Wave:
+    """Zeros up to a whole second change no sample (the filter sees zeros behind the end anyway) and
+    leave few distinct shapes: oneDNN prepares a kernel for each new one, ten times the work itself."""
+    import torch
+
+    padded = np.pad(wave, (0, -len(wave) % rate))
+    resampled: Wave = _resampler(rate)(torch.from_numpy(padded)).numpy()
+    return resampled[: -(-len(wave) * SAMPLE_RATE // rate)]
 
 
 @functools.lru_cache(maxsize=16)

@@ -111,7 +111,7 @@ def build(
             _collect(results, samples, rejected, progress)
         else:
             # a fresh interpreter each: forking a process that holds threads is not safe
-            with multiprocessing.get_context("spawn").Pool(workers or os.cpu_count()) as pool:
+            with multiprocessing.get_context("spawn").Pool(workers or os.cpu_count(), _one_thread) as pool:
                 _collect(pool.imap(write, chunks), samples, rejected, progress)
         _write_synced(
             aside / INDEX, "".join(json.dumps(asdict(sample)) + "\n" for sample in samples).encode()
@@ -130,6 +130,11 @@ def build(
         shutil.rmtree(aside, ignore_errors=True)
         raise
     return open_shards(out)
+
+
+def _one_thread() -> None:
+    """Workers share the cores out among themselves; torch in each must not do it again."""
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def _collect(

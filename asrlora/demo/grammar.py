@@ -107,15 +107,24 @@ def _fill(template: str, random: Random) -> str:
     return " ".join(words)
 
 
-def general_sentence(random: Random) -> str:
+def general_sentence(random: Random, free: float = 0.17) -> str:
+    """Everyday English: mostly sentences, some free strings of words, digits and numbers.
+
+    `free` is the share of free strings.
+    """
     kind = random.random()
-    if kind < 0.50:
+    if kind < 0.85 - free:
         return _fill(random.choice(_GENERAL_TEMPLATES), random)
     if kind < 0.85:
         return " ".join(random.choices(GENERAL_WORDS, k=random.randint(3, 7)))
     if kind < 0.93:
         return " ".join(random.choices(DIGITS, k=random.randint(3, 8)))
     return " ".join(number(random) for _ in range(random.randint(1, 4)))
+
+
+def pretraining_sentence(random: Random) -> str:
+    """What the base model is trained on: the same, with twice as many free strings."""
+    return general_sentence(random, free=0.35)
 
 
 def domain_sentence(random: Random) -> str:

@@ -65,7 +65,7 @@ def pretrain(
     work: Path,
     *,
     utterances: int = 16_000,
-    steps: int = 1_600,
+    steps: int = 3_600,
     batch_size: int = 32,
     learning_rate: float = 1e-3,
     warmup_steps: int = 300,
@@ -147,7 +147,7 @@ def pretrain(
 
 
 def _speak(name: str, count: int, *, heldback: bool, seed: int, work: Path) -> list[tuple[audio.Pcm, str]]:
-    lines = corpus.draw_lines(name, count, corpus.GENERAL, heldback, seed)
+    lines = corpus.draw_lines(name, count, corpus.PRETRAINING, heldback, seed)
     records = list(corpus.write_set(lines, work / name))
     return [(audio.read_audio(work / record["audio"]), record["text"]) for record in records]
 

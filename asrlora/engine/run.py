@@ -1,5 +1,6 @@
 """What a run keeps while the loop goes on: evaluations, the best adapter, the record."""
 
+import contextlib
 import time
 from collections import Counter
 from dataclasses import asdict
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from asrlora.config import RunConfig
-from asrlora.console import console, progress
+from asrlora.console import Advance, console, progress
 from asrlora.data import audio, manifest
 from asrlora.data.audit import Audit
 from asrlora.data.shards import Shards
@@ -35,6 +36,8 @@ class Run:
         self.stopped: str | None = None
         self.stages = {"start and shards": 0.0, "baseline": 0.0, "training": 0.0, "evaluations": 0.0}
         self._mark = process_start()
+        self._bar = contextlib.ExitStack()  # the training bar of a terminal; evaluations have their own
+        self._advance: Advance | None = None
         self._window: list[tuple[float, float]] = []  # (audio-seconds, seconds) since the last line
 
     def _spent(self, stage: str) -> None:
@@ -94,6 +97,8 @@ class Run:
     def evaluate(self, step: int, model: Any) -> None:
         """Scores all sets; keeps the adapter where it is the best inside the guardrail."""
         self._spent("training" if step else "start and shards")
+        self._bar.close()
+        self._advance = None
         results: dict[str, list[Hypothesis] | None] = {}
         total = sum(data.seconds for data in self.data.values())
         start = time.monotonic()
@@ -156,6 +161,11 @@ class Run:
         self.record.log({"step": step, "audio_seconds": round(audio_seconds, 3), **values})
         tracking.log(self.tracker, step, {f"train/{k}": v for k, v in values.items()})
         self._window.append((audio_seconds, time.monotonic()))
+        if self._advance is None:
+            left_to_do = self.config.eval_interval - (step - 1) % self.config.eval_interval
+            bar = progress(f"training from step {step}", audio_seconds * left_to_do, console.is_terminal)
+            self._advance = self._bar.enter_context(bar)
+        self._advance(audio_seconds)
         if step % max(1, self.config.max_steps // 20) == 0 and len(self._window) > 1:
             spent = self._window[-1][1] - self._window[0][1]
             rate = sum(a for a, _ in self._window[1:]) / max(spent, 1e-9)
@@ -183,6 +193,7 @@ class Run:
         tracking.finish(self.tracker, judged)
 
     def fail(self, error: BaseException) -> None:
+        self._bar.close()
         if self.record is not None:
             self.record.end("failed", f"{type(error).__name__}: {error}")
             tracking.finish(self.tracker, None, failed=True)

@@ -5,6 +5,7 @@ import ctypes
 import os
 import shlex
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,6 +127,8 @@ class Runtime:
 
 def start(config: RunConfig) -> Runtime:
     """Brings the processes up and checks that they are the ones that were asked for."""
+    # libraries' notes to each other (Accelerate's use of torch, PEFT's of Transformers)
+    warnings.filterwarnings("ignore", category=FutureWarning)
     _keep_memory()
     on_gpu = torch.cuda.is_available()
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"

@@ -4,6 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
+import torchaudio.functional
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,6 +34,15 @@ def test_resampling_keeps_the_pitch() -> None:
     pcm = audio.read_audio(wav(tone(rate=22_050), 22_050))
     spectrum = np.abs(np.fft.rfft(audio.to_float(pcm)))
     assert np.argmax(spectrum) * 16_000 / len(pcm) == pytest.approx(440, abs=2)
+
+
+@pytest.mark.parametrize("rate", [8_000, 22_050, 48_000])
+def test_resampling_is_torchaudios_own(rate: int) -> None:
+    """The oracle: torchaudio on the wave as it is, without our padding to whole seconds."""
+    wave = np.random.default_rng(0).normal(0, 0.02, int(1.3 * rate)).astype(np.float32)
+    plain = torchaudio.functional.resample(torch.from_numpy(wave), rate, 16_000).numpy()
+    expected = audio.normalise(plain, 16_000).astype(np.int32)
+    assert np.abs(audio.normalise(wave, rate).astype(np.int32) - expected).max() <= 1
 
 
 def test_stereo_is_mixed_to_its_mean() -> None:

@@ -9,12 +9,13 @@ def test_the_base_never_heard_a_domain_word() -> None:
     assert not general & set(grammar.DOMAIN_WORDS)
     spoken = {
         word
-        for line in corpus.draw_lines("base-train", 3000, corpus.GENERAL, False, 1)
+        for line in corpus.draw_lines("base-train", 3000, corpus.PRETRAINING, False, 1)
         for word in line.text.split()
     }
     assert not spoken & set(grammar.DOMAIN_WORDS)
     numbers = set(grammar.DIGITS) | set(grammar.TEENS) | set(grammar.TENS)
     assert numbers <= spoken
+    assert corpus.PRETRAINING.voices == corpus.GENERAL.voices
     assert not set(corpus.GENERAL.voices) & set(corpus.DOMAIN.voices)
 
 
