@@ -25,7 +25,7 @@ SETTINGS = {
 
 def launch(way: list[str], flags: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [*way, "asrlora/train.py", *flags], cwd=ROOT, capture_output=True, text=True, timeout=280
+        [*way, "asrlora/train.py", *flags], cwd=ROOT, capture_output=True, text=True, timeout=400
     )
 
 
