@@ -8,14 +8,17 @@ from transformers import GenerationConfig
 
 from asrlora.models.families import Base
 
+# Moonshine's authors cap at 6.5 tokens a second against endless repetition; characters need more
+_TOKENS_PER_SECOND = {"subwords": 6.5, "characters": 30.0}
+_EXTRA_TOKENS = 8
+
 # Part of the fingerprint: hypotheses made in two ways are never compared.
 FINGERPRINT = {
     "version": 1,
     "method": "greedy",
     "dtype": "float32",
-    # Moonshine's authors cap at 6.5 tokens a second against endless repetition; characters need more
-    "tokens_per_second": {"subwords": 6.5, "characters": 30.0},
-    "extra_tokens": 8,
+    "tokens_per_second": _TOKENS_PER_SECOND,
+    "extra_tokens": _EXTRA_TOKENS,
 }
 _CHARACTERS = 256  # a vocabulary up to this size spells; a larger one holds subwords
 
@@ -23,8 +26,7 @@ _CHARACTERS = 256  # a vocabulary up to this size spells; a larger one holds sub
 def token_limit(base: Base, seconds: float) -> int:
     """The most tokens written for an utterance: a function of that utterance alone."""
     kind = "characters" if base.model.config.vocab_size <= _CHARACTERS else "subwords"
-    rate: float = FINGERPRINT["tokens_per_second"][kind]  # type: ignore[index]
-    limit: int = math.ceil(seconds * rate) + int(FINGERPRINT["extra_tokens"])  # type: ignore[call-overload]
+    limit = math.ceil(seconds * _TOKENS_PER_SECOND[kind]) + _EXTRA_TOKENS
     return min(limit, int(base.model.config.max_position_embeddings) - 1)
 
 
