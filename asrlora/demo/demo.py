@@ -96,14 +96,14 @@ def run_demo(data: Path, output: Path, seed: int) -> int:
         "--safety-manifest-path": "heldout_manifest.jsonl",
     }
     flags = {
-        "--model-id": str(ROOT / "asrlora" / "demo" / "base"),
-        **{flag: str(data / name) for flag, name in names.items()},
-        "--output-dir": str(output), "--seed": str(seed), **FLAGS,
+        "--model-id": _from_here(ROOT / "asrlora" / "demo" / "base"),
+        **{flag: _from_here(data / name) for flag, name in names.items()},
+        "--output-dir": _from_here(output), "--seed": str(seed), **FLAGS,
     }  # fmt: skip
     command = [
         str(Path(sys.executable).parent / "accelerate"), "launch",
-        "--config_file", str(ROOT / "accelerate_configs" / "cpu.yaml"),
-        str(ROOT / "asrlora" / "train.py"),
+        "--config_file", _from_here(ROOT / "accelerate_configs" / "cpu.yaml"),
+        _from_here(ROOT / "asrlora" / "train.py"),
         *(word for pair in flags.items() for word in pair),
     ]  # fmt: skip
     with _timed("audit, shards, baseline, training, verdict", times):
@@ -113,6 +113,12 @@ def run_demo(data: Path, output: Path, seed: int) -> int:
         console.print(f"training ended with code {finished.returncode}; its last words are above")
         return 1
     return _tell(output, times)
+
+
+def _from_here(path: Path) -> str:
+    """The path as one would type it: the run's record then holds a command that others can run."""
+    path = path.resolve()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def _tell(output: Path, times: dict[str, float]) -> int:

@@ -82,12 +82,12 @@ def test_the_ledger_keeps_failures_with_their_reason(tmp_path: Path) -> None:
     )
     failed.end("failed", "FloatingPointError: the loss of step 3 is nan")
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{ledger.BEGIN}\nold\n{ledger.END}\nafter\n")
+    page.write_text(f"before\n{ledger.BEGIN}\na stale row\n{ledger.END}\nafter\n")
     ledger.write_matrix(page, ledger.find_runs([tmp_path / "runs"]))
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
-    assert "old" not in text
+    assert "stale" not in text
     assert "| failed | FloatingPointError: the loss of step 3 is nan |" in text
     assert "`uv run python asrlora/train.py --max-steps 4`" in text
     assert "| 33.33% | 0.00% |" in text
