@@ -8,7 +8,6 @@ so that a mistake is told within two seconds.
 """
 
 import itertools
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from asrlora.config import RunConfig, parse_run
 from asrlora.console import progress
 from asrlora.data import audit, manifest, plan, shards
+from asrlora.engine import launcher
 from asrlora.errors import UserError, exit_code
 from asrlora.models.hub import find_model
 from asrlora.runs import record
@@ -38,17 +38,16 @@ class Inputs:
 def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = parse_run(argv)
-        inputs = check(config)
+        return train(config, check(config))
     except UserError:
-        if os.environ.get("RANK", "0") != "0":
-            return 2  # every rank has found the same mistake; rank 0 tells it
+        launcher.leave_the_word_to_local_rank_0()
         raise
-    return train(config, inputs)
 
 
 def check(config: RunConfig) -> Inputs:
     """Everything that can be found wrong without a model. Raises UserError."""
     record.check_free(config.output_dir)
+    launcher.check_processes(config.gradient_accumulation_steps)
     if config.dataset_path.is_dir():
         source: list[manifest.Utterance] | shards.Shards = shards.open_shards(config.dataset_path)
     else:
@@ -81,7 +80,7 @@ def train(config: RunConfig, inputs: Inputs) -> int:
     from asrlora.models import adapters, families
 
     # 1. processes, data, model
-    runtime = runtimes.start(config)
+    runtime = runtimes.start()
     data = _open_data(config, inputs, runtime)
     training, left_out = data.pop("train"), data.pop("left_out")
     base = families.load_base(config.model_id)

@@ -12,8 +12,9 @@ from asrlora.console import Advance, console, progress
 from asrlora.data import audio, manifest
 from asrlora.data.audit import Audit
 from asrlora.data.shards import Shards
+from asrlora.engine import launcher
 from asrlora.engine.evaluate import Hypothesis, evaluate
-from asrlora.engine.runtime import Runtime, command_as_typed, process_start
+from asrlora.engine.runtime import Runtime
 from asrlora.models import adapters, decode
 from asrlora.models.families import Base
 from asrlora.runs import record, report, tracking
@@ -35,7 +36,7 @@ class Run:
         self.best_step, self.best_wer = 0, float("inf")
         self.stopped: str | None = None
         self.stages = {"start and shards": 0.0, "baseline": 0.0, "training": 0.0, "evaluations": 0.0}
-        self._mark = process_start()
+        self._mark = launcher.process_start()
         self._bar = contextlib.ExitStack()  # the training bar of a terminal; evaluations have their own
         self._advance: Advance | None = None
         self._window: list[tuple[float, float]] = []  # (audio-seconds, seconds) since the last line
@@ -70,7 +71,7 @@ class Run:
         settings = self.config.model_dump(mode="json")
         self.record = record.RunRecord.create(
             self.config.output_dir,
-            command=command_as_typed(),
+            command=launcher.command_as_typed(),
             config=settings,
             fingerprint=self.fingerprint,
             world_size=self.runtime.world_size,

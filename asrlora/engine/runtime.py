@@ -3,22 +3,17 @@
 import contextlib
 import ctypes
 import os
-import shlex
-import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
 import torch
 import torch.distributed as dist
-import yaml
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import DistributedType
 
-from asrlora.config import RunConfig
 from asrlora.errors import UserError
 
 T = TypeVar("T")
@@ -125,8 +120,8 @@ class Runtime:
         self.accelerator.end_training()
 
 
-def start(config: RunConfig) -> Runtime:
-    """Brings the processes up and checks that they are the ones that were asked for."""
+def start() -> Runtime:
+    """Brings the processes up in the way that the launcher was asked for."""
     # libraries' notes to each other (Accelerate's use of torch, PEFT's of Transformers)
     warnings.filterwarnings("ignore", category=FutureWarning)
     _keep_memory()
@@ -139,7 +134,10 @@ def start(config: RunConfig) -> Runtime:
         # Without the two and cpu=False below, each rank believes it is process 0 of 1, or the run
         # becomes DDP.
         handlers.append(InitProcessGroupKwargs(backend="gloo"))
-        _tell_once("DeepSpeed builds its CPU collectives at its first start: a minute or two, once")
+        from deepspeed.ops import __compatible_ops__ as native_ops
+
+        # its shared-memory collectives want a C++ compiler and a minute; gloo has carried the gradients
+        native_ops["deepspeed_shm_comm"] = False
     # mixed precision is ours (step.py), the same under DDP and DeepSpeed
     accelerator = Accelerator(
         cpu=not on_gpu and not deepspeed, mixed_precision="no", kwargs_handlers=handlers
@@ -149,28 +147,11 @@ def start(config: RunConfig) -> Runtime:
         torch.set_num_threads(max(1, (psutil.cpu_count(logical=False) or 1) // local))
     runtime = Runtime(accelerator)
     _check_launch(runtime, deepspeed)
-    if config.gradient_accumulation_steps % runtime.world_size:
-        raise UserError(
-            f"--gradient-accumulation-steps {config.gradient_accumulation_steps} (microbatches per"
-            f" step in all) cannot be dealt out evenly to {runtime.world_size} processes; give a"
-            " multiple, or change num_processes in the accelerate config"
-        )
     return runtime
 
 
 def _check_launch(runtime: Runtime, deepspeed: bool) -> None:
-    """Refuses a run whose processes are not those that the launcher was told to start.
-
-    `accelerate launch --cpu --num_processes 2` silently runs one process (1.15.0), and a DeepSpeed
-    launch can silently become plain DDP.
-    """
-    asked = _asked_processes()
-    if asked is not None and asked != runtime.world_size:
-        raise UserError(
-            f"the launcher was asked for {asked} processes and {runtime.world_size} came up; launch"
-            " with --config_file accelerate_configs/cpu.yaml (CPU) or gpu.yaml and set num_processes"
-            " there, without --cpu"
-        )
+    """Refuses a DeepSpeed launch that became plain DDP, and a ds_config that contradicts the run."""
     if deepspeed != runtime.is_deepspeed:
         raise UserError(
             "the launcher was asked for DeepSpeed and the run came up as"
@@ -196,47 +177,6 @@ def _check_launch(runtime: Runtime, deepspeed: bool) -> None:
             raise UserError("the DeepSpeed config asks for a ZeRO stage other than 0, 1, 2")
 
 
-def launcher_command() -> list[str] | None:
-    """The command line of the `accelerate launch` above this process, if there is one."""
-    with contextlib.suppress(psutil.Error):
-        for parent in psutil.Process().parents():
-            words = parent.cmdline()
-            for i, word in enumerate(words):
-                if Path(word).name == "accelerate" and words[i + 1 : i + 2] == ["launch"]:
-                    return ["accelerate", *words[i + 1 :]]
-    return None
-
-
-def command_as_typed() -> str:
-    """The `uv run` command that repeats this run."""
-    words = launcher_command() or ["python", *sys.argv]
-    return shlex.join(["uv", "run", *words])
-
-
-def process_start() -> float:
-    """When this process started, in seconds since 1970: importing torch is part of the wait."""
-    return float(psutil.Process().create_time())
-
-
-def _asked_processes() -> int | None:
-    """The num_processes that the launcher's flags or its config file ask for."""
-    words = launcher_command()
-    if words is None:
-        return None
-    script = next((i for i, word in enumerate(words) if word.endswith(".py")), len(words))
-    options: dict[str, str] = {}
-    for i, word in enumerate(words[:script]):
-        name, equals, value = word.partition("=")
-        if name.startswith("--"):
-            options[name[2:].replace("-", "_")] = value if equals else "".join(words[i + 1 : i + 2])
-    if "num_processes" in options:
-        return int(options["num_processes"])
-    if "config_file" in options:
-        settings = yaml.safe_load(Path(options["config_file"]).read_text())
-        return int(settings["num_processes"]) if "num_processes" in settings else None
-    return None
-
-
 def _keep_memory() -> None:
     """Lets glibc keep freed blocks. A CPU step frees and takes the same large ones again and again;
     giving each back to the kernel costs up to a third of the step."""
@@ -244,8 +184,3 @@ def _keep_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no block by mmap
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: never trim the heap
-
-
-def _tell_once(message: str) -> None:
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(message, file=sys.stderr, flush=True)

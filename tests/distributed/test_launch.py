@@ -103,6 +103,7 @@ def test_a_launch_that_is_not_what_was_asked_for_is_refused(
     speech: Speech, tmp_path: Path, way: list[str], settings: dict[str, int], told: str
 ) -> None:
     done = launch([ACCELERATE, "launch", *way], speech.flags(tmp_path / "run", **settings))
-    assert done.returncode != 0
+    assert done.returncode == 2
     assert told in done.stderr
+    assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()

@@ -1,0 +1,131 @@
+"""The `accelerate launch` above a run: what it was asked for, and how it passes on exit codes.
+
+Needs no torch, so that a launch which is not what was asked for is refused before anything slow.
+"""
+
+import contextlib
+import logging
+import os
+import shlex
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import yaml
+
+from asrlora.errors import UserError
+
+OUR_EXIT_CODES = (2, 75)  # a mistake of the user's; preempted with a checkpoint saved
+
+
+def command_line() -> list[str] | None:
+    """The command line of the `accelerate launch` above this process, if there is one."""
+    with contextlib.suppress(psutil.Error):
+        for parent in psutil.Process().parents():
+            words = parent.cmdline()
+            for i, word in enumerate(words):
+                if Path(word).name == "accelerate" and words[i + 1 : i + 2] == ["launch"]:
+                    return ["accelerate", *words[i + 1 :]]
+    return None
+
+
+def command_as_typed() -> str:
+    """The `uv run` command that repeats this run."""
+    words = command_line() or ["python", *sys.argv]
+    return shlex.join(["uv", "run", *words])
+
+
+def process_start() -> float:
+    """When this process started, in seconds since 1970: importing torch is part of the wait."""
+    return float(psutil.Process().create_time())
+
+
+def check_processes(microbatches_per_step: int) -> None:
+    """Refuses a run whose processes are not those that the launcher was told to start.
+
+    `accelerate launch --cpu --num_processes 2` silently runs one process (1.15.0).
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    asked = _asked_processes()
+    if asked is not None and asked != world_size:
+        raise UserError(
+            f"the launcher was asked for {asked} processes and {world_size} came up; launch"
+            " with --config_file accelerate_configs/cpu.yaml (CPU) or gpu.yaml and set num_processes"
+            " there, without --cpu"
+        )
+    if microbatches_per_step % world_size:
+        raise UserError(
+            f"--gradient-accumulation-steps {microbatches_per_step} (microbatches per"
+            f" step in all) cannot be dealt out evenly to {world_size} processes; give a"
+            " multiple, or change num_processes in the accelerate config"
+        )
+
+
+def leave_the_word_to_local_rank_0() -> None:
+    """Called with a mistake to tell: returns at once on local rank 0, and elsewhere only if needed.
+
+    All ranks find the same mistake, and the launcher ends the others as soon as one has ended: so
+    the others wait for that, and speak only where their local rank 0 has found nothing wrong.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(30)
+
+
+def _asked_processes() -> int | None:
+    """The num_processes that the launcher's flags or its config file ask for."""
+    words = command_line()
+    if words is None:
+        return None
+    script = next((i for i, word in enumerate(words) if word.endswith(".py")), len(words))
+    options: dict[str, str] = {}
+    for i, word in enumerate(words[:script]):
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            options[name[2:].replace("-", "_")] = value if equals else "".join(words[i + 1 : i + 2])
+    if "num_processes" in options:
+        return int(options["num_processes"])
+    if "config_file" in options:
+        settings = yaml.safe_load(Path(options["config_file"]).read_text())
+        return int(settings["num_processes"]) if "num_processes" in settings else None
+    return None
+
+
+def pass_on_exit_codes() -> Callable[..., object]:
+    """Makes `accelerate launch asrlora/train.py` end with the exit code of its ranks.
+
+    The launcher ends with 1 and a traceback whenever a rank ends with another code than 0
+    (torch.distributed.elastic raises ChildFailedError); scripts around it rely on ours. torch loads
+    the entry points `torchrun.handlers` in the launcher's process before it starts a rank: the one
+    place where a package may speak there. What is returned is never used as a rendezvous handler.
+    """
+    if Path(sys.argv[0]).name == "accelerate" and any(
+        Path(word).parts[-2:] == ("asrlora", "train.py") for word in sys.argv
+    ):
+        sys.excepthook = _end_like_the_ranks
+        logging.getLogger("torch.distributed.elastic.multiprocessing.api").addFilter(_not_ours)
+    return _no_rendezvous
+
+
+def _end_like_the_ranks(
+    kind: type[BaseException], error: BaseException, trace: types.TracebackType | None
+) -> None:
+    failures = getattr(error, "failures", {})
+    codes = {failure.exitcode for failure in failures.values()}
+    told = codes.intersection(OUR_EXIT_CODES)
+    # the launcher ends the ranks that are left by SIGTERM, which is -15 here
+    if len(told) == 1 and all(code in told or code < 0 for code in codes):
+        sys.stdout.flush()
+        os._exit(told.pop())
+    sys.__excepthook__(kind, error, trace)
+
+
+def _not_ours(record: logging.LogRecord) -> bool:
+    """Drops the launcher's report of a rank that ended with an exit code of ours: it has said why."""
+    return not any(f"(exitcode: {code})" in record.getMessage() for code in OUR_EXIT_CODES)
+
+
+def _no_rendezvous(*_: object) -> None:
+    raise UserError("asrlora is no rendezvous backend; leave rdzv_backend as accelerate sets it")
