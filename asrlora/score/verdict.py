@@ -127,13 +127,13 @@ def _section(
 
 
 def _reason(what: str, value: float, interval: Sequence[float], bound: str, criterion: float) -> str:
-    """One sentence: "domain WER reduction 9.10 points (95 % interval 8.20 to 10.00) is ..."."""
+    """ "domain WER reduction 9.10 points (95 % interval 8.20 to 10.00): at least 1.00 holds" """
     inside = interval[0] >= criterion if bound == "at least" else interval[1] <= criterion
     outside = interval[1] < criterion if bound == "at least" else interval[0] > criterion
     holds = "holds" if inside else "fails" if outside else "is not settled"
     return (
-        f"{what} {value:+.2%} (95 % interval {interval[0]:+.2%} to {interval[1]:+.2%}):"
-        f" {bound} {criterion:.2%} {holds}"
+        f"{what} {100 * value:.2f} points (95 % interval {100 * interval[0]:.2f} to"
+        f" {100 * interval[1]:.2f}): {bound} {100 * criterion:.2f} {holds}"
     )
 
 
