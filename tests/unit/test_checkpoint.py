@@ -1,0 +1,87 @@
+"""Checkpoints are whole or not there, and a damaged one is never used."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from asrlora.engine import checkpoint
+from asrlora.engine.checkpoint import Checkpoint, State
+from asrlora.errors import UserError
+
+
+def make(step: int) -> Checkpoint:
+    generator = torch.Generator().manual_seed(step)
+    tensors = {f"layer.{i}.lora_A": torch.randn(4, 8, generator=generator) for i in range(3)}
+    moments = {f"{name}/exp_avg": 0.1 * value for name, value in tensors.items()}
+    return Checkpoint(State(step, best_step=step - 1, best_wer=0.25), tensors, moments)
+
+
+def same(one: Checkpoint | None, other: Checkpoint) -> bool:
+    assert one is not None
+    pairs = [(one.adapter, other.adapter), (one.moments, other.moments)]
+    return one.state == other.state and all(
+        a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a) for a, b in pairs
+    )
+
+
+def test_what_is_saved_is_loaded_and_the_newest_are_kept(tmp_path: Path) -> None:
+    assert checkpoint.load_newest(tmp_path) is None
+    for step in (5, 10, 15, 20):
+        checkpoint.save(tmp_path, make(step), keep=2)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-000015", "step-000020"]
+    assert same(checkpoint.load_newest(tmp_path), make(20))
+
+
+@pytest.mark.parametrize("file", [checkpoint.ADAPTER, checkpoint.OPTIMIZER, checkpoint.STATE])
+@pytest.mark.parametrize("damage", ["flip", "cut", "delete"])
+def test_a_damaged_one_is_told_and_the_one_before_it_is_taken(
+    tmp_path: Path, file: str, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (5, 10):
+        path = checkpoint.save(tmp_path, make(step), keep=2) / file
+    data = bytearray(path.read_bytes())
+    # one bit of the last tensor, or of the hash that state.json holds
+    data[-5] ^= 1
+    if damage == "delete":
+        path.unlink()
+    else:
+        path.write_bytes(data if damage == "flip" else data[: len(data) // 2])
+    assert same(checkpoint.load_newest(tmp_path), make(5))
+    # without its mark it was never finished, which is nothing to warn of
+    assert ("is damaged" in capsys.readouterr().out) == ((file, damage) != (checkpoint.STATE, "delete"))
+
+
+@pytest.mark.parametrize("call", [0, 1, 2])
+def test_a_full_disk_at_any_moment_leaves_the_one_before(
+    tmp_path: Path, call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint.save(tmp_path, make(5), keep=1)
+    honest, calls = checkpoint._write, []
+
+    def fails(path: Path, data: bytes) -> None:
+        calls.append(path)
+        honest(path, data[: len(data) // 2] if len(calls) > call else data)
+        if len(calls) > call:
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_write", fails)
+        with pytest.raises(UserError, match=r"step 10 cannot be written .* \(No space left on device\)"):
+            checkpoint.save(tmp_path, make(10), keep=1)
+    assert same(checkpoint.load_newest(tmp_path), make(5))
+    checkpoint.save(tmp_path, make(10), keep=1)
+    assert same(checkpoint.load_newest(tmp_path), make(10))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000010"]
+
+
+def test_the_step_that_a_run_went_on_from_is_never_unsaved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An evaluation that was dropped is made up for after the resume: same tensors, another best."""
+    checkpoint.save(tmp_path, make(5), keep=1)
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda *args, **kwargs: pytest.fail("deleted"))
+    better = replace(make(5), state=State(5, best_step=5, best_wer=0.2))
+    checkpoint.save(tmp_path, better, keep=1)
+    assert same(checkpoint.load_newest(tmp_path), better)
