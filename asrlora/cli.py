@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from asrlora.config import Parser
+from asrlora.config import ALLOW_OUTSIDE, Parser
 from asrlora.console import console, progress
 from asrlora.errors import UserError, exit_code
 
@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--heldout", type=Path)
     check.add_argument("--max-seconds", type=float, default=20.0)
     check.add_argument("--output", type=Path, help="write the findings here as JSON")
+    _allow_outside(check)
 
     shards = commands.add_parser("shards", help="build and verify WebDataset tars")
     shards_steps = shards.add_subparsers(required=True, metavar="STEP", parser_class=Parser)
@@ -62,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("manifest", type=Path)
     build.add_argument("out", type=Path)
     build.add_argument("--workers", type=int, help="processes (default: one a core)")
+    _allow_outside(build)
     verify = shards_steps.add_parser("verify", help="check every byte")
     verify.set_defaults(run=_shards_verify)
     verify.add_argument("folder", type=Path)
@@ -73,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--manifest-path", type=Path, required=True)
     evaluate.add_argument("--output-dir", type=Path, required=True)
     evaluate.add_argument("--eval-batch-seconds", type=float, default=160.0)
+    _allow_outside(evaluate)
 
     judge = commands.add_parser("verdict", help="judge a run again from its files")
     judge.set_defaults(run=_verdict)
@@ -89,6 +92,10 @@ def _parser() -> argparse.ArgumentParser:
     ledger.add_argument("folders", type=Path, nargs="+", help="where run directories are")
     ledger.add_argument("--page", type=Path, default=Path("docs/experiment_plan.md"))
     return parser
+
+
+def _allow_outside(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--allow-outside", action="store_true", help=ALLOW_OUTSIDE)
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -116,10 +123,11 @@ def _manifest_check(args: argparse.Namespace) -> int:
 
     from asrlora.data import audit, manifest
 
-    evaluation = {"domain": manifest.read_manifest(args.domain)}
+    evaluation = {"domain": manifest.read_manifest(args.domain, args.allow_outside)}
     if args.heldout:
-        evaluation["heldout"] = manifest.read_manifest(args.heldout)
-    found = audit.audit(manifest.read_manifest(args.train), evaluation, max_seconds=args.max_seconds)
+        evaluation["heldout"] = manifest.read_manifest(args.heldout, args.allow_outside)
+    train = manifest.read_manifest(args.train, args.allow_outside)
+    found = audit.audit(train, evaluation, max_seconds=args.max_seconds)
     table = Table("set", "utterances", "hours", "speakers", *(f"≤ {f:g} s" for f in audit.FILTERS))
     for name, described in found.sets.items():
         kept = described["kept_by_max_seconds"].values()
@@ -138,7 +146,7 @@ def _manifest_check(args: argparse.Namespace) -> int:
 def _shards_build(args: argparse.Namespace) -> int:
     from asrlora.data import manifest, shards
 
-    utterances = manifest.read_manifest(args.manifest)
+    utterances = manifest.read_manifest(args.manifest, args.allow_outside)
     with progress("shards", sum(u.duration for u in utterances)) as advance:
         built = shards.build(utterances, args.out, workers=args.workers, progress=advance)
     console.print(
@@ -161,7 +169,7 @@ def _eval(args: argparse.Namespace) -> int:
     from asrlora.data import manifest
     from asrlora.models.hub import find_model
 
-    utterances = manifest.read_manifest(args.manifest_path)
+    utterances = manifest.read_manifest(args.manifest_path, args.allow_outside)
     find_model(args.model_id)
     scores_path = args.output_dir / "scores.json"
     if scores_path.exists():
