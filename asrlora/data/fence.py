@@ -31,30 +31,30 @@ class Fence:
     allow_outside: bool = False
     _inside: dict[str, bool] = field(default_factory=dict)  # folder -> whether it lies inside
 
-    def find(self, name: str) -> Path:
+    def find(self, name: str, what: str = "audio file") -> Path:
         """The regular file that `name` means, absolute or relative to the folder.
 
         Raises Outside where it leads out, Missing where it leads nowhere, and ValueError where it is no
         regular file.
         """
         if "\0" in name:
-            raise ValueError(f"the audio file {name!r} has a NUL byte in its name; mend the field audio")
+            raise ValueError(f"the {what} {name!r} has a NUL byte in its name; mend it")
         # absolute, because libsndfile takes the bare name "-" for standard input
         path = os.path.join(os.path.abspath(self.folder), name)
         if not self.allow_outside and not self._holds(os.path.dirname(path)):
-            raise Outside(self._outside(path))
+            raise Outside(self._outside(path, what))
         try:
             status = os.lstat(path)
             if stat.S_ISLNK(status.st_mode):
                 if not self.allow_outside and not self._holds(os.path.realpath(path)):
-                    raise Outside(self._outside(path))
+                    raise Outside(self._outside(path, what))
                 status = os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
-            raise Missing(f"the audio file {path} does not exist; mend the field audio") from None
+            raise Missing(f"the {what} {path} does not exist; mend its name") from None
         except OSError as error:
-            raise ValueError(f"the audio file {path} cannot be read ({error.strerror})") from None
+            raise ValueError(f"the {what} {path} cannot be read ({error.strerror})") from None
         if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"the audio file {path} is not a regular file; mend the field audio")
+            raise ValueError(f"the {what} {path} is not a regular file; mend its name")
         return Path(path)
 
     def _holds(self, path: str) -> bool:
@@ -64,9 +64,9 @@ class Fence:
             self._inside[path] = Path(os.path.realpath(path)).is_relative_to(root)
         return self._inside[path]
 
-    def _outside(self, path: str) -> str:
+    def _outside(self, path: str, what: str) -> str:
         return (
-            f"the audio file {path} lies outside {self.folder}; move it there, or give --allow-outside"
+            f"the {what} {path} lies outside {self.folder}; move it there, or give --allow-outside"
             " if you trust where this came from"
         )
 

@@ -167,15 +167,22 @@ def audio_length(audio: Path) -> float:
         raise ValueError(f"the audio file {audio} cannot be read ({error})") from None
 
 
-def write_manifest(path: Path, utterances: Iterable[Utterance]) -> None:
+def check_new(path: Path) -> None:
+    """Raises UserError where `path` exists: a set that was made once is not written over."""
+    if path.exists():
+        raise UserError(f"{path} exists; give another name or delete it first")
+
+
+def write_manifest(path: Path, utterances: Iterable[Utterance]) -> int:
     """Writes a new manifest in one step; what `read_manifest` reads of it is the same utterances.
 
     Audio inside the manifest's folder is named relative to it, so that the folder can be moved;
-    other audio is named absolutely.
+    other audio is named absolutely, and how many lines do so is returned.
     """
     root = os.path.realpath(path.parent)
-    lines = [json.dumps(_to_record(u, root), ensure_ascii=False) + "\n" for u in utterances]
-    write_whole(path, "".join(lines))
+    records = [_to_record(utterance, root) for utterance in utterances]
+    write_whole(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    return sum(os.path.isabs(record["audio"]) for record in records)
 
 
 def _to_record(utterance: Utterance, root: str) -> dict[str, Any]:
