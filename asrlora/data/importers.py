@@ -8,6 +8,7 @@ utterance or is counted under the reason why not.
 import csv
 import io
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -355,10 +356,10 @@ def _column(header: list[str], names: tuple[str, ...], source: str) -> str:
 
 
 def _in_clips(folder: Path, name: str) -> str:
-    """Common Voice names files without their folder. Looks at no name that could lead elsewhere."""
-    plain = name == Path(name).name and "\0" not in name
-    clip = folder / "clips" / name
-    return f"clips/{name}" if plain and not (folder / name).exists() and clip.exists() else name
+    """Common Voice names files without their folder. Looks for plain names only: none leads elsewhere."""
+    clip = os.path.join("clips", name)
+    beside, inside = (os.path.exists(folder / path) for path in (name, clip))
+    return clip if name == os.path.basename(name) and inside and not beside else name
 
 
 def _cell_seconds(row: dict[str, str], name: str, where: str) -> float | None:
