@@ -155,9 +155,9 @@ def _allow_outside(parser: argparse.ArgumentParser) -> None:
 
 
 def _count(text: str) -> int:
-    if (count := int(text)) < 1:
-        raise ValueError
-    return count
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, not {text}")
+    return int(text)
 
 
 def _demo(args: argparse.Namespace) -> int:

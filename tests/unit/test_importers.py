@@ -445,6 +445,8 @@ def test_a_domain_manifest_has_500_samples_unless_told(
     assert count("--role", "domain", "--samples", "20") == 20
     assert count("--samples", "900") == 550
     assert "900 samples were wanted" in capsys.readouterr().out
+    assert cli.main(["manifest", "import", str(source), "--output", "o.jsonl", "--samples", "0"]) == 2
+    assert "--samples: must be a whole number above 0" in capsys.readouterr().err
 
 
 def test_audio_elsewhere_needs_leave_and_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
