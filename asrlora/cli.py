@@ -2,13 +2,19 @@
 
 import argparse
 import json
+import math
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from asrlora.config import Parser
+from asrlora.config import ALLOW_OUTSIDE, Parser
 from asrlora.console import console, progress
 from asrlora.errors import UserError, exit_code
+
+if TYPE_CHECKING:
+    from asrlora.data.manifest import Utterance
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     pretrain.add_argument("--utterances", type=int, default=16_000)
     pretrain.add_argument("--steps", type=int, default=3_600)
 
-    manifest = commands.add_parser("manifest", help="audit manifests")
+    manifest = commands.add_parser("manifest", help="import, audit, merge, split and filter manifests")
     manifest_steps = manifest.add_subparsers(required=True, metavar="STEP", parser_class=Parser)
     check = manifest_steps.add_parser("check", help="look for what makes a run worthless")
     check.set_defaults(run=_manifest_check)
@@ -54,6 +60,57 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--heldout", type=Path)
     check.add_argument("--max-seconds", type=float, default=20.0)
     check.add_argument("--output", type=Path, help="write the findings here as JSON")
+    _allow_outside(check)
+
+    importing = manifest_steps.add_parser("import", help="make a manifest of another project's data")
+    importing.set_defaults(run=_manifest_import)
+    importing.add_argument(
+        "source",
+        help="JSON lines (this project's, NeMo's, or with samples), CSV, TSV, a folder of Kaldi, of"
+        " LibriSpeech or of audio with .txt beside it, or hf:NAME:CONFIG:SPLIT",
+    )
+    importing.add_argument("--output", type=Path, required=True, help="the new manifest")
+    importing.add_argument(
+        "--format",
+        choices=("jsonl", "kaldi", "table", "librispeech", "folder", "hf"),
+        help="default: found out by looking",
+    )
+    importing.add_argument(
+        "--role", choices=("train", "domain"), default="train", help="domain: --samples 500 unless given"
+    )
+    importing.add_argument(
+        "--samples", type=_count, help="draw so many, stratified by duration and speaker, and shuffle"
+    )
+    importing.add_argument("--seed", type=int, default=42, help="of the draw (default: 42)")
+    _allow_outside(importing)
+    merging = manifest_steps.add_parser("merge", help="several manifests to one")
+    merging.set_defaults(run=_manifest_merge)
+    merging.add_argument("manifests", type=Path, nargs="+")
+    merging.add_argument("--output", type=Path, required=True, help="the new manifest")
+    _allow_outside(merging)
+    splitting = manifest_steps.add_parser("split", help="one manifest to several, nothing in two of them")
+    splitting.set_defaults(run=_manifest_split)
+    splitting.add_argument("manifest", type=Path)
+    splitting.add_argument("--output-dir", type=Path, required=True, help="each part is NAME.jsonl there")
+    splitting.add_argument("--parts", required=True, help="names and shares: train=0.9,domain=0.1")
+    splitting.add_argument("--by-speaker", action="store_true", help="no speaker in two parts")
+    splitting.add_argument("--seed", type=int, default=42, help="of the draw (default: 42)")
+    _allow_outside(splitting)
+    filtering = manifest_steps.add_parser("filter", help="keep what you name, and count the rest")
+    filtering.set_defaults(run=_manifest_filter)
+    filtering.add_argument("manifest", type=Path)
+    filtering.add_argument("--output", type=Path, required=True, help="the new manifest")
+    filtering.add_argument("--min-seconds", type=float, default=0.0)
+    filtering.add_argument("--max-seconds", type=float, default=math.inf)
+    filtering.add_argument("--min-words", type=int, default=0)
+    filtering.add_argument("--max-words", type=int, default=math.inf)
+    filtering.add_argument("--match", metavar="REGEX", help="found anywhere in the text")
+    filtering.add_argument("--speakers", type=Path, metavar="FILE", help="speakers to keep, one a line")
+    _allow_outside(filtering)
+    stats = manifest_steps.add_parser("stats", help="how much, how long, who, which words and characters")
+    stats.set_defaults(run=_manifest_stats)
+    stats.add_argument("manifest", type=Path)
+    _allow_outside(stats)
 
     shards = commands.add_parser("shards", help="build and verify WebDataset tars")
     shards_steps = shards.add_subparsers(required=True, metavar="STEP", parser_class=Parser)
@@ -62,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("manifest", type=Path)
     build.add_argument("out", type=Path)
     build.add_argument("--workers", type=int, help="processes (default: one a core)")
+    _allow_outside(build)
     verify = shards_steps.add_parser("verify", help="check every byte")
     verify.set_defaults(run=_shards_verify)
     verify.add_argument("folder", type=Path)
@@ -73,6 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--manifest-path", type=Path, required=True)
     evaluate.add_argument("--output-dir", type=Path, required=True)
     evaluate.add_argument("--eval-batch-seconds", type=float, default=160.0)
+    _allow_outside(evaluate)
 
     judge = commands.add_parser("verdict", help="judge a run again from its files")
     judge.set_defaults(run=_verdict)
@@ -89,6 +148,16 @@ def _parser() -> argparse.ArgumentParser:
     ledger.add_argument("folders", type=Path, nargs="+", help="where run directories are")
     ledger.add_argument("--page", type=Path, default=Path("docs/experiment_plan.md"))
     return parser
+
+
+def _allow_outside(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--allow-outside", action="store_true", help=ALLOW_OUTSIDE)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0, not {text}")
+    return int(text)
 
 
 def _demo(args: argparse.Namespace) -> int:
@@ -116,10 +185,11 @@ def _manifest_check(args: argparse.Namespace) -> int:
 
     from asrlora.data import audit, manifest
 
-    evaluation = {"domain": manifest.read_manifest(args.domain)}
+    evaluation = {"domain": manifest.read_manifest(args.domain, args.allow_outside)}
     if args.heldout:
-        evaluation["heldout"] = manifest.read_manifest(args.heldout)
-    found = audit.audit(manifest.read_manifest(args.train), evaluation, max_seconds=args.max_seconds)
+        evaluation["heldout"] = manifest.read_manifest(args.heldout, args.allow_outside)
+    train = manifest.read_manifest(args.train, args.allow_outside)
+    found = audit.audit(train, evaluation, max_seconds=args.max_seconds)
     table = Table("set", "utterances", "hours", "speakers", *(f"≤ {f:g} s" for f in audit.FILTERS))
     for name, described in found.sets.items():
         kept = described["kept_by_max_seconds"].values()
@@ -135,10 +205,100 @@ def _manifest_check(args: argparse.Namespace) -> int:
     return 3 if found.stops else 0
 
 
+def _manifest_import(args: argparse.Namespace) -> int:
+    from asrlora.data import importers, manifest
+
+    samples = args.samples or (importers.DOMAIN_SAMPLES if args.role == "domain" else None)
+    made = importers.import_source(
+        args.source, args.output, form=args.format, samples=samples, seed=args.seed,
+        allow_outside=args.allow_outside,
+    )  # fmt: skip
+    console.print(
+        f"{args.output}: {made.total:,} records ({made.format}); "
+        + manifest.describe(len(made.utterances), made.left_out)
+    )
+    if samples and len(made.utterances) < samples:
+        console.print(f"note: {samples:,} samples were wanted, and there are no more")
+    _tell_outside(args.output, made.outside)
+    return 0
+
+
+def _manifest_merge(args: argparse.Namespace) -> int:
+    from asrlora.data import manifest, sets
+
+    if len(set(args.manifests)) < len(args.manifests):
+        raise UserError("a manifest is named twice; name each once")
+    manifest.check_new(args.output)
+    merged = sets.merge({path: manifest.read_manifest(path, args.allow_outside) for path in args.manifests})
+    _write_set(args.output, merged, {})
+    return 0
+
+
+def _manifest_split(args: argparse.Namespace) -> int:
+    from asrlora.data import manifest, sets
+
+    parts = sets.parse_parts(args.parts)
+    for name in parts:
+        manifest.check_new(args.output_dir / f"{name}.jsonl")
+    utterances = manifest.read_manifest(args.manifest, args.allow_outside)
+    for name, part in sets.split(utterances, parts, args.seed, args.by_speaker).items():
+        _write_set(args.output_dir / f"{name}.jsonl", part, {})
+    return 0
+
+
+def _manifest_filter(args: argparse.Namespace) -> int:
+    from asrlora.data import manifest, sets
+
+    manifest.check_new(args.output)
+    try:
+        match = re.compile(args.match) if args.match else None
+    except re.error as error:
+        raise UserError(f"--match {args.match}: no regular expression ({error})") from None
+    speakers = None
+    if args.speakers:
+        speakers = {line.strip() for line in manifest.read_lines(args.speakers) if line.strip()}
+    wanted = sets.Filter(
+        args.min_seconds, args.max_seconds, args.min_words, args.max_words, match, speakers
+    )  # fmt: skip
+    kept, left_out = sets.apply_filter(manifest.read_manifest(args.manifest, args.allow_outside), wanted)
+    if not kept:
+        raise UserError(f"{args.manifest}: {manifest.describe(0, left_out)}")
+    _write_set(args.output, kept, left_out)
+    return 0
+
+
+def _manifest_stats(args: argparse.Namespace) -> int:
+    from rich.table import Table
+
+    from asrlora.data import manifest, sets
+
+    table = Table("", str(args.manifest))
+    for row in sets.statistics(manifest.read_manifest(args.manifest, args.allow_outside)).items():
+        table.add_row(*row)
+    console.print(table)
+    return 0
+
+
+def _write_set(path: Path, utterances: "Sequence[Utterance]", left_out: Mapping[str, int]) -> None:
+    from asrlora.data import manifest
+
+    outside = manifest.write_manifest(path, utterances)
+    console.print(f"{path}: {manifest.describe(len(utterances), left_out)}")
+    _tell_outside(path, outside)
+
+
+def _tell_outside(path: Path, count: int) -> None:
+    if count:
+        console.print(
+            f"note: {count:,} utterances have their audio outside {path.parent}: reading {path.name} needs"
+            " --allow-outside, unless you write it to a folder above its audio"
+        )
+
+
 def _shards_build(args: argparse.Namespace) -> int:
     from asrlora.data import manifest, shards
 
-    utterances = manifest.read_manifest(args.manifest)
+    utterances = manifest.read_manifest(args.manifest, args.allow_outside)
     with progress("shards", sum(u.duration for u in utterances)) as advance:
         built = shards.build(utterances, args.out, workers=args.workers, progress=advance)
     console.print(
@@ -161,7 +321,7 @@ def _eval(args: argparse.Namespace) -> int:
     from asrlora.data import manifest
     from asrlora.models.hub import find_model
 
-    utterances = manifest.read_manifest(args.manifest_path)
+    utterances = manifest.read_manifest(args.manifest_path, args.allow_outside)
     find_model(args.model_id)
     scores_path = args.output_dir / "scores.json"
     if scores_path.exists():

@@ -16,6 +16,7 @@ from asrlora.errors import UserError
 
 Count = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
+ALLOW_OUTSIDE = "read audio outside a manifest's folder: only where you trust who wrote the manifest"
 
 
 class RunConfig(pydantic.BaseModel):
@@ -29,6 +30,7 @@ class RunConfig(pydantic.BaseModel):
     safety_manifest_path: Path | None = Field(
         None, description="heldout manifest: its WER must not rise; without it no run can be accepted"
     )
+    allow_outside: bool = Field(False, description=ALLOW_OUTSIDE)
     output_dir: Path = Field(description="run directory; must not hold another run")
 
     max_steps: Count = Field(200, description="optimizer steps")

@@ -10,7 +10,8 @@ from rich.text import Text
 
 LINE_INTERVAL = 15.0  # seconds between two lines where there is no terminal
 
-console = Console(highlight=False, soft_wrap=True)
+# no markup: ids, paths and texts may hold brackets, and are shown as they are
+console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 Advance = Callable[[float], None]
 

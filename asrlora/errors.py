@@ -13,5 +13,7 @@ def exit_code(main: Callable[[], int]) -> int:
     try:
         return main()
     except UserError as error:
-        print(f"asrlora: error: {error}", file=sys.stderr, flush=True)
+        # a name may hold line breaks or a terminal's control codes; they are shown, not obeyed
+        message = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(error))
+        print(f"asrlora: error: {message}", file=sys.stderr, flush=True)
         return 2

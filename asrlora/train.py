@@ -51,10 +51,10 @@ def check(config: RunConfig) -> Inputs:
     if config.dataset_path.is_dir():
         source: list[manifest.Utterance] | shards.Shards = shards.open_shards(config.dataset_path)
     else:
-        source = manifest.read_manifest(config.dataset_path)
-    evaluation = {"domain": manifest.read_manifest(config.manifest_path)}
+        source = manifest.read_manifest(config.dataset_path, config.allow_outside)
+    evaluation = {"domain": manifest.read_manifest(config.manifest_path, config.allow_outside)}
     if config.safety_manifest_path:
-        evaluation["heldout"] = manifest.read_manifest(config.safety_manifest_path)
+        evaluation["heldout"] = manifest.read_manifest(config.safety_manifest_path, config.allow_outside)
     found = audit.audit(
         [] if isinstance(source, shards.Shards) else source,
         evaluation,

@@ -17,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
+from asrlora.data.fence import open_sound
+
 SAMPLE_RATE = 16_000
 TARGET_RMS = 0.075
 PEAK = 0.999  # the gain stops here: a loud click keeps its shape and the utterance stays quieter
@@ -49,7 +51,8 @@ def read_audio(source: Path | bytes, offset: float = 0.0, duration: float | None
     Raises AudioError where the file cannot be decoded or the segment is empty.
     """
     try:
-        with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+        opened = soundfile.SoundFile(io.BytesIO(source)) if isinstance(source, bytes) else open_sound(source)
+        with opened as file:
             file.seek(round(offset * file.samplerate))
             frames = -1 if duration is None else round(duration * file.samplerate)
             wave = file.read(frames, dtype="float32", always_2d=True).mean(axis=1)

@@ -6,17 +6,21 @@ A line: `{"id", "audio", "text", "duration", "offset", "speaker"}`; `audio` and 
 
 import hashlib
 import json
-import math
 import os
+import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import soundfile
-
+from asrlora.data.fence import Fence, open_sound
 from asrlora.errors import UserError
+from asrlora.files import write_whole
+
+MAX_DEPTH = 100  # of nested JSON: what is read must be writable again, inside Python's recursion limit
+TOLERANCE = 0.1  # seconds that a segment may end behind its file: rounding of whoever cut it
+FIELDS = frozenset(("id", "audio", "text", "duration", "offset", "speaker"))
 
 
 @dataclass(frozen=True)
@@ -31,24 +35,20 @@ class Utterance:
     whole_file: bool = True  # no segment was asked for: read to the end of the file
 
 
-def read_manifest(path: Path) -> list[Utterance]:
+def read_manifest(path: Path, allow_outside: bool = False) -> list[Utterance]:
     """Reads and checks every line; looks at every audio file's header, decodes none.
 
-    Raises UserError that names the first bad line and the mend.
+    Audio outside the manifest's folder is refused unless `allow_outside`. Raises UserError that names
+    the first bad line and the mend.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"manifest {path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise UserError(f"manifest {path}: is not UTF-8 text; is it really a manifest?") from None
     utterances: list[Utterance] = []
     line_of_id: dict[str, int] = {}
-    for number, line in enumerate(lines, 1):
+    fence = Fence(path.parent, allow_outside)
+    for number, line in enumerate(read_lines(path), 1):
         if not line.strip():
             continue
         try:
-            utterance = _parse(line, path.parent)
+            utterance = _parse(parse_object(line), fence)
         except ValueError as error:
             raise UserError(f"manifest {path}, line {number}: {error}") from None
         if utterance.id in line_of_id:
@@ -63,43 +63,77 @@ def read_manifest(path: Path) -> list[Utterance]:
     return utterances
 
 
-def _parse(line: str, folder: Path) -> Utterance:
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file. Raises UserError where it is none, and opens regular files only."""
+    if path.exists() and not path.is_file():
+        raise UserError(f"manifest {path}: is not a regular file")
+    try:
+        # not splitlines(): U+2028 and its like are no ends of lines in JSON
+        return path.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise UserError(f"manifest {path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise UserError(f"manifest {path}: is not UTF-8 text; is it really a manifest?") from None
+
+
+def parse_object(line: str) -> dict[str, Any]:
+    """One line of JSON. Raises ValueError where it is no object, or one that could not be written again."""
     try:
         record = json.loads(line)
+        deep = line.count("[") + line.count("{") > MAX_DEPTH and _depth(record) > MAX_DEPTH
     except json.JSONDecodeError as error:
         raise ValueError(f"not valid JSON ({error.msg} at column {error.colno})") from None
+    except RecursionError:
+        deep = True
+    if deep:
+        raise ValueError(f"nested more than {MAX_DEPTH} levels deep; take that field out")
     if not isinstance(record, dict):
         raise ValueError('not a JSON object such as {"audio": "a.wav", "text": "hello"}')
-    name = _string(record, "audio", required=True)
-    text = _string(record, "text", required=True)
+    if "\\u" in line:
+        try:
+            json.dumps(record, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("holds half a surrogate pair (\\ud800 to \\udfff), which is no text") from None
+    return record
+
+
+def _depth(value: Any) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, inner), default=0)
+
+
+def _parse(record: dict[str, Any], fence: Fence) -> Utterance:
+    name = string_field(record, "audio", required=True)
+    text = string_field(record, "text", required=True)
     assert name is not None
     assert text is not None
-    offset = _seconds(record, "offset") or 0.0
-    duration = _seconds(record, "duration")
-    speaker = _string(record, "speaker")
-    given = _string(record, "id")
-    identity = given or hashlib.sha256(f"{name}@{offset}".encode()).hexdigest()[:16]
-    audio = folder / name
+    offset = seconds_field(record, "offset") or 0.0
+    duration = seconds_field(record, "duration")
+    speaker = string_field(record, "speaker")
+    identity = string_field(record, "id") or default_id(name, offset)
+    audio = fence.find(name)
     whole_file = "offset" not in record
-    if not audio.is_file():
-        raise ValueError(f"the audio file {audio} does not exist; mend the field audio")
-    length = _length(audio)
+    length = audio_length(audio)
     if offset >= length:
         raise ValueError(f"offset {offset:g} s lies behind the end of {audio} ({length:g} s)")
     if whole_file or duration is None:
         duration = length - offset  # the file's own length; a rounded copy in the line adds nothing
-    elif offset + duration > length + 0.1:
+    elif offset + duration > length + TOLERANCE:
         raise ValueError(
             f"the segment ends at {offset + duration:g} s, behind the end of {audio} ({length:g} s)"
         )
     if duration <= 0:
         raise ValueError("duration must be above 0 s")
-    known = {"id", "audio", "text", "duration", "offset", "speaker"}
-    extra = {key: value for key, value in record.items() if key not in known}
+    extra = {key: value for key, value in record.items() if key not in FIELDS}
     return Utterance(identity, audio, text, duration, offset, speaker, extra, whole_file)
 
 
-def _string(record: dict[str, Any], key: str, required: bool = False) -> str | None:
+def default_id(name: str, offset: float) -> str:
+    """A stable id for a line that has none, from its path as written and its offset in seconds."""
+    return hashlib.sha256(f"{name}@{offset}".encode()).hexdigest()[:16]
+
+
+def string_field(record: Mapping[str, Any], key: str, required: bool = False) -> str | None:
     value = record.get(key)
     if value is None and not required:
         return None
@@ -114,21 +148,57 @@ def _string(record: dict[str, Any], key: str, required: bool = False) -> str | N
     return value
 
 
-def _seconds(record: dict[str, Any], key: str) -> float | None:
+def seconds_field(record: Mapping[str, Any], key: str) -> float | None:
     value = record.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value <= sys.float_info.max:
         raise ValueError(f"the field {key} must be seconds, not {json.dumps(value)[:60]}")
     return float(value)
 
 
-def _length(audio: Path) -> float:
+def audio_length(audio: Path) -> float:
+    """Seconds, by the header. Raises ValueError where it cannot be read."""
     try:
-        info = soundfile.info(audio)
-    except (soundfile.LibsndfileError, RuntimeError) as error:
+        with open_sound(audio) as file:
+            return float(file.frames / file.samplerate)
+    except OSError as error:
         raise ValueError(f"the audio file {audio} cannot be read ({error})") from None
-    return float(info.frames / info.samplerate)
+
+
+def check_new(path: Path) -> None:
+    """Raises UserError where `path` exists: a set that was made once is not written over."""
+    if path.exists():
+        raise UserError(f"{path} exists; give another name or delete it first")
+
+
+def write_manifest(path: Path, utterances: Iterable[Utterance]) -> int:
+    """Writes a new manifest in one step; what `read_manifest` reads of it is the same utterances.
+
+    Audio inside the manifest's folder is named relative to it, so that the folder can be moved;
+    other audio is named absolutely, and how many lines do so is returned.
+    """
+    root = os.path.realpath(path.parent)
+    records = [_to_record(utterance, root) for utterance in utterances]
+    write_whole(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    return sum(os.path.isabs(record["audio"]) for record in records)
+
+
+def _to_record(utterance: Utterance, root: str) -> dict[str, Any]:
+    audio = Path(os.path.realpath(utterance.audio))
+    inside = audio.is_relative_to(root)
+    record: dict[str, Any] = {
+        "id": utterance.id,
+        "audio": audio.relative_to(root).as_posix() if inside else str(audio),
+        "text": utterance.text,
+        "duration": round(utterance.duration, 6),
+    }
+    if not utterance.whole_file:
+        record["offset"] = utterance.offset
+    if utterance.speaker is not None:
+        record["speaker"] = utterance.speaker
+    return {**record, **utterance.extra}
 
 
 class Trainable(Protocol):

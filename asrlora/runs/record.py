@@ -16,21 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from asrlora.errors import UserError
+from asrlora.files import write_whole as write_whole  # callers of this module use it too
 from asrlora.score import verdict
 from asrlora.score.wer import Counts
 
 LIBRARIES = ("torch", "accelerate", "deepspeed", "transformers", "peft", "webdataset", "jiwer")
-
-
-def write_whole(path: Path, content: str) -> None:
-    """Replaces `path` in one step: a reader, or a crash, sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.tmp")
-    with open(aside, "w", encoding="utf-8") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
 
 
 def to_lines(records: Iterable[dict[str, Any]]) -> str:
