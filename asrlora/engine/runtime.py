@@ -17,6 +17,9 @@ from accelerate.utils import DistributedType
 from asrlora.errors import UserError
 
 T = TypeVar("T")
+Tensors = dict[str, torch.Tensor]
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, under the names that torch gives them
 MAX_GRAD_NORM = 1.0  # under DeepSpeed the ds_config holds the same number, checked in `start`
 
 
@@ -88,12 +91,56 @@ class Runtime:
         self.optimizer.zero_grad()
         return norm
 
-    def sum(self, value: float) -> float:
-        """Collective. The sum over ranks, in double precision."""
-        tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters of the adapter by name, the same with DDP's or DeepSpeed's wrapper and without."""
+        return {name: p for name, p in self.bare_model().named_parameters() if p.requires_grad}
+
+    def state(self) -> tuple[Tensors, Tensors]:
+        """Collective. The adapter and AdamW's moments, whole, in fp32, on the CPU, on every rank."""
+        if self.is_deepspeed:
+            from deepspeed import utils as zero
+
+            # each rank holds a part of the fp32 weights and moments
+            read, read_moment = zero.safe_get_full_fp32_param, zero.safe_get_full_optimizer_state
+        else:
+            read, read_moment = torch.Tensor.detach, lambda p, key: self.optimizer.state[p][key]
+        adapter = {name: _on_cpu(read(p)) for name, p in self.trained().items()}
+        moments = {
+            f"{name}/{key}": _on_cpu(read_moment(p, key))
+            for name, p in self.trained().items()
+            for key in MOMENTS
+        }
+        return adapter, moments
+
+    def restore(self, adapter: Tensors, moments: Tensors, step: int) -> None:
+        """Puts back what `state` gave after optimizer step `step`, in a run of any world size."""
+        taken = torch.tensor(float(step))  # as torch's AdamW counts its steps
+        trained = self.trained()
+        for name, parameter in trained.items():
+            parameter.data.copy_(adapter[name])
+        if not self.is_deepspeed:
+            for name, parameter in trained.items():
+                found = {key: moments[f"{name}/{key}"].to(self.device) for key in MOMENTS}
+                self.optimizer.state[parameter] = {"step": taken.clone(), **found}
+            return
+        from deepspeed import utils as zero
+
+        sharded = self.optimizer.optimizer
+        for flat in sharded.single_partition_of_fp32_groups:
+            empty = {key: torch.zeros_like(flat) for key in MOMENTS}
+            sharded.optimizer.state[flat] = {"step": taken.clone(), **empty}
+        sharded._lazy_init_hp_params_optimizer_state()  # else the first step would do it, too late
+        for name, parameter in trained.items():
+            zero.safe_set_full_fp32_param(parameter, adapter[name].to(self.device))
+            for key in MOMENTS:
+                zero.safe_set_full_optimizer_state(parameter, moments[f"{name}/{key}"].to(self.device), key)
+
+    def sum(self, *values: float) -> list[float]:
+        """Collective. The sums over ranks, in double precision."""
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         if self.world_size > 1:
             dist.all_reduce(tensor)
-        return float(tensor)
+        return [float(value) for value in tensor]
 
     def gather(self, items: list[T]) -> list[T] | None:
         """Collective. All ranks' items on rank 0, None elsewhere."""
@@ -175,6 +222,11 @@ def _check_launch(runtime: Runtime, deepspeed: bool) -> None:
                 )
         if settings["zero_optimization"]["stage"] not in (0, 1, 2):
             raise UserError("the DeepSpeed config asks for a ZeRO stage other than 0, 1, 2")
+
+
+def _on_cpu(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy that later steps do not change."""
+    return tensor.to("cpu", torch.float32, copy=True)
 
 
 def _keep_memory() -> None:

@@ -68,7 +68,7 @@ def train_step(
                 )
             summed += float(loss.detach())
             if last:
-                summed = runtime.sum(summed)
+                (summed,) = runtime.sum(summed)
                 # all ranks see the same sum, so all stop here or none does
                 if not math.isfinite(summed):
                     raise FloatingPointError(f"the loss of step {step} is {summed}")
