@@ -19,6 +19,10 @@ Seconds = Annotated[float, Field(gt=0)]
 ALLOW_OUTSIDE = "read audio outside a manifest's folder: only where you trust who wrote the manifest"
 
 
+# settings of an attempt, not of the run: they may differ when a run is gone on with
+ATTEMPT = {"resume", "save_interval", "keep_checkpoints", "max_minutes", "wandb_mode", "allow_outside"}
+
+
 class RunConfig(pydantic.BaseModel):
     """Every field is a flag (`--max-steps`) and a key of the YAML file (`max_steps`)."""
 
@@ -73,6 +77,19 @@ class RunConfig(pydantic.BaseModel):
     mixed_precision: Literal["no", "bf16"] = Field("no", description="bf16 autocast in training steps")
     gradient_checkpointing: bool = Field(False, description="recompute activations to save memory")
     eval_batch_seconds: Seconds = Field(160.0, description="padded audio in an evaluation batch, seconds")
+    save_interval: Count | None = Field(
+        None, description="steps between checkpoints; there is always one after an evaluation"
+    )
+    keep_checkpoints: Count = Field(2, description="older checkpoints are deleted")
+    resume: Literal["never", "auto"] = Field(
+        "never", description="auto: go on with the run in --output-dir where there is one, else start it"
+    )
+    max_minutes: float | None = Field(
+        None, gt=0, description="save, and end with exit code 75, before this many minutes are over"
+    )
+    max_nonfinite_steps: Count = Field(
+        3, description="fail after this many steps in a row without a finite loss and gradient"
+    )
     wandb_mode: Literal["online", "offline", "disabled"] | None = Field(
         None, description="Weights & Biases; default: online where logged in, else offline"
     )
@@ -96,6 +113,22 @@ class RunConfig(pydantic.BaseModel):
         if self.batch_seconds is not None:
             return {"batch_seconds": self.batch_seconds}
         return {"batch_size": self.batch_size or 1}
+
+    def evaluates_at(self, step: int) -> bool:
+        return step % self.eval_interval == 0 or step == self.max_steps
+
+    def saves_at(self, step: int) -> bool:
+        """After every evaluation, and every save_interval steps."""
+        return self.evaluates_at(step) or (self.save_interval is not None and step % self.save_interval == 0)
+
+    def differences(self, other: dict[str, Any]) -> list[str]:
+        """What an attempt to go on with a run must not change, and does: one sentence a setting."""
+        ours = self.model_dump(mode="json")
+        return [
+            f"--{name.replace('_', '-')} is {ours.get(name)!r} and was {other.get(name)!r}"
+            for name in sorted(ours.keys() | other.keys())
+            if name not in ATTEMPT and ours.get(name) != other.get(name)
+        ]
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

@@ -3,8 +3,8 @@
     uv run accelerate launch --config_file accelerate_configs/cpu.yaml asrlora/train.py FLAGS
     uv run python asrlora/train.py FLAGS     # the same on one process
 
-Exit codes: 0 done, 2 a mistake of the user's. What is slow to import is imported after the checks,
-so that a mistake is told within two seconds.
+Exit codes: 0 done, 2 a mistake of the user's, 75 stopped on request with a checkpoint saved.
+What is slow to import is imported after the checks, so that a mistake is told within two seconds.
 """
 
 import itertools
@@ -22,6 +22,7 @@ from asrlora.models.hub import find_model
 from asrlora.runs import record
 
 if TYPE_CHECKING:
+    from asrlora.engine.run import Run
     from asrlora.engine.runtime import Runtime
     from asrlora.models.families import Base
 
@@ -38,6 +39,9 @@ class Inputs:
 def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = parse_run(argv)
+        if config.resume == "auto" and record.is_complete(config.output_dir):
+            print(f"{config.output_dir} holds this run, complete; nothing is left to do")
+            return 0
         return train(config, check(config))
     except UserError:
         launcher.leave_the_word_to_local_rank_0()
@@ -46,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check(config: RunConfig) -> Inputs:
     """Everything that can be found wrong without a model. Raises UserError."""
-    record.check_free(config.output_dir)
+    if config.resume == "never" or not (config.output_dir / "run.json").exists():
+        record.check_free(config.output_dir)
     launcher.check_processes(config.gradient_accumulation_steps)
     if config.dataset_path.is_dir():
         source: list[manifest.Utterance] | shards.Shards = shards.open_shards(config.dataset_path)
@@ -81,6 +86,7 @@ def train(config: RunConfig, inputs: Inputs) -> int:
 
     # 1. processes, data, model
     runtime = runtimes.start()
+    runtime.stop_on_signals(config.max_minutes)
     data = _open_data(config, inputs, runtime)
     training, left_out = data.pop("train"), data.pop("left_out")
     base = families.load_base(config.model_id)
@@ -92,18 +98,24 @@ def train(config: RunConfig, inputs: Inputs) -> int:
     try:
         # 2. the baseline: the base before anything is attached to it
         run.open(inputs.audit, training, left_out)
-        run.evaluate(0, base.model)
+        checkpoint = run.load_checkpoint()
+        if not run.evaluate(0, base.model):
+            return _stop(run, 0)
 
         # 3. the adapter
         torch.manual_seed(config.seed)
-        model = adapters.attach(base, config)
+        model = adapters.attach(base, config, run.initial if checkpoint else None)
         if config.gradient_checkpointing:
             base.model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()
-        run.keep_initial(model)
         trained = [p for p in model.parameters() if p.requires_grad]
         run.tell(f"{runtime.kind}, {runtime.world_size} processes, {_count(model, trained)}")
         runtime.prepare(model, torch.optim.AdamW(trained, config.learning_rate, weight_decay=0.0))
+        done = run.begin(model, checkpoint)
+        if done and config.evaluates_at(done):  # the attempt before this one may have dropped it
+            if not run.evaluate(done, runtime.bare_model()):
+                return _stop(run, done)
+            run.save(done)
 
         # 4. the loop
         steps = list(
@@ -111,23 +123,28 @@ def train(config: RunConfig, inputs: Inputs) -> int:
                 training.durations, config.max_steps, seed=config.seed,
                 microbatches_per_step=config.gradient_accumulation_steps, **config.microbatch,
             )
-        )  # fmt: skip
+        )[done:]  # fmt: skip
         mine = [plan.share(batches, runtime.rank, runtime.world_size) for _, batches in steps]
         batches = read_batches(training, [batch for step in mine for batch in step])
-        for step, (epoch, microbatches) in enumerate(steps, 1):
+        for step, (epoch, microbatches) in enumerate(steps, done + 1):
+            if run.stopped:
+                break
             samples = [training.samples[i] for batch in microbatches for i in batch]
             tokens = sum(len(labels[s.id]) for s in samples)
-            seconds = sum(s.duration for s in samples)
-            share = list(itertools.islice(batches, len(mine[step - 1])))
+            share = list(itertools.islice(batches, len(mine[step - done - 1])))
             result = train_step(runtime, base, share, labels, tokens, config, step)
+            run.skip(step, result, samples)
             run.log(
-                step, seconds, loss=result.loss, grad_norm=result.grad_norm, tokens=tokens,
+                step, samples, loss=result.loss, grad_norm=result.grad_norm, tokens=tokens,
                 epoch=epoch, learning_rate=learning_rate(config, step),
             )  # fmt: skip
-            if step % config.eval_interval == 0 or step == config.max_steps:
-                run.evaluate(step, runtime.bare_model())
-                if run.stopped:
-                    break
+            stop = result.stop
+            if config.evaluates_at(step) and not stop:
+                stop = not run.evaluate(step, runtime.bare_model())
+            if stop or config.saves_at(step):
+                run.save(step)
+            if stop:
+                return _stop(run, step)
 
         # 5. the verdict
         run.finish()
@@ -136,6 +153,13 @@ def train(config: RunConfig, inputs: Inputs) -> int:
         raise
     runtime.close()
     return 0
+
+
+def _stop(run: "Run", step: int) -> int:
+    """Collective. The end on request; returns the exit code that schedulers take for "run me again"."""
+    run.preempt(step)
+    run.runtime.close()
+    return launcher.PREEMPTED
 
 
 def _open_data(config: RunConfig, inputs: Inputs, runtime: "Runtime") -> dict[str, Any]:

@@ -49,7 +49,10 @@ def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> Speech:
-    folder = tmp_path_factory.mktemp("speech")
+    return speak(tmp_path_factory.mktemp("speech"))
+
+
+def speak(folder: Path) -> Speech:
     draw = {
         "train-domain": (80, corpus.DOMAIN, False),
         "train-general": (80, corpus.GENERAL, False),

@@ -49,7 +49,9 @@ def evaluate(
     batch_seconds: float,
     progress: Callable[[float], None] = lambda seconds: None,
 ) -> list[Hypothesis] | None:
-    """Collective. Hypotheses of all utterances, sorted by id, on rank 0; None elsewhere.
+    """Collective. Hypotheses of all utterances, sorted by id, on rank 0; an empty list elsewhere.
+
+    None, on all ranks, where one of them was asked to stop before all was done.
 
     `model` is evaluated as it is, with its adapter active. Batches are planned before they are dealt
     out, so that no hypothesis depends on the number of processes. `progress` gets the audio-seconds
@@ -67,11 +69,14 @@ def evaluate(
         )
         pairs += [(s.id, hypothesis) for s, hypothesis in zip(batch.samples, texts, strict=True)]
         progress(sum(seconds) * runtime.world_size)
+        if runtime.stop_requested:
+            break
     model.train(was_training)
     gathered = runtime.gather(pairs)
-    if gathered is None:
+    (stops,) = runtime.sum(runtime.stop_requested)
+    if stops:
         return None
-    return assemble(shards, gathered)
+    return assemble(shards, gathered) if gathered is not None else []
 
 
 def assemble(shards: Shards, pairs: list[tuple[str, str]]) -> list[Hypothesis]:

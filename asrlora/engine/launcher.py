@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import shlex
+import signal
 import sys
 import time
 import types
@@ -18,7 +19,8 @@ import yaml
 
 from asrlora.errors import UserError
 
-OUR_EXIT_CODES = (2, 75)  # a mistake of the user's; preempted with a checkpoint saved
+USER_ERROR, PREEMPTED = 2, 75  # exit codes: a mistake of the user's; stopped, to be gone on with
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # SLURM and clouds announce the end by these
 
 
 def command_line() -> list[str] | None:
@@ -93,38 +95,48 @@ def _asked_processes() -> int | None:
     return None
 
 
-def pass_on_exit_codes() -> Callable[..., object]:
-    """Makes `accelerate launch asrlora/train.py` end with the exit code of its ranks.
+def join_the_launcher() -> Callable[..., object]:
+    """Makes `accelerate launch asrlora/train.py` end with its ranks' exit code and hand on signals.
 
     The launcher ends with 1 and a traceback whenever a rank ends with another code than 0
-    (torch.distributed.elastic raises ChildFailedError); scripts around it rely on ours. torch loads
-    the entry points `torchrun.handlers` in the launcher's process before it starts a rank: the one
-    place where a package may speak there. What is returned is never used as a rendezvous handler.
+    (torch.distributed.elastic raises ChildFailedError), and dies of SIGUSR1; scripts around it rely on our
+    codes, and ranks that are told to stop save a checkpoint first. torch loads the entry points
+    `torchrun.handlers` in the launcher's process before it starts a rank: the one place where a package may
+    speak there. What is returned is never used as a rendezvous handler.
     """
     if Path(sys.argv[0]).name == "accelerate" and any(
         Path(word).parts[-2:] == ("asrlora", "train.py") for word in sys.argv
     ):
         sys.excepthook = _end_like_the_ranks
         logging.getLogger("torch.distributed.elastic.multiprocessing.api").addFilter(_not_ours)
+        os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGINT,SIGHUP,SIGQUIT"  # without SIGTERM
+        for number in STOP_SIGNALS:
+            signal.signal(number, _hand_on)
     return _no_rendezvous
+
+
+def _hand_on(number: int, frame: types.FrameType | None) -> None:
+    for rank in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            rank.send_signal(number)
 
 
 def _end_like_the_ranks(
     kind: type[BaseException], error: BaseException, trace: types.TracebackType | None
 ) -> None:
-    failures = getattr(error, "failures", {})
-    codes = {failure.exitcode for failure in failures.values()}
-    told = codes.intersection(OUR_EXIT_CODES)
-    # the launcher ends the ranks that are left by SIGTERM, which is -15 here
-    if len(told) == 1 and all(code in told or code < 0 for code in codes):
+    codes = {failure.exitcode for failure in getattr(error, "failures", {}).values()}
+    # The launcher ends the ranks that are left by SIGTERM; and a rank that such a signal met before it
+    # could save anything has lost nothing.
+    ended = {code for code in codes if -code not in STOP_SIGNALS} or (codes and {PREEMPTED})
+    if ended in ({USER_ERROR}, {PREEMPTED}):
         sys.stdout.flush()
-        os._exit(told.pop())
+        os._exit(ended.pop())
     sys.__excepthook__(kind, error, trace)
 
 
 def _not_ours(record: logging.LogRecord) -> bool:
     """Drops the launcher's report of a rank that ended with an exit code of ours: it has said why."""
-    return not any(f"(exitcode: {code})" in record.getMessage() for code in OUR_EXIT_CODES)
+    return not any(f"(exitcode: {code})" in record.getMessage() for code in (USER_ERROR, PREEMPTED))
 
 
 def _no_rendezvous(*_: object) -> None:

@@ -2,9 +2,13 @@
 
 import contextlib
 import ctypes
+import math
 import os
+import signal
+import time
+import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,6 +18,8 @@ import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import DistributedType
 
+from asrlora.engine import watchdog
+from asrlora.engine.launcher import STOP_SIGNALS, process_start
 from asrlora.errors import UserError
 
 T = TypeVar("T")
@@ -30,6 +36,10 @@ class Runtime:
     accelerator: Accelerator
     model: Any = None
     optimizer: Any = None
+    signalled: bool = False
+    deadline: float = math.inf  # seconds since 1970
+    reserve: float = 10.0  # seconds that one more step and a save take; measured as the run goes on
+    end_watch: Callable[[], None] | None = None
 
     @property
     def rank(self) -> int:
@@ -81,12 +91,15 @@ class Runtime:
             torch.autograd.backward(loss)
 
     def update(self) -> float:
-        """Collective. Applies the gradients; returns their norm before clipping."""
-        if self.is_deepspeed:
+        """Collective. Applies the gradients; returns their norm before clipping.
+
+        Where the norm is not finite, on any rank, no rank applies anything.
+        """
+        if self.is_deepspeed:  # it has done so in `backward`, and skips such a step by itself
             return float(self.accelerator.deepspeed_engine_wrapped.get_global_grad_norm() or 0.0)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         norm = float(torch.nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM))
-        if norm == norm and norm != float("inf"):  # else the caller ends the run; nothing is applied
+        if math.isfinite(norm):
             self.optimizer.step()
         self.optimizer.zero_grad()
         return norm
@@ -162,8 +175,35 @@ class Runtime:
         """Collective."""
         self.accelerator.wait_for_everyone()
 
+    def stop_on_signals(self, max_minutes: float | None) -> None:
+        """From here on SIGTERM, SIGUSR1 or the end of `max_minutes` ask for an end at the next step.
+
+        A second request changes nothing.
+        """
+
+        def request(number: int, frame: types.FrameType | None) -> None:
+            self.signalled = True
+
+        for number in STOP_SIGNALS:
+            signal.signal(number, request)
+        if max_minutes is not None:
+            self.deadline = process_start() + 60 * max_minutes
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether this rank was asked to stop; the ranks agree on it at the end of a step."""
+        return self.signalled or time.time() + self.reserve > self.deadline
+
+    def watch_the_others(self, on_silence: Callable[[str], None]) -> None:
+        """Ends the run, with a message, when another rank is frozen: see watchdog.py."""
+        if self.world_size > 1:
+            self.end_watch = watchdog.watch(self.rank, self.world_size, on_silence)
+
     def close(self) -> None:
         """Collective. Ends the process group, so that no rank leaves another one waiting."""
+        self.wait()
+        if self.end_watch is not None:
+            self.end_watch()
         self.accelerator.end_training()
 
 

@@ -15,6 +15,12 @@ from asrlora.models import families
 class StepResult:
     loss: float  # nats per label token, over the whole step on all ranks
     grad_norm: float
+    stop: bool  # some rank was asked to stop: all end after this step
+
+    @property
+    def applied(self) -> bool:
+        """Whether the adapter was changed: not where loss or gradient is not finite."""
+        return math.isfinite(self.grad_norm)
 
 
 def learning_rate(config: RunConfig, step: int) -> float:
@@ -43,13 +49,14 @@ def train_step(
 
     `labels` maps utterance ids to tokens; `tokens` is the number of label tokens in the whole step,
     over all ranks: the loss's denominator, known from the plan without asking the other ranks.
-    Raises FloatingPointError on all ranks when loss or gradient is not finite.
+    A loss that is not finite makes every rank's gradient so, and then no rank changes its adapter.
     """
     runtime.model.train()
     for group in runtime.optimizer.param_groups:
         group["lr"] = learning_rate(config, step)
     # DDP and ZeRO average gradients over ranks; the plan wants their sum
     scale = runtime.world_size / tokens
+    nan = float("nan")
     summed = 0.0
     for number, batch in enumerate(batches):
         last = number == len(batches) - 1
@@ -67,13 +74,8 @@ def train_step(
                     families.pad_labels([labels[s.id] for s in batch.samples]).to(device),
                 )
             summed += float(loss.detach())
-            if last:
-                (summed,) = runtime.sum(summed)
-                # all ranks see the same sum, so all stop here or none does
-                if not math.isfinite(summed):
-                    raise FloatingPointError(f"the loss of step {step} is {summed}")
-            runtime.backward(loss * scale, last)
+            # a loss of infinity can have a finite gradient, which must not be applied either
+            runtime.backward(loss * (scale if math.isfinite(loss) else nan), last)
     norm = runtime.update()
-    if not math.isfinite(norm):
-        raise FloatingPointError(f"the gradient norm of step {step} is {norm}")
-    return StepResult(summed / tokens, norm)
+    summed, stops = runtime.sum(summed, runtime.stop_requested)
+    return StepResult(summed / tokens, norm, stops > 0)

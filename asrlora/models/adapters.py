@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 
 from asrlora.config import RunConfig
@@ -42,18 +43,30 @@ def find_targets(base: Base, targets: str, module_filter: str | None) -> list[st
     return chosen
 
 
-def attach(base: Base, config: RunConfig) -> Any:
-    """Wraps the base in a trainable adapter; returns the PeftModel. Draws from torch's RNG."""
+def attach(base: Base, config: RunConfig, initial: Path | None = None) -> Any:
+    """Wraps the base in a trainable adapter; returns the PeftModel. Draws from torch's RNG.
+
+    `initial` is what save_initial wrote when the run began, for a run that is gone on with: an
+    initialisation that moves part of the base into the adapter must move the same part again.
+    """
     init: Any = True if config.init_lora_weights == "default" else config.init_lora_weights
-    return get_peft_model(
+    model = get_peft_model(
         base.model,
         LoraConfig(
             r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
             target_modules=find_targets(base, config.lora_targets, config.lora_module_filter),
-            use_dora=config.use_dora, init_lora_weights=init,
+            use_dora=config.use_dora, init_lora_weights=True if initial else init,
             task_type=None,  # the SEQ_2_SEQ_LM wrapper would pass input_ids, and this is audio
         ),
     )  # fmt: skip
+    if initial is not None:
+        model.peft_config["default"].init_lora_weights = init
+        moved = load_file(initial / "adapter_model.safetensors")
+        for name, layer in model.named_modules():
+            if isinstance(layer, LoraLayer):
+                down, up = moved[f"{name}.lora_A.weight"], moved[f"{name}.lora_B.weight"]
+                layer.get_base_layer().weight.data -= layer.scaling["default"] * up @ down
+    return model
 
 
 def rewrites_base(config: RunConfig) -> bool:

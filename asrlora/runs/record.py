@@ -4,11 +4,13 @@ Files: run.json, config.yaml, metrics.jsonl, eval/step-NNNNNN/{domain,heldout}.j
 adapter_best/, verdict.json, report.html. Whole files are written aside, synced and renamed.
 """
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,6 +27,11 @@ LIBRARIES = ("torch", "accelerate", "deepspeed", "transformers", "peft", "webdat
 
 def to_lines(records: Iterable[dict[str, Any]]) -> str:
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a run has ended as it should, so that nothing is left to go on with."""
+    return (folder / "run.json").exists() and read_json(folder / "run.json")["state"] == "complete"
 
 
 def check_free(folder: Path) -> None:
@@ -58,10 +65,44 @@ class RunRecord:
                 **identity,
                 "git_commit": _git_commit(),
                 "versions": versions(),
+                "attempts": [],
             },
         )
         record._write()
         return record
+
+    @classmethod
+    def reopen(cls, folder: Path, **same: Any) -> "RunRecord":
+        """The record of a run that is to be gone on with.
+
+        Raises UserError when one of `same` (fingerprint, data) differs from what the run began with.
+        """
+        identity = read_json(folder / "run.json")
+        for key, value in same.items():
+            before, now = identity[key], json.loads(json.dumps(value))
+            parts = before.keys() | now.keys() if isinstance(now, dict) else ()
+            odd = [part for part in sorted(parts) if before.get(part) != now.get(part)]
+            if before != now:
+                raise UserError(
+                    f"--resume auto: {', '.join(odd) or key} of the run in {folder} has changed since it"
+                    " began; put it back, or start another run in a new --output-dir"
+                )
+        return cls(folder, identity)
+
+    def begin_attempt(self, step: int, **how: Any) -> None:
+        """Notes that these processes take the run on after optimizer step `step`."""
+        attempt = {"started": _now(), "from_step": step, **how, "git_commit": _git_commit()}
+        self.update(state="running", reason=None, ended=None, attempts=[*self.identity["attempts"], attempt])
+
+    def rewind(self, step: int) -> None:
+        """Takes back what was written after optimizer step `step`: it will be written again."""
+        metrics = self.folder / "metrics.jsonl"
+        if metrics.exists():
+            lines = [line for line in _whole_lines(metrics) if line["step"] <= step]
+            write_whole(metrics, to_lines(lines))
+        for folder in (self.folder / "eval").glob("step-*"):
+            if int(folder.name.removeprefix("step-")) > step:
+                shutil.rmtree(folder)
 
     def update(self, **changes: Any) -> None:
         self.identity.update(changes)
@@ -70,9 +111,9 @@ class RunRecord:
     def end(self, state: str, reason: str | None) -> None:
         self.update(state=state, reason=reason, ended=_now())
 
-    def log(self, entry: dict[str, Any]) -> None:
-        """Appends one line to metrics.jsonl."""
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+    def log(self, entry: dict[str, Any], file_name: str = "metrics.jsonl") -> None:
+        """Appends one line to metrics.jsonl, or to another file of lines."""
+        with open(self.folder / file_name, "a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
     def write_evaluation(
@@ -85,6 +126,15 @@ class RunRecord:
 
     def _write(self) -> None:
         write_whole(self.folder / "run.json", json.dumps(self.identity, indent=1) + "\n")
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log whose writer may have been killed in the middle of the last one."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return found
 
 
 def step_folder(run: Path, step: int) -> Path:

@@ -7,8 +7,16 @@ from typing import Any, Literal
 HYPOTHESES_SHOWN = 200  # in the W&B table; all of them are in the run directory
 
 
-def start(mode: Literal["online", "offline", "disabled"] | None, folder: Path, config: dict[str, Any]) -> Any:
-    """Starts a run, or returns None when switched off. Without a mode: online where logged in."""
+def start(
+    mode: Literal["online", "offline", "disabled"] | None,
+    folder: Path,
+    config: dict[str, Any],
+    earlier: str | None = None,
+) -> Any:
+    """Starts a run, or returns None when switched off. Without a mode: online where logged in.
+
+    `earlier` is the id of the W&B run of an attempt before this one, to be gone on with.
+    """
     if mode == "disabled":
         return None
     os.environ.setdefault("WANDB_SILENT", "true")
@@ -18,7 +26,7 @@ def start(mode: Literal["online", "offline", "disabled"] | None, folder: Path, c
         mode = "online" if wandb.login(prompt=False) else "offline"
     return wandb.init(
         project="asrlora", name=folder.resolve().name, dir=folder, config=config, mode=mode,
-        settings=wandb.Settings(console="off"),
+        settings=wandb.Settings(console="off"), id=earlier, resume="allow" if earlier else None,
     )  # fmt: skip
 
 

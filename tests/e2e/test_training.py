@@ -101,11 +101,14 @@ def test_a_run_that_fails_is_recorded_with_the_reason(
 
     honest = families.summed_loss
     monkeypatch.setattr(families, "summed_loss", lambda *args: honest(*args) * float("nan"))
-    with pytest.raises(FloatingPointError, match="loss of step 1"):
-        train.main(speech.flags(tmp_path / "run", max_steps=2))
+    with pytest.raises(FloatingPointError, match="3 steps in a row were not finite"):
+        train.main(speech.flags(tmp_path / "run", max_steps=9))
     identity = record.read_json(tmp_path / "run" / "run.json")
     assert identity["state"] == "failed"
-    assert "loss of step 1 is nan" in identity["reason"]
+    assert "the last one step 3 (loss nan" in identity["reason"]
+    steps = record.read_lines(tmp_path / "run" / "nonfinite.jsonl")
+    assert [step["step"] for step in steps] == [1, 2, 3]
+    assert all(len(set(step["utterances"])) == 8 for step in steps)
 
 
 def test_a_wer_past_the_threshold_stops_the_run(speech: Speech, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def make_run(folder: Path, best_step: int = 2, **fingerprint: Any) -> record.Run
         folder,
         command="uv run python asrlora/train.py --max-steps 4",
         config=CONFIG, fingerprint={"base": "b"}, world_size=1, launch="one process",
-        data={"train": "9 utterances kept"}, best_step=best_step, trained_parameters=10,
+        training={"set": "9 utterances kept", "content": "0"}, best_step=best_step, trained_parameters=10,
     )  # fmt: skip
     for step, hypothesis in ((0, "a wrong c"), (2, "a b c")):
         hypotheses = [asdict(score(f"u{i}", "a b c", hypothesis)) for i in range(40)]

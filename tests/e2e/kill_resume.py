@@ -1,0 +1,173 @@
+"""Kills a run at random moments, lets it go on, and compares it with one that nobody disturbed.
+
+    uv run python tests/e2e/kill_resume.py --trials 200 --world 2
+
+Each trial kills (SIGKILL) one rank or all of them at a random moment, saves and evaluations included, up to
+three times, and starts them again with --resume auto until the run is complete. Then the best adapter, the
+last checkpoint with AdamW's moments, the metrics with the digest of the utterances that each step read, and
+every hypothesis must be the same to the byte. Ranks are forked from one process that has imported everything,
+so a trial takes seconds.
+"""
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from conftest import Speech, speak
+
+SETTINGS = {
+    "max_steps": 12, "eval_interval": 4, "save_interval": 3, "learning_rate": 3e-3, "batch_size": 2,
+    "gradient_accumulation_steps": 2, "resume": "auto", "wandb_mode": "disabled",
+}  # fmt: skip
+KILLS = 3  # at most, in one trial
+PATIENCE = 30.0  # seconds in which the others must have ended when a rank was killed
+
+
+def small(folder: Path) -> Speech:
+    """A corpus whose evaluation takes a second."""
+    whole = speak(folder)
+    for path in (whole.domain, whole.heldout):
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:6]))
+    return whole
+
+
+def _rank(rank: int, world: int, port: int, flags: list[str], log: Path) -> None:
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    sys.stdout = sys.stderr = open(log, "a", buffering=1)  # noqa: SIM115
+    os.dup2(sys.stdout.fileno(), 1)
+    os.dup2(sys.stdout.fileno(), 2)
+    from asrlora import train
+    from asrlora.errors import exit_code
+
+    sys.argv = ["asrlora/train.py", *flags]
+    code = exit_code(lambda: train.main(flags))
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def start(world: int, flags: list[str], log: Path) -> list[multiprocessing.Process]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=_rank, args=(r, world, port, flags, log)) for r in range(world)]
+    for rank in ranks:
+        rank.start()
+    return ranks  # type: ignore[return-value]
+
+
+def wait(ranks: list[multiprocessing.Process], seconds: float) -> list[int | None]:
+    end = time.monotonic() + seconds
+    for rank in ranks:
+        rank.join(max(0.0, end - time.monotonic()))
+    return [rank.exitcode for rank in ranks]
+
+
+def result(run: Path) -> dict[str, str]:
+    """sha256 of all that must not depend on interruptions."""
+    files = [
+        run / "adapter_best" / "adapter_model.safetensors", run / "metrics.jsonl", run / "verdict.json",
+        *(run / "checkpoints").rglob("*"), *(run / "eval").rglob("*.jsonl"),
+    ]  # fmt: skip
+    return {
+        str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(files)
+        if path.is_file()
+    }
+
+
+def undisturbed(speech: Speech, folder: Path, world: int) -> tuple[dict[str, str], float]:
+    """Two undisturbed runs, the first of which builds the shards: result, and seconds of the second."""
+    for name in ("first", "undisturbed"):
+        begin = time.monotonic()
+        codes = wait(start(world, speech.flags(folder / name, **SETTINGS), folder / f"{name}.log"), 300)
+        assert codes == [0] * world, (folder / f"{name}.log").read_text()[-3000:]
+    took = time.monotonic() - begin
+    assert result(folder / "first") == result(folder / "undisturbed")
+    return result(folder / "undisturbed"), took
+
+
+def trial(
+    number: int, speech: Speech, folder: Path, world: int, expected: dict[str, str], took: float
+) -> list[str]:
+    """One run with its kills; returns what was done to it. Raises AssertionError on a difference."""
+    rng = random.Random(number)
+    run, log, done = folder / f"trial-{number}", folder / f"trial-{number}.log", []
+    flags = speech.flags(run, **SETTINGS)
+    for _ in range(KILLS):
+        ranks = start(world, flags, log)
+        moment = rng.uniform(0.0, took)
+        if any(code is not None for code in wait(ranks[:1], moment)):
+            break  # it was faster than the kill
+        chosen = ranks if rng.random() < 0.5 else [rng.choice(ranks)]
+        for rank in chosen:
+            if rank.pid is not None and rank.is_alive():
+                os.kill(rank.pid, signal.SIGKILL)
+        state = json.loads((run / "run.json").read_text())["state"] if (run / "run.json").exists() else "none"
+        done.append(f"{len(chosen)} of {world} after {moment:.2f} s ({state})")
+        codes = wait(ranks, PATIENCE)
+        if None in codes:
+            for rank in ranks:
+                rank.kill()
+            raise AssertionError(f"trial {number}: ranks went on after {done[-1]}: {codes}")
+    codes = wait(start(world, flags, log), 300)
+    assert codes == [0] * world, f"trial {number}: {done}, then {codes}\n{log.read_text()[-3000:]}"
+    found = result(run)
+    odd = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    assert not odd, f"trial {number}: {done}; these files differ: {odd}\n{log.read_text()[-3000:]}"
+    shutil.rmtree(run)
+    return done
+
+
+def prepare() -> None:
+    """Imports what the ranks need, and runs nothing of it: they are forked from this process."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import matplotlib.pyplot
+    import scipy.stats
+    from transformers import AutoModelForSpeechSeq2Seq, AutoTokenizer
+
+    import asrlora.engine.run
+    import asrlora.engine.step  # noqa: F401
+
+    # Transformers imports a class when it is asked for it
+    assert all((matplotlib.pyplot, scipy.stats.bootstrap, AutoModelForSpeechSeq2Seq, AutoTokenizer))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--trials", type=int, default=10)
+    parser.add_argument("--world", type=int, default=2)
+    args = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="kill-resume-"))
+    os.environ["ASRLORA_CACHE"] = str(folder / "cache")
+    speech = small(folder / "speech")
+    prepare()
+    expected, took = undisturbed(speech, folder, args.world)
+    print(f"undisturbed: {took:.1f} s, {len(expected)} files", flush=True)
+    kills = 0
+    for number in range(args.trials):
+        done = trial(number, speech, folder, args.world, expected, took)
+        kills += len(done)
+        print(f"trial {number}: {'; '.join(done) or 'faster than the kill'}: the same", flush=True)
+    print(f"{args.trials} of {args.trials} trials at world {args.world} ended the same, after {kills} kills")
+    shutil.rmtree(folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
