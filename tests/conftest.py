@@ -21,7 +21,7 @@ class Speech:
     heldout: Path
 
     def flags(self, output: Path, **settings: object) -> list[str]:
-        """The flags of a run on this corpus; `settings` are further ones, max_steps=4."""
+        """The flags of a run on this corpus; `settings` are further ones, max_steps=4, or None for none."""
         everything = {
             "model_id": BASE,
             "dataset_path": self.train,
@@ -36,7 +36,8 @@ class Speech:
         words: list[str] = []
         for name, value in everything.items():
             flag = "--" + name.replace("_", "-")
-            words += [flag] if value is True else [flag, str(value)]
+            if value is not None:
+                words += [flag] if value is True else [flag, str(value)]
         return words
 
 

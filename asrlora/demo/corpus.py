@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -140,9 +141,11 @@ def write_set(lines: list[Line], folder: Path, workers: int | None = None) -> It
     """
     folder.mkdir(parents=True, exist_ok=True)
     chunks = [lines[i : i + CHUNK] for i in range(0, len(lines), CHUNK)]
+    # a fresh process for each chunk; unlike a Pool, an executor gives up where a script has no guard
+    # `if __name__ == "__main__"` and each new process would run the script again
     context = multiprocessing.get_context("spawn")
-    with context.Pool(workers or os.cpu_count(), maxtasksperchild=1) as pool:
-        spoken = pool.imap(functools.partial(_speak_chunk, folder), chunks)
+    with ProcessPoolExecutor(workers or os.cpu_count(), context, max_tasks_per_child=1) as pool:
+        spoken = pool.map(functools.partial(_speak_chunk, folder), chunks)
         for chunk, durations in zip(chunks, spoken, strict=True):
             for line, duration in zip(chunk, durations, strict=True):
                 yield {

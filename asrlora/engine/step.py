@@ -73,9 +73,10 @@ def train_step(
                     batch.mask.to(device),
                     families.pad_labels([labels[s.id] for s in batch.samples]).to(device),
                 )
-            summed += float(loss.detach())
+            value = float(loss.detach())
+            summed += value
             # a loss of infinity can have a finite gradient, which must not be applied either
-            runtime.backward(loss * (scale if math.isfinite(loss) else nan), last)
+            runtime.backward(loss * (scale if math.isfinite(value) else nan), last)
     norm = runtime.update()
     summed, stops = runtime.sum(summed, runtime.stop_requested)
     return StepResult(summed / tokens, norm, stops > 0)

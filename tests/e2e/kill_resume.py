@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import Speech, speak
 
 SETTINGS = {
-    "max_steps": 12, "eval_interval": 4, "save_interval": 3, "learning_rate": 3e-3, "batch_size": 2,
+    "max_steps": 12, "eval_interval": 6, "save_interval": 2, "safety_manifest_path": None, "learning_rate": 3e-3, "batch_size": 2,
     "gradient_accumulation_steps": 2, "resume": "auto", "wandb_mode": "disabled",
 }  # fmt: skip
 KILLS = 3  # at most, in one trial
@@ -38,8 +38,7 @@ PATIENCE = 30.0  # seconds in which the others must have ended when a rank was k
 def small(folder: Path) -> Speech:
     """A corpus whose evaluation takes a second."""
     whole = speak(folder)
-    for path in (whole.domain, whole.heldout):
-        path.write_text("".join(path.read_text().splitlines(keepends=True)[:6]))
+    whole.domain.write_text("".join(whole.domain.read_text().splitlines(keepends=True)[:6]))
     return whole
 
 
