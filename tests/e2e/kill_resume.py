@@ -28,8 +28,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from conftest import Speech, speak
 
 SETTINGS = {
-    "max_steps": 12, "eval_interval": 6, "save_interval": 2, "safety_manifest_path": None, "learning_rate": 3e-3, "batch_size": 2,
+    "max_steps": 12, "eval_interval": 6, "save_interval": 2, "learning_rate": 3e-3, "batch_size": 2,
     "gradient_accumulation_steps": 2, "resume": "auto", "wandb_mode": "disabled",
+    "safety_manifest_path": None,
 }  # fmt: skip
 KILLS = 3  # at most, in one trial
 PATIENCE = 30.0  # seconds in which the others must have ended when a rank was killed
