@@ -61,7 +61,11 @@ def _parser() -> argparse.ArgumentParser:
     build.set_defaults(run=_shards_build)
     build.add_argument("manifest", type=Path)
     build.add_argument("out", type=Path)
-    build.add_argument("--workers", type=int, help="processes (default: one a core)")
+    build.add_argument("--workers", type=int, help="threads (default: one a core)")
+    build.add_argument("--slice", type=_slice, metavar="I/N", help="only this part, for `shards merge`")
+    merge = shards_steps.add_parser("merge", help="make one folder of all slices")
+    merge.set_defaults(run=_shards_merge)
+    merge.add_argument("out", type=Path)
     verify = shards_steps.add_parser("verify", help="check every byte")
     verify.set_defaults(run=_shards_verify)
     verify.add_argument("folder", type=Path)
@@ -135,12 +139,34 @@ def _manifest_check(args: argparse.Namespace) -> int:
     return 3 if found.stops else 0
 
 
-def _shards_build(args: argparse.Namespace) -> int:
-    from asrlora.data import manifest, shards
+def _slice(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"must be I/N with I from 1 to N, such as 2/8, not {text!r}")
+    return int(number), int(count)
 
-    utterances = manifest.read_manifest(args.manifest)
-    with progress("shards", sum(u.duration for u in utterances)) as advance:
-        built = shards.build(utterances, args.out, workers=args.workers, progress=advance)
+
+def _shards_build(args: argparse.Namespace) -> int:
+    from asrlora.data import build, manifest
+
+    if args.workers is not None and args.workers < 1:
+        raise UserError("--workers must be at least 1")
+    chunks = build.cut(manifest.read_manifest(args.manifest))
+    number, count = args.slice or (1, 1)
+    ours = [utterance for chunk in chunks[number - 1 :: count] for utterance in chunk.utterances]
+    with progress("shards", sum(utterance.duration for utterance in ours)) as advance:
+        build.write_shards(chunks, args.out, part=(number, count), workers=args.workers, progress=advance)
+    if args.slice:
+        console.print(f"slice {number}/{count} of {args.out}: {len(ours):,} utterances; then merge")
+        return 0
+    return _shards_merge(args)
+
+
+def _shards_merge(args: argparse.Namespace) -> int:
+    from asrlora.data import build, manifest, shards
+
+    build.finish(args.out)
+    built = shards.open_shards(args.out)
     console.print(
         f"{args.out}: {manifest.describe(len(built.samples), built.rejected)}, {built.seconds / 3600:.2f} h"
     )
@@ -153,7 +179,7 @@ def _shards_verify(args: argparse.Namespace) -> int:
     damaged = shards.verify(args.folder)
     for identity in damaged:
         console.print(f"damaged: {identity}")
-    console.print(f"{args.folder}: {'sound' if not damaged else f'{len(damaged)} samples damaged'}")
+    console.print(f"{args.folder}: {'sound' if not damaged else f'{len(damaged)} samples or files damaged'}")
     return 3 if damaged else 0
 
 

@@ -10,7 +10,8 @@ so that a mistake is told within two seconds.
 import itertools
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -107,23 +108,21 @@ def train(config: RunConfig, inputs: Inputs) -> int:
         runtime.prepare(model, torch.optim.AdamW(trained, config.learning_rate, weight_decay=0.0))
 
         # 4. the loop
-        steps = list(
-            plan.iterate_steps(
-                training.durations, config.max_steps, seed=config.seed,
-                microbatches_per_step=config.gradient_accumulation_steps, **config.microbatch,
-            )
-        )  # fmt: skip
-        mine = [plan.share(batches, runtime.rank, runtime.world_size) for _, batches in steps]
-        batches = read_batches(training, [batch for step in mine for batch in step])
-        for step, (epoch, microbatches) in enumerate(steps, 1):
+        planned, ahead = itertools.tee(_steps(config, training))
+        mine = (plan.share(microbatches, runtime.rank, runtime.world_size) for _, microbatches in ahead)
+        batches = read_batches(training, itertools.chain.from_iterable(mine))
+        for step, (epoch, microbatches) in enumerate(planned, 1):
             samples = [training.samples[i] for batch in microbatches for i in batch]
             tokens = sum(len(labels[s.id]) for s in samples)
             seconds = sum(s.duration for s in samples)
-            share = list(itertools.islice(batches, len(mine[step - 1])))
+            start = time.perf_counter()
+            share = list(itertools.islice(batches, len(microbatches) // runtime.world_size))
             result = train_step(runtime, base, share, labels, tokens, config, step)
+            spent = time.perf_counter() - start
             run.log(
                 step, seconds, loss=result.loss, grad_norm=result.grad_norm, tokens=tokens,
                 epoch=epoch, learning_rate=learning_rate(config, step),
+                data_wait=sum(batch.waited for batch in share) / spent,
             )  # fmt: skip
             if step % config.eval_interval == 0 or step == config.max_steps:
                 run.evaluate(step, runtime.bare_model())
@@ -153,19 +152,23 @@ def _open_data(config: RunConfig, inputs: Inputs, runtime: "Runtime") -> dict[st
             with progress(f"shards of {name}", total, shown) as advance:
                 opened[name] = shards.cached(source, advance)
     whole = opened["train"]
-    kept, left_out = manifest.filter_for_training(whole.samples, config.min_seconds, config.max_seconds)
+    training, left_out = shards.for_training(whole, config.min_seconds, config.max_seconds)
     left_out.update(whole.rejected)
-    opened["train"], opened["left_out"] = whole.subset(kept), left_out
-    first = plan.plan_epoch(
-        opened["train"].durations, seed=config.seed, epoch=0,
-        microbatches_per_step=config.gradient_accumulation_steps, **config.microbatch,
-    )  # fmt: skip
-    if not first.steps:
+    opened["train"], opened["left_out"] = training, left_out
+    if next(_steps(config, training), None) is None:
         raise UserError(
-            f"{manifest.describe(len(kept), left_out)}: fewer than one step needs; lower --batch-size,"
-            " --batch-seconds or --gradient-accumulation-steps"
+            f"{manifest.describe(len(training.samples), left_out)}: fewer than one step needs; lower"
+            " --batch-size, --batch-seconds or --gradient-accumulation-steps"
         )
     return opened
+
+
+def _steps(config: RunConfig, training: shards.Shards) -> Iterator[tuple[int, list[plan.Microbatch]]]:
+    """The whole run's (epoch, microbatches), step by step; the same on every rank."""
+    return plan.iterate_steps(
+        lambda epoch: training.durations, config.max_steps, seed=config.seed,
+        microbatches_per_step=config.gradient_accumulation_steps, **config.microbatch,
+    )  # fmt: skip
 
 
 def _check_labels(base: "Base", labels: dict[str, list[int]]) -> None:

@@ -62,9 +62,8 @@ def evaluate(
     pairs: list[tuple[str, str]] = []
     for batch in read_batches(shards, mine):
         seconds = [sample.duration for sample in batch.samples]
-        texts = decode.transcribe(
-            model, base, batch.waves.to(runtime.device), batch.mask.to(runtime.device), seconds
-        )
+        waves, mask = batch.to(runtime.device)
+        texts = decode.transcribe(model, base, waves, mask, seconds)
         pairs += [(s.id, hypothesis) for s, hypothesis in zip(batch.samples, texts, strict=True)]
         progress(sum(seconds) * runtime.world_size)
     model.train(was_training)
