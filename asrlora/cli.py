@@ -70,6 +70,13 @@ def _parser() -> argparse.ArgumentParser:
     verify.set_defaults(run=_shards_verify)
     verify.add_argument("folder", type=Path)
 
+    bench = commands.add_parser("bench", help="measure speed on this machine")
+    bench_steps = bench.add_subparsers(required=True, metavar="STEP", parser_class=Parser)
+    bench_data = bench_steps.add_parser("data", help="shards, plan and loader, in ratios (2 minutes)")
+    bench_data.set_defaults(run=_bench_data)
+    bench_data.add_argument("--output", type=Path, help="write the figures here as JSON")
+    bench_data.add_argument("--small", action="store_true", help="a hundredth of everything: does it run?")
+
     evaluate = commands.add_parser("eval", help="hypotheses and WER of a model on a manifest")
     evaluate.set_defaults(run=_eval)
     evaluate.add_argument("--model-id", required=True)
@@ -181,6 +188,18 @@ def _shards_verify(args: argparse.Namespace) -> int:
         console.print(f"damaged: {identity}")
     console.print(f"{args.folder}: {'sound' if not damaged else f'{len(damaged)} samples or files damaged'}")
     return 3 if damaged else 0
+
+
+def _bench_data(args: argparse.Namespace) -> int:
+    from asrlora.bench import bench_data, tell
+
+    figures = bench_data(0.01 if args.small else 1.0)
+    tell(figures)
+    if args.output:
+        from asrlora.runs.record import write_whole
+
+        write_whole(args.output, json.dumps(figures, indent=1) + "\n")
+    return 0
 
 
 def _eval(args: argparse.Namespace) -> int:

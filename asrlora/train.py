@@ -11,13 +11,18 @@ import itertools
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from asrlora.config import RunConfig, parse_run
-from asrlora.console import progress
+from asrlora.console import console, progress
 from asrlora.data import audit, manifest, plan, shards
+from asrlora.data.augment import Augment
 from asrlora.errors import UserError, exit_code
 from asrlora.models.hub import find_model
 from asrlora.runs import record
@@ -27,11 +32,15 @@ if TYPE_CHECKING:
     from asrlora.models.families import Base
 
 
+Source = list[manifest.Utterance] | shards.Shards  # a manifest's utterances, or a folder of shards
+
+
 @dataclass(frozen=True)
 class Inputs:
-    """What the checks have read. `train` is a manifest's utterances or a folder of shards."""
+    """What the checks have read."""
 
-    train: list[manifest.Utterance] | shards.Shards
+    train: Source
+    replay: Source | None
     evaluation: dict[str, list[manifest.Utterance]]  # domain, and heldout where given
     audit: audit.Audit
 
@@ -50,15 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def check(config: RunConfig) -> Inputs:
     """Everything that can be found wrong without a model. Raises UserError."""
     record.check_free(config.output_dir)
-    if config.dataset_path.is_dir():
-        source: list[manifest.Utterance] | shards.Shards = shards.open_shards(config.dataset_path)
-    else:
-        source = manifest.read_manifest(config.dataset_path)
+    source = _read(config.dataset_path)
+    replay = _read(config.replay_path) if config.replay_path else None
     evaluation = {"domain": manifest.read_manifest(config.manifest_path)}
     if config.safety_manifest_path:
         evaluation["heldout"] = manifest.read_manifest(config.safety_manifest_path)
     found = audit.audit(
-        [] if isinstance(source, shards.Shards) else source,
+        [item for items in (source, replay) if isinstance(items, list) for item in items],
         evaluation,
         min_seconds=config.min_seconds,
         max_seconds=config.max_seconds,
@@ -69,7 +76,11 @@ def check(config: RunConfig) -> Inputs:
     if found.stops:
         raise UserError("; ".join(finding.message for finding in found.stops))
     find_model(config.model_id)
-    return Inputs(source, evaluation, found)
+    return Inputs(source, replay, evaluation, found)
+
+
+def _read(path: Path) -> Source:
+    return shards.open_shards(path) if path.is_dir() else manifest.read_manifest(path)
 
 
 def train(config: RunConfig, inputs: Inputs) -> int:
@@ -83,17 +94,17 @@ def train(config: RunConfig, inputs: Inputs) -> int:
 
     # 1. processes, data, model
     runtime = runtimes.start(config)
-    data = _open_data(config, inputs, runtime)
-    training, left_out = data.pop("train"), data.pop("left_out")
+    training, data = _open_data(config, inputs, runtime)
+    samples = training.samples.samples
     base = families.load_base(config.model_id)
     base.model.to(runtime.device)
-    labels = {s.id: families.label_ids(base, s.text) for s in training.samples}
+    labels = {s.id: families.label_ids(base, s.text) for s in samples}
     _check_labels(base, labels)
     run = Run(config, runtime, base, data)
 
     try:
         # 2. the baseline: the base before anything is attached to it
-        run.open(inputs.audit, training, left_out)
+        run.open(inputs.audit, training.samples, training.left_out)
         run.evaluate(0, base.model)
 
         # 3. the adapter
@@ -108,13 +119,17 @@ def train(config: RunConfig, inputs: Inputs) -> int:
         runtime.prepare(model, torch.optim.AdamW(trained, config.learning_rate, weight_decay=0.0))
 
         # 4. the loop
-        planned, ahead = itertools.tee(_steps(config, training))
-        mine = (plan.share(microbatches, runtime.rank, runtime.world_size) for _, microbatches in ahead)
-        batches = read_batches(training, itertools.chain.from_iterable(mine))
+        planned, ahead = itertools.tee(training.steps(config))
+        mine = (
+            (epoch, batch)
+            for epoch, microbatches in ahead
+            for batch in plan.share(microbatches, runtime.rank, runtime.world_size)
+        )
+        batches = read_batches(training.samples, mine, _augment(config).apply)
         for step, (epoch, microbatches) in enumerate(planned, 1):
-            samples = [training.samples[i] for batch in microbatches for i in batch]
-            tokens = sum(len(labels[s.id]) for s in samples)
-            seconds = sum(s.duration for s in samples)
+            used = [samples[i] for batch in microbatches for i in batch]
+            tokens = sum(len(labels[s.id]) for s in used)
+            seconds = sum(s.duration for s in used)
             start = time.perf_counter()
             share = list(itertools.islice(batches, len(microbatches) // runtime.world_size))
             result = train_step(runtime, base, share, labels, tokens, config, step)
@@ -138,10 +153,32 @@ def train(config: RunConfig, inputs: Inputs) -> int:
     return 0
 
 
-def _open_data(config: RunConfig, inputs: Inputs, runtime: "Runtime") -> dict[str, Any]:
+@dataclass(frozen=True)
+class Training:
+    """What is trained on: our own samples, and those to replay behind them."""
+
+    samples: shards.Shards
+    ours: int
+    left_out: Counter[str]
+
+    def steps(self, config: RunConfig) -> Iterator[tuple[int, list[plan.Microbatch]]]:
+        """The whole run's (epoch, microbatches), step by step; the same on every rank."""
+        heard, seed, replay = _augment(config), config.seed, len(self.samples.rows) - self.ours
+        return plan.iterate_steps(
+            lambda epoch: heard.durations(self.samples, epoch), config.max_steps, seed=seed,
+            members=lambda epoch: plan.mix(self.ours, replay, config.replay_ratio, seed=seed, epoch=epoch),
+            microbatches_per_step=config.gradient_accumulation_steps, **config.microbatch,
+        )  # fmt: skip
+
+
+def _open_data(
+    config: RunConfig, inputs: Inputs, runtime: "Runtime"
+) -> tuple[Training, dict[str, shards.Shards]]:
     """Collective. Shards of all sets; each machine's first process builds those that are missing."""
-    opened: dict[str, Any] = {}
-    sets: dict[str, Any] = {"train": inputs.train, **inputs.evaluation}
+    sets: dict[str, Source] = {"train": inputs.train, **inputs.evaluation}
+    if inputs.replay is not None:
+        sets["replay"] = inputs.replay
+    opened: dict[str, shards.Shards] = {}
     with runtime.accelerator.local_main_process_first():
         for name, source in sets.items():
             if isinstance(source, shards.Shards):
@@ -151,24 +188,46 @@ def _open_data(config: RunConfig, inputs: Inputs, runtime: "Runtime") -> dict[st
             shown = runtime.accelerator.is_local_main_process
             with progress(f"shards of {name}", total, shown) as advance:
                 opened[name] = shards.cached(source, advance)
-    whole = opened["train"]
-    training, left_out = shards.for_training(whole, config.min_seconds, config.max_seconds)
-    left_out.update(whole.rejected)
-    opened["train"], opened["left_out"] = training, left_out
-    if next(_steps(config, training), None) is None:
+    samples, left_out = _usable(config, opened.pop("train"), runtime)
+    ours = len(samples.rows)
+    if "replay" in opened:
+        replay, rejected = _usable(config, opened.pop("replay"), runtime)
+        twice = np.intersect1d(samples.lengths["key"], replay.lengths["key"])
+        if len(twice):
+            raise UserError(
+                f"{len(twice)} ids of --replay-path are ids of --dataset-path too; take the utterances out"
+                " of one of the two, or give them other ids"
+            )
+        samples = samples.join(replay)
+        left_out.update({f"{reason} (replay)": count for reason, count in rejected.items()})
+    training = Training(samples, ours, left_out)
+    if next(training.steps(config), None) is None:
         raise UserError(
-            f"{manifest.describe(len(training.samples), left_out)}: fewer than one step needs; lower"
+            f"{manifest.describe(len(samples.rows), left_out)}: fewer than one step needs; lower"
             " --batch-size, --batch-seconds or --gradient-accumulation-steps"
         )
-    return opened
+    return training, opened
 
 
-def _steps(config: RunConfig, training: shards.Shards) -> Iterator[tuple[int, list[plan.Microbatch]]]:
-    """The whole run's (epoch, microbatches), step by step; the same on every rank."""
-    return plan.iterate_steps(
-        lambda epoch: training.durations, config.max_steps, seed=config.seed,
-        microbatches_per_step=config.gradient_accumulation_steps, **config.microbatch,
-    )  # fmt: skip
+def _usable(
+    config: RunConfig, whole: shards.Shards, runtime: "Runtime"
+) -> tuple[shards.Shards, Counter[str]]:
+    """Collective. What can be trained on, the same on all ranks, and what cannot, by reason."""
+    samples, left_out = shards.for_training(whole, config.min_seconds, config.max_seconds)
+    left_out.update(whole.rejected)
+    if config.on_damage == "skip":
+        samples, damaged = shards.without_damage(
+            samples, runtime.rank, runtime.world_size,
+            lambda found: runtime.from_main(runtime.gather(found) or []),
+        )  # fmt: skip
+        left_out.update({"damaged": len(damaged)} if damaged else {})
+        for message in damaged if runtime.is_main else []:
+            console.print(f"left out: {message}")
+    return samples, left_out
+
+
+def _augment(config: RunConfig) -> Augment:
+    return Augment(config.seed, config.augment_speed, config.augment_noise_snr, config.augment_time_masks)
 
 
 def _check_labels(base: "Base", labels: dict[str, list[int]]) -> None:

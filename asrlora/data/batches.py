@@ -21,7 +21,7 @@ from asrlora.data.shards import Sample, Shards
 FRAMES = round(QUANTUM * audio.SAMPLE_RATE)
 WORKERS = min(4, os.cpu_count() or 1)  # a process; one thread reads some 3,000 audio-s/s
 
-Read = Callable[[int], audio.Pcm]
+Change = Callable[[audio.Pcm, str, int], audio.Pcm]  # audio, id, epoch
 
 
 @dataclass(frozen=True)
@@ -55,31 +55,35 @@ def pack(pcms: list[audio.Pcm]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _unpack(pcm: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    waves = pcm.to(torch.float32).div_(32768.0)
+    waves = pcm * (1 / 32768)  # exact: a power of two
     mask = torch.arange(pcm.shape[1], device=pcm.device) < lengths[:, None]
     return waves, mask.long()
 
 
 def read_batches(
-    shards: Shards, plan: Iterable[list[int]], read: Read | None = None, workers: int = WORKERS
+    shards: Shards,
+    plan: Iterable[tuple[int, list[int]]],
+    change: Change = lambda pcm, identity, epoch: pcm,
+    workers: int = WORKERS,
 ) -> Iterator[Batch]:
-    """Yields the batches of `plan` (lists of numbers in `shards`) in order.
+    """Yields the batches of `plan` (epoch and numbers in `shards`) in order.
 
     `plan` is run through only as far as is read ahead: two batches a thread. An error of a thread is
-    raised here, at the batch it belongs to. `read` replaces `shards.read`, to change what is heard.
+    raised here, at the batch it belongs to. `change` alters what is heard (see data/augment.py).
     """
-    one = read or shards.read
 
-    def batch(numbers: list[int]) -> Batch:
-        return Batch([shards.samples[n] for n in numbers], *pack([one(n) for n in numbers]))
+    def read(epoch: int, numbers: list[int]) -> Batch:
+        samples = [shards.samples[number] for number in numbers]
+        pcms = [change(shards.read(n), s.id, epoch) for n, s in zip(numbers, samples, strict=True)]
+        return Batch(samples, *pack(pcms))
 
     pool = ThreadPoolExecutor(workers, "read")
     ahead: deque[Future[Batch]] = deque()
     rest = iter(plan)
     try:
         while True:
-            while len(ahead) < 2 * workers and (numbers := next(rest, None)) is not None:
-                ahead.append(pool.submit(batch, numbers))
+            while len(ahead) < 2 * workers and (following := next(rest, None)) is not None:
+                ahead.append(pool.submit(read, *following))
             if not ahead:
                 return
             start = time.perf_counter()

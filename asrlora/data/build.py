@@ -83,6 +83,10 @@ def write_shards(
     described = {"fingerprint": describe(chunks), "slices": count, "chunks": [c.fingerprint for c in chunks]}
     with written_whole(work / PLAN) as file:
         file.write(json.dumps(described).encode())
+    torch = sys.modules.get("torch")
+    threads = (
+        torch.get_num_threads() if torch else int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+    )
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         try:
             for seconds in pool.map(lambda chunk: _one_shard(work, chunk), chunks[number - 1 :: count]):
@@ -91,8 +95,8 @@ def write_shards(
             pool.shutdown(cancel_futures=True)
             raise
         finally:
-            if torch := sys.modules.get("torch"):  # see audio._resample; new threads ask this number
-                torch.set_num_threads(torch.get_num_threads())
+            if torch := sys.modules.get("torch"):
+                torch.set_num_threads(threads)  # what audio._resample has lowered
 
 
 def finish(out: Path) -> None:

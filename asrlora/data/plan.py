@@ -128,11 +128,13 @@ def mix(ours: int, replay: int, ratio: float, *, seed: int, epoch: int) -> Membe
     The replay set is gone through in an order of its own, which runs on from epoch to epoch: none
     of it comes again before all of it has come.
     """
-    count = round(ours * ratio / (1 - ratio))
+    count = round(ours * ratio / (1 - ratio)) if replay else 0
+    if not count:
+        return np.arange(ours)
     first, last = epoch * count, (epoch + 1) * count
     rounds = range(first // replay, -(-last // replay))
     orders = [np.random.default_rng([seed, turn, 1]).permutation(replay) for turn in rounds]
-    drawn = np.concatenate([np.empty(0, np.int64), *orders])[first - rounds.start * replay :][:count]
+    drawn = np.concatenate(orders)[first - rounds.start * replay :][:count]
     return np.concatenate([np.arange(ours), ours + drawn])
 
 

@@ -13,9 +13,10 @@ import functools
 import hashlib
 import json
 import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, overload
 
@@ -32,6 +33,9 @@ from asrlora.errors import UserError
 __all__ = ["META", "SAMPLES_PER_SHARD", "Sample", "Shards", "build", "cached", "open_shards", "verify"]
 
 
+KEEP_BYTES = 2**30  # decoded audio that a process keeps in memory: 9 hours; $ASRLORA_KEEP_BYTES
+
+
 class Damage(UserError):
     """A sample whose bytes are not those that were written."""
 
@@ -46,6 +50,7 @@ class Folder:
     rejected: dict[str, int]  # reason -> utterances that are in the manifest and not here
     files: dict[str, dict[str, Any]]  # name -> bytes, sha256
     content: str  # sha256 over those, and so over every text and every byte of audio
+    kept: dict[int, audio.Pcm] = field(default_factory=dict, compare=False, repr=False)
 
     def read(self, row: int) -> audio.Pcm:
         """int16 samples (T,) at 16 kHz. Raises Damage when a byte differs from the index."""
@@ -115,9 +120,18 @@ class Shards:
         return Shards(self.folders + other.folders, np.concatenate([self.rows, other.rows + ours]))
 
     def read(self, number: int) -> audio.Pcm:
-        """int16 samples (T,) at 16 kHz. Raises Damage when a byte differs from the index."""
+        """int16 samples (T,) at 16 kHz, not to be changed. Raises Damage when a byte differs.
+
+        What has been read is kept in memory until that is full, and stays: an epoch reads everything
+        once, so to make room for the newest would throw away just what is needed next.
+        """
         folder, row = self._place(number)
-        return folder.read(row)
+        pcm = folder.kept.get(row)
+        if pcm is None:
+            pcm = folder.read(row)
+            if _memory.take(pcm.nbytes):
+                folder.kept[row] = pcm
+        return pcm
 
     def _place(self, number: int) -> tuple[Folder, int]:
         row = int(self.rows[number])
@@ -126,6 +140,23 @@ class Shards:
                 return folder, row
             row -= len(folder.index)
         raise IndexError(number)
+
+
+class _Memory:
+    """How much audio this process may still keep."""
+
+    def __init__(self) -> None:
+        self.left = int(os.environ.get("ASRLORA_KEEP_BYTES", KEEP_BYTES))
+        self._lock = threading.Lock()
+
+    def take(self, count: int) -> bool:
+        with self._lock:
+            enough = count <= self.left
+            self.left -= count if enough else 0
+            return enough
+
+
+_memory = _Memory()
 
 
 @dataclass(frozen=True)
@@ -250,15 +281,31 @@ def cache_root() -> Path:
     return Path(os.environ.get("ASRLORA_CACHE") or Path.home() / ".cache" / "asrlora")
 
 
-def damaged_samples(shards: Shards, numbers: Iterable[int]) -> list[int]:
-    """Reads these samples; returns the numbers of those that are damaged."""
-    damaged = []
+def damaged_samples(shards: Shards, numbers: Iterable[int]) -> dict[int, str]:
+    """Reads these samples from disk; returns the number of each damaged one with what is wrong."""
+    damaged = {}
     for number in numbers:
+        folder, row = shards._place(number)
         try:
-            shards.read(number)
-        except UserError:
-            damaged.append(number)
+            folder.read(row)
+        except UserError as error:
+            damaged[number] = str(error)
     return damaged
+
+
+def without_damage(
+    shards: Shards, rank: int, world_size: int, together: Callable[[list[Any]], list[Any]]
+) -> tuple[Shards, list[str]]:
+    """Collective. The samples that are sound, and what is wrong with each of the others.
+
+    Every rank reads a share of all samples; `together` gives every rank what all have found. So all
+    leave out the same ones before anything is planned, and a step's denominator stays the same
+    everywhere. What is damaged later than this stops the run.
+    """
+    found = damaged_samples(shards, range(rank, len(shards.rows), world_size))
+    damaged = dict(sorted(together(list(found.items()))))
+    kept = np.setdiff1d(np.arange(len(shards.rows)), np.fromiter(damaged, np.int64))
+    return shards.subset(kept), list(damaged.values())
 
 
 def verify(folder: Path) -> list[str]:

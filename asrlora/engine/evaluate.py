@@ -60,7 +60,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     pairs: list[tuple[str, str]] = []
-    for batch in read_batches(shards, mine):
+    for batch in read_batches(shards, ((0, batch) for batch in mine)):
         seconds = [sample.duration for sample in batch.samples]
         waves, mask = batch.to(runtime.device)
         texts = decode.transcribe(model, base, waves, mask, seconds)

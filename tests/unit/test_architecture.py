@@ -14,7 +14,10 @@ MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))
 }
 # from the bottom up; a room may import rooms before it, and itself
-FLOORS = ["errors", "config", "console", "score", "data", "runs", "models", "engine", "demo", "train", "cli"]
+FLOORS = [
+    "errors", "config", "console", "score", "data", "runs", "models", "engine", "demo", "bench", "train",
+    "cli",
+]  # fmt: skip
 OUTSIDE = {
     "accelerate": ["asrlora.engine.runtime", "asrlora.engine.offline"],
     "deepspeed": ["asrlora.engine.runtime"],
