@@ -90,12 +90,16 @@ class Index(Sequence[Sample]):
         shard, offset, length, sha256, level, clipped, rate, channels, at, *sizes, check = row.item()
         ends = list(itertools.accumulate((max(0, size) for size in sizes), initial=at))
         texts = self._texts[at : ends[-1]].tobytes()
-        if _check(number, lengths.tobytes(), row.tobytes(), texts) != bytes(check):
+        whole = len(texts) == ends[-1] - at
+        if not whole or _check(number, lengths.tobytes(), row.tobytes(), texts) != bytes(check):
             raise UserError(
                 f"{self.folder}: row {number} of the index is damaged; build the shards again"
                 " or copy them again"
             )
-        cut = [texts[start - at : end - at].decode() for start, end in itertools.pairwise(ends)]
+        try:
+            cut = [texts[start - at : end - at].decode() for start, end in itertools.pairwise(ends)]
+        except UnicodeDecodeError:
+            raise UserError(f"{self.folder}: row {number} of the index is not UTF-8") from None
         return Sample(
             cut[0], cut[1], lengths["frames"].item() / SAMPLE_RATE, cut[2] if sizes[2] >= 0 else None,
             shard_name(shard), offset, length, bytes(sha256).hex(), level, clipped, rate, channels,

@@ -61,8 +61,8 @@ class Folder:
                 # a length that the file does not have would be asked of memory first
                 length = min(sample.length, os.fstat(file.fileno()).st_size)
                 data = os.pread(file.fileno(), length, sample.offset)
-        except OSError as error:
-            raise Damage(f"{shard}: sample {sample.id!r} cannot be read ({error.strerror})") from None
+        except (OSError, OverflowError) as error:
+            raise Damage(f"{shard}: sample {sample.id!r} cannot be read ({error})") from None
         if hashlib.sha256(data).hexdigest() != sample.sha256:
             raise Damage(
                 f"{shard}: sample {sample.id!r} is damaged (its sha256 differs from the index);"
