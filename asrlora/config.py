@@ -22,6 +22,11 @@ def _split(value: Any) -> Any:
     return [part for part in value.split(",") if part] if isinstance(value, str) else value
 
 
+def _place(value: Any) -> Any:
+    return Path(value) if isinstance(value, str) and "://" not in value else value
+
+
+Place = Annotated[Path | str, pydantic.BeforeValidator(_place)]  # a str is an address: Path would spoil it
 Numbers = Annotated[tuple[float, ...], pydantic.BeforeValidator(_split)]
 
 
@@ -31,7 +36,9 @@ class RunConfig(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model_id: str = Field("UsefulSensors/moonshine-tiny", description="base model: folder or hub name")
-    dataset_path: Path = Field(description="training manifest (JSONL), or a folder of shards")
+    dataset_path: Place = Field(
+        description="training manifest (JSONL), folder of shards, or its s3:// address"
+    )
     manifest_path: Path = Field(description="domain manifest: its WER must fall")
     safety_manifest_path: Path | None = Field(
         None, description="heldout manifest: its WER must not rise; without it no run can be accepted"
@@ -59,7 +66,7 @@ class RunConfig(pydantic.BaseModel):
         "stop",
         description="damaged training samples: stop, or read all before the first step and skip those",
     )
-    replay_path: Path | None = Field(
+    replay_path: Place | None = Field(
         None, description="general data mixed into the training set (manifest or shards), against forgetting"
     )
     replay_ratio: float = Field(0.2, gt=0, lt=1, description="share of replayed utterances in every epoch")

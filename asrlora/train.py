@@ -79,8 +79,10 @@ def check(config: RunConfig) -> Inputs:
     return Inputs(source, replay, evaluation, found)
 
 
-def _read(path: Path) -> Source:
-    return shards.open_shards(path) if path.is_dir() else manifest.read_manifest(path)
+def _read(place: Path | str) -> Source:
+    if isinstance(place, Path) and not place.is_dir():
+        return manifest.read_manifest(place)
+    return shards.open_shards(place)
 
 
 def train(config: RunConfig, inputs: Inputs) -> int:

@@ -17,13 +17,14 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import pydantic
 
-from asrlora.data import audio, index
+from asrlora.data import audio, index, remote
 from asrlora.data import build as builder
 from asrlora.data.build import META, SAMPLES_PER_SHARD
 from asrlora.data.index import Index, Rows, Sample
@@ -50,6 +51,7 @@ class Folder:
     rejected: dict[str, int]  # reason -> utterances that are in the manifest and not here
     files: dict[str, dict[str, Any]]  # name -> bytes, sha256
     content: str  # sha256 over those, and so over every text and every byte of audio
+    url: str | None = None  # where the files come from; then `path` is a cache
     kept: dict[int, audio.Pcm] = field(default_factory=dict, compare=False, repr=False)
 
     def read(self, row: int) -> audio.Pcm:
@@ -57,7 +59,7 @@ class Folder:
         sample = self.index[row]
         shard = self.path / sample.shard
         try:
-            with index.open_plain(shard) as file:
+            with self._open(sample.shard) as file:
                 # a length that the file does not have would be asked of memory first
                 length = min(sample.length, os.fstat(file.fileno()).st_size)
                 data = os.pread(file.fileno(), length, sample.offset)
@@ -72,6 +74,11 @@ class Folder:
             return audio.decode_flac(data, sample.frames)
         except audio.AudioError as error:
             raise Damage(f"{shard}: sample {sample.id!r} {error}; build the shards again") from None
+
+    def _open(self, name: str) -> BufferedReader:
+        if self.url is None or name not in self.files:
+            return index.open_plain(self.path / name)
+        return remote.fetched(self.url, self.path, name, self.files[name])
 
 
 @dataclass(frozen=True)
@@ -223,8 +230,13 @@ class _Meta(pydantic.BaseModel, extra="forbid", strict=True):
     sha256: str
 
 
-def open_shards(folder: Path) -> Shards:
-    """Opens a folder that `build` made. Raises UserError when it is no such folder or incomplete."""
+def open_shards(place: Path | str) -> Shards:
+    """Opens a folder that `build` made, or one at an address such as s3://bucket/folder.
+
+    Raises UserError when it is no such folder or incomplete.
+    """
+    url = place if isinstance(place, str) else None
+    folder = place if isinstance(place, Path) else remote.mirror(place, cache_root())
     try:
         with index.open_plain(folder / META) as file:
             meta = json.load(file)
@@ -245,10 +257,13 @@ def open_shards(folder: Path) -> Shards:
             f"{folder} was built by another audio path ({meta['fingerprint'].get('audio')}, now"
             f" {audio.FINGERPRINT}); build the shards again"
         )
+    for name in index.FILES if url else ():
+        remote.fetched(url or "", folder, name, files[name]).close()
     content = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
     opened = Folder(
-        folder, index.open_index(folder, files), meta["fingerprint"], meta["rejected"], files, content
-    )
+        folder, index.open_index(folder, files), meta["fingerprint"], meta["rejected"], files, content,
+        url=url,
+    )  # fmt: skip
     return Shards((opened,), np.arange(len(opened.index)))
 
 
