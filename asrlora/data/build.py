@@ -17,9 +17,9 @@ import shutil
 import sys
 import tarfile
 import tempfile
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -41,6 +41,10 @@ class Chunk:
     number: int
     utterances: Sequence[Utterance]
     fingerprint: str
+
+    @property
+    def seconds(self) -> float:
+        return sum(utterance.duration for utterance in self.utterances)
 
 
 def cut(utterances: Sequence[Utterance]) -> list[Chunk]:
@@ -89,8 +93,22 @@ def write_shards(
     )
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         try:
-            for seconds in pool.map(lambda chunk: _one_shard(work, chunk), chunks[number - 1 :: count]):
-                progress(seconds)
+            ours = chunks[number - 1 :: count]
+            there = pool.map(lambda chunk: _finished(work, chunk.number, chunk.fingerprint), ours)
+            missing = []
+            for chunk, found in zip(ours, there, strict=True):
+                if found is None:
+                    missing.append(chunk)
+                else:
+                    progress(chunk.seconds)
+            ahead: deque[tuple[Chunk, list[Future[_Encoded | None]]]] = deque()
+            for following in [*missing, None]:
+                if following:  # encoded while the shard before it is written
+                    ahead.append((following, [pool.submit(_encode, u) for u in following.utterances]))
+                if len(ahead) == 2 or (ahead and not following):
+                    chunk, encoded = ahead.popleft()
+                    _write_shard(work, chunk, encoded)
+                    progress(chunk.seconds)
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -106,7 +124,9 @@ def finish(out: Path) -> None:
         planned = json.loads((work / PLAN).read_text())
     except OSError:
         raise UserError(f"{out}: no build has been begun; run `asrlora shards build` first") from None
-    parts = [_finished(work, number, chunk) for number, chunk in enumerate(planned["chunks"])]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        numbers = range(len(planned["chunks"]))
+        parts = list(pool.map(lambda number: _finished(work, number, planned["chunks"][number]), numbers))
     missing = [number for number, found in enumerate(parts) if found is None]
     if missing:
         count = planned["slices"]
@@ -170,49 +190,58 @@ def _finished(work: Path, number: int, chunk: str) -> _Part | None:
     return part if whole else None
 
 
-def _one_shard(work: Path, chunk: Chunk) -> float:
-    """Writes a shard unless it is there; returns the audio-seconds of its utterances."""
-    if _finished(work, chunk.number, chunk.fingerprint) is None:
-        path = work / shard_name(chunk.number)
-        with written_whole(path) as file:
-            samples, rejected = _write_tar(file, chunk)
-        head = {
-            "chunk": chunk.fingerprint, "sha256": index.sha256_of(path), "bytes": path.stat().st_size,
-            "rejected": rejected,
-        }  # fmt: skip
-        with written_whole(work / f"{path.name}.jsonl") as file:
-            for record in (head, *map(asdict, samples)):
-                file.write(json.dumps(record).encode() + b"\n")
-    return sum(utterance.duration for utterance in chunk.utterances)
+@dataclass(frozen=True)
+class _Encoded:
+    data: bytes  # FLAC
+    sha256: str
+    seconds: float
+    source: audio.Source
 
 
-def _write_tar(file: BinaryIO, chunk: Chunk) -> tuple[list[Sample], Counter[str]]:
+def _encode(utterance: Utterance) -> _Encoded | None:
+    """None for silence."""
+    try:
+        duration = None if utterance.whole_file else utterance.duration
+        pcm, source = audio.read_measured(utterance.audio, utterance.offset, duration)
+    except audio.AudioError as error:
+        raise UserError(f"the audio file {utterance.audio} {error}; mend or remove it") from None
+    if audio.is_silent(pcm):
+        return None
+    data = audio.encode_flac(pcm)
+    return _Encoded(data, hashlib.sha256(data).hexdigest(), len(pcm) / audio.SAMPLE_RATE, source)
+
+
+def _write_shard(work: Path, chunk: Chunk, encoded: list[Future[_Encoded | None]]) -> None:
     samples: list[Sample] = []
     rejected: Counter[str] = Counter()
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+    path = work / shard_name(chunk.number)
+    with (
+        written_whole(path) as file,
+        tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
         for number, utterance in enumerate(chunk.utterances):
-            try:
-                duration = None if utterance.whole_file else utterance.duration
-                pcm, source = audio.read_measured(utterance.audio, utterance.offset, duration)
-            except audio.AudioError as error:
-                raise UserError(f"the audio file {utterance.audio} {error}; mend or remove it") from None
-            if audio.is_silent(pcm):
+            found = encoded[number].result()
+            if found is None:
                 rejected["silent"] += 1
                 continue
             # WebDataset takes all behind the first dot for the field, so the key has none
             key = f"{chunk.number:05d}{number:06d}"
-            data = audio.encode_flac(pcm)
             info = {"id": utterance.id, "text": utterance.text, "speaker": utterance.speaker}
-            offset = _add(tar, f"{key}.flac", data)
+            offset = _add(tar, f"{key}.flac", found.data)
             _add(tar, f"{key}.json", json.dumps({**utterance.extra, **info}).encode())
             samples.append(
                 Sample(
-                    utterance.id, utterance.text, len(pcm) / audio.SAMPLE_RATE, utterance.speaker,
-                    shard_name(chunk.number), offset, len(data), hashlib.sha256(data).hexdigest(),
-                    **asdict(source),
+                    utterance.id, utterance.text, found.seconds, utterance.speaker, path.name, offset,
+                    len(found.data), found.sha256, **asdict(found.source),
                 )
             )  # fmt: skip
-    return samples, rejected
+    head = {
+        "chunk": chunk.fingerprint, "sha256": index.sha256_of(path), "bytes": path.stat().st_size,
+        "rejected": rejected,
+    }  # fmt: skip
+    with written_whole(work / f"{path.name}.jsonl") as file:
+        for record in (head, *map(asdict, samples)):
+            file.write(json.dumps(record).encode() + b"\n")
 
 
 def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
