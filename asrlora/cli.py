@@ -118,11 +118,22 @@ def _parser() -> argparse.ArgumentParser:
     build.set_defaults(run=_shards_build)
     build.add_argument("manifest", type=Path)
     build.add_argument("out", type=Path)
-    build.add_argument("--workers", type=int, help="processes (default: one a core)")
+    build.add_argument("--workers", type=int, help="threads (default: one a core)")
     _allow_outside(build)
+    build.add_argument("--slice", type=_slice, metavar="I/N", help="only this part, for `shards merge`")
+    merge = shards_steps.add_parser("merge", help="make one folder of all slices")
+    merge.set_defaults(run=_shards_merge)
+    merge.add_argument("out", type=Path)
     verify = shards_steps.add_parser("verify", help="check every byte")
     verify.set_defaults(run=_shards_verify)
     verify.add_argument("folder", type=Path)
+
+    bench = commands.add_parser("bench", help="measure speed on this machine")
+    bench_steps = bench.add_subparsers(required=True, metavar="STEP", parser_class=Parser)
+    bench_data = bench_steps.add_parser("data", help="shards, plan and loader, in ratios (2 minutes)")
+    bench_data.set_defaults(run=_bench_data)
+    bench_data.add_argument("--output", type=Path, help="write the figures here as JSON")
+    bench_data.add_argument("--small", action="store_true", help="a hundredth of everything: does it run?")
 
     evaluate = commands.add_parser("eval", help="hypotheses and WER of a model on a manifest")
     evaluate.set_defaults(run=_eval)
@@ -295,12 +306,34 @@ def _tell_outside(path: Path, count: int) -> None:
         )
 
 
-def _shards_build(args: argparse.Namespace) -> int:
-    from asrlora.data import manifest, shards
+def _slice(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"must be I/N with I from 1 to N, such as 2/8, not {text!r}")
+    return int(number), int(count)
 
-    utterances = manifest.read_manifest(args.manifest, args.allow_outside)
-    with progress("shards", sum(u.duration for u in utterances)) as advance:
-        built = shards.build(utterances, args.out, workers=args.workers, progress=advance)
+
+def _shards_build(args: argparse.Namespace) -> int:
+    from asrlora.data import build, manifest
+
+    if args.workers is not None and args.workers < 1:
+        raise UserError("--workers must be at least 1")
+    chunks = build.cut(manifest.read_manifest(args.manifest, args.allow_outside))
+    number, count = args.slice or (1, 1)
+    ours = [utterance for chunk in chunks[number - 1 :: count] for utterance in chunk.utterances]
+    with progress("shards", sum(utterance.duration for utterance in ours)) as advance:
+        build.write_shards(chunks, args.out, part=(number, count), workers=args.workers, progress=advance)
+    if args.slice:
+        console.print(f"slice {number}/{count} of {args.out}: {len(ours):,} utterances; then merge")
+        return 0
+    return _shards_merge(args)
+
+
+def _shards_merge(args: argparse.Namespace) -> int:
+    from asrlora.data import build, manifest, shards
+
+    build.finish(args.out)
+    built = shards.open_shards(args.out)
     console.print(
         f"{args.out}: {manifest.describe(len(built.samples), built.rejected)}, {built.seconds / 3600:.2f} h"
     )
@@ -313,8 +346,20 @@ def _shards_verify(args: argparse.Namespace) -> int:
     damaged = shards.verify(args.folder)
     for identity in damaged:
         console.print(f"damaged: {identity}")
-    console.print(f"{args.folder}: {'sound' if not damaged else f'{len(damaged)} samples damaged'}")
+    console.print(f"{args.folder}: {'sound' if not damaged else f'{len(damaged)} samples or files damaged'}")
     return 3 if damaged else 0
+
+
+def _bench_data(args: argparse.Namespace) -> int:
+    from asrlora.bench import bench_data, tell
+
+    figures = bench_data(0.01 if args.small else 1.0)
+    tell(figures)
+    if args.output:
+        from asrlora.runs.record import write_whole
+
+        write_whole(args.output, json.dumps(figures, indent=1) + "\n")
+    return 0
 
 
 def _eval(args: argparse.Namespace) -> int:

@@ -23,13 +23,27 @@ ALLOW_OUTSIDE = "read audio outside a manifest's folder: only where you trust wh
 ATTEMPT = {"resume", "save_interval", "keep_checkpoints", "max_minutes", "wandb_mode", "allow_outside"}
 
 
+def _split(value: Any) -> Any:
+    return [part for part in value.split(",") if part] if isinstance(value, str) else value
+
+
+def _place(value: Any) -> Any:
+    return Path(value) if isinstance(value, str) and "://" not in value else value
+
+
+Place = Annotated[Path | str, pydantic.BeforeValidator(_place)]  # a str is an address: Path would spoil it
+Numbers = Annotated[tuple[float, ...], pydantic.BeforeValidator(_split)]
+
+
 class RunConfig(pydantic.BaseModel):
     """Every field is a flag (`--max-steps`) and a key of the YAML file (`max_steps`)."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model_id: str = Field("UsefulSensors/moonshine-tiny", description="base model: folder or hub name")
-    dataset_path: Path = Field(description="training manifest (JSONL), or a folder of shards")
+    dataset_path: Place = Field(
+        description="training manifest (JSONL), folder of shards, or its s3:// address"
+    )
     manifest_path: Path = Field(description="domain manifest: its WER must fall")
     safety_manifest_path: Path | None = Field(
         None, description="heldout manifest: its WER must not rise; without it no run can be accepted"
@@ -54,6 +68,19 @@ class RunConfig(pydantic.BaseModel):
     max_seconds: Seconds = Field(20.0, description="longer training utterances are left out, seconds")
     min_seconds: float = Field(0.1, ge=0, description="shorter training utterances are left out, seconds")
     seed: int = Field(42, ge=0)
+    on_damage: Literal["stop", "skip"] = Field(
+        "stop",
+        description="damaged training samples: stop, or read all before the first step and skip those",
+    )
+    replay_path: Place | None = Field(
+        None, description="general data mixed into the training set (manifest or shards), against forgetting"
+    )
+    replay_ratio: float = Field(0.2, gt=0, lt=1, description="share of replayed utterances in every epoch")
+    augment_speed: Numbers = Field((), description="speeds drawn from, such as 0.9,1.0,1.1")
+    augment_noise_snr: Numbers = Field((), description="white noise, dB below the speech, such as 10,30")
+    augment_time_masks: int = Field(
+        0, ge=0, description="stretches silenced in each utterance, each up to a twentieth of it"
+    )
 
     lora_r: Count = Field(8, description="rank of the adapter")
     lora_alpha: Count = Field(16, description="scale of the adapter (alpha / rank)")
@@ -102,6 +129,12 @@ class RunConfig(pydantic.BaseModel):
             raise ValueError(
                 f"min_seconds ({self.min_seconds:g}) must be below max_seconds ({self.max_seconds:g})"
             )
+        if not all(0.5 <= speed <= 2 for speed in self.augment_speed):
+            raise ValueError("augment_speed must lie from 0.5 to 2, such as 0.9,1.0,1.1")
+        if len(self.augment_noise_snr) not in (0, 2) or list(self.augment_noise_snr) != sorted(
+            self.augment_noise_snr
+        ):
+            raise ValueError("augment_noise_snr must be the lowest and the highest dB, such as 10,30")
         if self.use_dora and self.init_lora_weights.startswith("pissa"):
             # PEFT's conversion of this pair is silently wrong (logit error 5e-2).
             raise ValueError("use_dora and init_lora_weights pissa do not combine; choose one")

@@ -9,12 +9,13 @@ What is slow to import is imported after the checks, so that a mistake is told w
 
 import itertools
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asrlora.config import RunConfig, parse_run
-from asrlora.console import progress
 from asrlora.data import audit, manifest, plan, shards
 from asrlora.engine import launcher
 from asrlora.errors import UserError, exit_code
@@ -23,16 +24,14 @@ from asrlora.runs import record
 
 if TYPE_CHECKING:
     from asrlora.engine.run import Run
-    from asrlora.engine.runtime import Runtime
     from asrlora.models.families import Base
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the checks have read. `train` is a manifest's utterances or a folder of shards."""
+    """What the checks have read: train, replay, domain and heldout, as far as they are given."""
 
-    train: list[manifest.Utterance] | shards.Shards
-    evaluation: dict[str, list[manifest.Utterance]]  # domain, and heldout where given
+    sets: dict[str, list[manifest.Utterance] | shards.Shards]
     audit: audit.Audit
 
 
@@ -53,15 +52,14 @@ def check(config: RunConfig) -> Inputs:
     if config.resume == "never" or not (config.output_dir / "run.json").exists():
         record.check_free(config.output_dir)
     launcher.check_processes(config.gradient_accumulation_steps)
-    if config.dataset_path.is_dir():
-        source: list[manifest.Utterance] | shards.Shards = shards.open_shards(config.dataset_path)
-    else:
-        source = manifest.read_manifest(config.dataset_path, config.allow_outside)
+    source, replay = _read(config.dataset_path, config), None
+    if config.replay_path:
+        replay = _read(config.replay_path, config)
     evaluation = {"domain": manifest.read_manifest(config.manifest_path, config.allow_outside)}
     if config.safety_manifest_path:
         evaluation["heldout"] = manifest.read_manifest(config.safety_manifest_path, config.allow_outside)
     found = audit.audit(
-        [] if isinstance(source, shards.Shards) else source,
+        [item for items in (source, replay) if isinstance(items, list) for item in items],
         evaluation,
         min_seconds=config.min_seconds,
         max_seconds=config.max_seconds,
@@ -72,7 +70,14 @@ def check(config: RunConfig) -> Inputs:
     if found.stops:
         raise UserError("; ".join(finding.message for finding in found.stops))
     find_model(config.model_id)
-    return Inputs(source, evaluation, found)
+    sets: dict[str, list[manifest.Utterance] | shards.Shards] = {"train": source, **evaluation}
+    return Inputs(sets if replay is None else {**sets, "replay": replay}, found)
+
+
+def _read(place: Path | str, config: RunConfig) -> list[manifest.Utterance] | shards.Shards:
+    if isinstance(place, Path) and not place.is_dir():
+        return manifest.read_manifest(place, config.allow_outside)
+    return shards.open_shards(place)
 
 
 def train(config: RunConfig, inputs: Inputs) -> int:
@@ -82,22 +87,23 @@ def train(config: RunConfig, inputs: Inputs) -> int:
     from asrlora.engine import runtime as runtimes
     from asrlora.engine.run import Run
     from asrlora.engine.step import learning_rate, train_step
+    from asrlora.engine.training_set import augmentation, open_sets
     from asrlora.models import adapters, families
 
     # 1. processes, data, model
     runtime = runtimes.start()
     runtime.stop_on_signals(config.max_minutes)
-    data = _open_data(config, inputs, runtime)
-    training, left_out = data.pop("train"), data.pop("left_out")
+    training, evaluation = open_sets(config, inputs.sets, runtime)
+    samples = training.samples.samples
     base = families.load_base(config.model_id)
     base.model.to(runtime.device)
-    labels = {s.id: families.label_ids(base, s.text) for s in training.samples}
+    labels = {s.id: families.label_ids(base, s.text) for s in samples}
     _check_labels(base, labels)
-    run = Run(config, runtime, base, data)
+    run = Run(config, runtime, base, evaluation)
 
     try:
         # 2. the baseline: the base before anything is attached to it
-        run.open(inputs.audit, training, left_out)
+        run.open(inputs.audit, training.samples, training.left_out)
         checkpoint = run.load_checkpoint()
         if not run.evaluate(0, base.model):
             return _stop(run, 0)
@@ -118,25 +124,27 @@ def train(config: RunConfig, inputs: Inputs) -> int:
             run.save(done)
 
         # 4. the loop
-        steps = list(
-            plan.iterate_steps(
-                training.durations, config.max_steps, seed=config.seed,
-                microbatches_per_step=config.gradient_accumulation_steps, **config.microbatch,
-            )
-        )[done:]  # fmt: skip
-        mine = [plan.share(batches, runtime.rank, runtime.world_size) for _, batches in steps]
-        batches = read_batches(training, [batch for step in mine for batch in step])
-        for step, (epoch, microbatches) in enumerate(steps, done + 1):
+        planned, ahead = itertools.tee(itertools.islice(training.steps(config), done, None))
+        mine = (
+            (epoch, batch)
+            for epoch, microbatches in ahead
+            for batch in plan.share(microbatches, runtime.rank, runtime.world_size)
+        )
+        batches = read_batches(training.samples, mine, augmentation(config).apply)
+        for step, (epoch, microbatches) in enumerate(planned, done + 1):
             if run.stopped:
                 break
-            samples = [training.samples[i] for batch in microbatches for i in batch]
-            tokens = sum(len(labels[s.id]) for s in samples)
-            share = list(itertools.islice(batches, len(mine[step - done - 1])))
+            used = [samples[i] for batch in microbatches for i in batch]
+            tokens = sum(len(labels[s.id]) for s in used)
+            start = time.perf_counter()
+            share = list(itertools.islice(batches, len(microbatches) // runtime.world_size))
             result = train_step(runtime, base, share, labels, tokens, config, step)
-            run.skip(step, result, samples)
+            spent = time.perf_counter() - start
+            run.skip(step, result, used)
             run.log(
-                step, samples, loss=result.loss, grad_norm=result.grad_norm, tokens=tokens,
+                step, used, loss=result.loss, grad_norm=result.grad_norm, tokens=tokens,
                 epoch=epoch, learning_rate=learning_rate(config, step),
+                data_wait=sum(batch.waited for batch in share) / spent,
             )  # fmt: skip
             stop = result.stop
             if config.evaluates_at(step) and not stop:
@@ -160,35 +168,6 @@ def _stop(run: "Run", step: int) -> int:
     run.preempt(step)
     run.runtime.close()
     return launcher.PREEMPTED
-
-
-def _open_data(config: RunConfig, inputs: Inputs, runtime: "Runtime") -> dict[str, Any]:
-    """Collective. Shards of all sets; each machine's first process builds those that are missing."""
-    opened: dict[str, Any] = {}
-    sets: dict[str, Any] = {"train": inputs.train, **inputs.evaluation}
-    with runtime.accelerator.local_main_process_first():
-        for name, source in sets.items():
-            if isinstance(source, shards.Shards):
-                opened[name] = source
-                continue
-            total = sum(utterance.duration for utterance in source)
-            shown = runtime.accelerator.is_local_main_process
-            with progress(f"shards of {name}", total, shown) as advance:
-                opened[name] = shards.cached(source, advance)
-    whole = opened["train"]
-    kept, left_out = manifest.filter_for_training(whole.samples, config.min_seconds, config.max_seconds)
-    left_out.update(whole.rejected)
-    opened["train"], opened["left_out"] = whole.subset(kept), left_out
-    first = plan.plan_epoch(
-        opened["train"].durations, seed=config.seed, epoch=0,
-        microbatches_per_step=config.gradient_accumulation_steps, **config.microbatch,
-    )  # fmt: skip
-    if not first.steps:
-        raise UserError(
-            f"{manifest.describe(len(kept), left_out)}: fewer than one step needs; lower --batch-size,"
-            " --batch-seconds or --gradient-accumulation-steps"
-        )
-    return opened
 
 
 def _check_labels(base: "Base", labels: dict[str, list[int]]) -> None:

@@ -9,7 +9,9 @@ Shapes: T samples of one utterance at 16 kHz.
 
 import functools
 import io
+import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +42,21 @@ Pcm = npt.NDArray[np.int16]
 Wave = npt.NDArray[np.float32]
 
 
+FULL_SCALE = 32767 / 32768  # the largest sample a 16-bit file can hold
+
+
 class AudioError(ValueError):
     """The audio cannot be used; the message says why in a few words."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a recording was before the audio path evened it out."""
+
+    level: float  # RMS, full scale 1.0
+    clipped: float  # share of samples at full scale, in any channel
+    rate: int  # Hz
+    channels: int
 
 
 def read_audio(source: Path | bytes, offset: float = 0.0, duration: float | None = None) -> Pcm:
@@ -50,16 +65,26 @@ def read_audio(source: Path | bytes, offset: float = 0.0, duration: float | None
     `offset` and `duration` are in seconds and select a segment. Returns int16 samples (T,).
     Raises AudioError where the file cannot be decoded or the segment is empty.
     """
+    return read_measured(source, offset, duration)[0]
+
+
+def read_measured(
+    source: Path | bytes, offset: float = 0.0, duration: float | None = None
+) -> tuple[Pcm, Source]:
+    """Like `read_audio`, and tells what the recording was like."""
     try:
         opened = soundfile.SoundFile(io.BytesIO(source)) if isinstance(source, bytes) else open_sound(source)
         with opened as file:
             file.seek(round(offset * file.samplerate))
             frames = -1 if duration is None else round(duration * file.samplerate)
-            wave = file.read(frames, dtype="float32", always_2d=True).mean(axis=1)
+            channels = file.read(frames, dtype="float32", always_2d=True)
             rate = file.samplerate
     except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
         raise AudioError(f"cannot be decoded ({error})") from error
-    return normalise(wave, rate)
+    wave = channels.mean(axis=1)
+    pcm = normalise(wave, rate)
+    clipped = float((np.abs(channels) >= FULL_SCALE).any(axis=1).mean())
+    return pcm, Source(rms(wave), clipped, rate, channels.shape[1])
 
 
 def normalise(wave: Wave, rate: int) -> Pcm:
@@ -85,6 +110,8 @@ def _resample(wave: Wave, rate: int) -> Wave:
     leave few distinct shapes: oneDNN prepares a kernel for each new one, ten times the work itself."""
     import torch
 
+    if threading.current_thread() is not threading.main_thread():
+        torch.set_num_threads(1)  # one of many of ours: they share the cores out among themselves
     padded = np.pad(wave, (0, -len(wave) % rate))
     resampled: Wave = _resampler(rate)(torch.from_numpy(padded)).numpy()
     return resampled[: -(-len(wave) * SAMPLE_RATE // rate)]
@@ -118,7 +145,18 @@ def encode_flac(pcm: Pcm) -> bytes:
     return buffer.getvalue()
 
 
-def decode_flac(data: bytes) -> Pcm:
-    """The inverse of `encode_flac`, sample by sample: no step of the audio path is repeated."""
-    pcm, _ = soundfile.read(io.BytesIO(data), dtype="int16")
-    return np.asarray(pcm, dtype=np.int16)
+def decode_flac(data: bytes, frames: int) -> Pcm:
+    """The inverse of `encode_flac`, sample by sample: no step of the audio path is repeated.
+
+    Raises AudioError unless the data is mono FLAC of `frames` samples at 16 kHz, before it decodes.
+    """
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            if (file.format, file.channels, file.samplerate, file.frames) != ("FLAC", 1, SAMPLE_RATE, frames):
+                raise AudioError(f"is not mono FLAC of {frames} samples at {SAMPLE_RATE} Hz")
+            pcm: Pcm = file.read(dtype="int16")
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise AudioError(f"cannot be decoded ({error})") from error
+    if len(pcm) != frames:
+        raise AudioError(f"holds {len(pcm)} samples, not {frames}")
+    return pcm

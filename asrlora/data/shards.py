@@ -1,85 +1,200 @@
 """Shards: standard WebDataset tars with an index that knows every byte.
 
-A folder of shards holds `shard-NNNNN.tar` (members `KEY.flac` and `KEY.json`), `index.jsonl` (one
-line a sample, in manifest order) and `shards.json` (fingerprint and counts). The audio has been
-through the audio path once; reading gives the same int16 samples again. Identical input gives
-identical bytes, whatever the number of workers.
+A folder of shards holds `shard-NNNNN.tar` (members `KEY.flac` and `KEY.json`), the index (see
+data/index.py) and `shards.json` (fingerprint, counts, and the sha256 of every other file). The audio
+has been through the audio path once; reading gives the same int16 samples again. Identical input
+gives identical bytes, whatever the number of workers.
+
+The tars are never unpacked: a sample is the bytes at its offset, so no name and no link inside a tar
+is ever followed.
 """
 
 import functools
 import hashlib
-import io
 import json
-import multiprocessing
 import os
-import shutil
-import tarfile
-import tempfile
+import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
-from asrlora.data import audio
-from asrlora.data.manifest import Utterance, fingerprint
+import numpy as np
+import pydantic
+
+from asrlora.data import audio, index, remote
+from asrlora.data import build as builder
+from asrlora.data.build import META, SAMPLES_PER_SHARD
+from asrlora.data.index import Index, Rows, Sample
+from asrlora.data.manifest import Utterance
 from asrlora.errors import UserError
 
-FORMAT = 1
-SAMPLES_PER_SHARD = 256
-SMALL = 64  # below this many utterances, starting processes costs more than it saves
-META, INDEX = "shards.json", "index.jsonl"
+__all__ = ["META", "SAMPLES_PER_SHARD", "Sample", "Shards", "build", "cached", "open_shards", "verify"]
+
+
+KEEP_BYTES = 2**30  # decoded audio that a process keeps in memory: 9 hours; $ASRLORA_KEEP_BYTES
+
+
+class Damage(UserError):
+    """A sample whose bytes are not those that were written."""
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One line of the index."""
+class Folder:
+    """One opened folder of shards."""
 
-    id: str
-    text: str
-    duration: float  # seconds, of the audio in the shard
-    speaker: str | None
-    shard: str
-    offset: int  # bytes into the shard, of the FLAC data
-    length: int  # bytes
-    sha256: str  # of the FLAC data
+    path: Path
+    index: Index
+    fingerprint: dict[str, Any]
+    rejected: dict[str, int]  # reason -> utterances that are in the manifest and not here
+    files: dict[str, dict[str, Any]]  # name -> bytes, sha256
+    content: str  # sha256 over those, and so over every text and every byte of audio
+    url: str | None = None  # where the files come from; then `path` is a cache
+    kept: dict[int, audio.Pcm] = field(default_factory=dict, compare=False, repr=False)
+
+    def read(self, row: int) -> audio.Pcm:
+        """int16 samples (T,) at 16 kHz. Raises Damage when a byte differs from the index."""
+        sample = self.index[row]
+        shard = self.path / sample.shard
+        try:
+            with self._open(sample.shard) as file:
+                # a length that the file does not have would be asked of memory first
+                length = min(sample.length, os.fstat(file.fileno()).st_size)
+                data = os.pread(file.fileno(), length, sample.offset)
+        except (OSError, OverflowError) as error:
+            raise Damage(f"{shard}: sample {sample.id!r} cannot be read ({error})") from None
+        if hashlib.sha256(data).hexdigest() != sample.sha256:
+            raise Damage(
+                f"{shard}: sample {sample.id!r} is damaged (its sha256 differs from the index);"
+                " delete the folder and build the shards again"
+            )
+        try:
+            return audio.decode_flac(data, sample.frames)
+        except audio.AudioError as error:
+            raise Damage(f"{shard}: sample {sample.id!r} {error}; build the shards again") from None
+
+    def _open(self, name: str) -> BufferedReader:
+        if self.url is None or name not in self.files:
+            return index.open_plain(self.path / name)
+        return remote.fetched(self.url, self.path, name, self.files[name])
 
 
 @dataclass(frozen=True)
 class Shards:
-    folder: Path
-    samples: list[Sample]
-    fingerprint: dict[str, Any]
-    rejected: dict[str, int]  # reason -> utterances that are in the manifest and not here
-    content: str  # sha256 of the index, and so of every text and every byte of audio
+    """A choice of samples out of one or more folders; numbers below are positions in the choice."""
+
+    folders: tuple[Folder, ...]
+    rows: Rows  # into the folders' indexes, end to end
 
     @property
-    def durations(self) -> list[float]:
-        return [sample.duration for sample in self.samples]
+    def folder(self) -> Path:
+        return self.folders[0].path
+
+    @property
+    def samples(self) -> "Samples":
+        return Samples(self)
+
+    @property
+    def rejected(self) -> dict[str, int]:
+        return dict(sum((Counter(folder.rejected) for folder in self.folders), Counter()))
+
+    @property
+    def content(self) -> str:
+        return "+".join(folder.content for folder in self.folders)
+
+    @functools.cached_property
+    def lengths(self) -> "np.ndarray":
+        """What planning reads, (N,) of index.LENGTH; no Python object a sample."""
+        return np.concatenate([folder.index.lengths for folder in self.folders])[self.rows]
+
+    @property
+    def durations(self) -> "np.ndarray":
+        """Seconds, float64 (N,)."""
+        return self.lengths["frames"] / float(audio.SAMPLE_RATE)
 
     @property
     def seconds(self) -> float:
-        return sum(self.durations)
+        return float(self.durations.sum())
 
-    def subset(self, samples: list[Sample]) -> "Shards":
-        return replace(self, samples=samples)
+    def subset(self, chosen: "Rows | Sequence[int]") -> "Shards":
+        return replace(self, rows=self.rows[np.asarray(chosen, np.int64)])
 
-    def read(self, index: int) -> audio.Pcm:
-        """int16 samples (T,) at 16 kHz. Raises UserError when a byte differs from the index."""
-        sample = self.samples[index]
-        with open(self.folder / sample.shard, "rb") as file:
-            file.seek(sample.offset)
-            data = file.read(sample.length)
-        if hashlib.sha256(data).hexdigest() != sample.sha256:
-            raise UserError(
-                f"{self.folder / sample.shard}: sample {sample.id!r} is damaged (its sha256 differs from"
-                " the index); delete the folder and build the shards again"
-            )
-        return audio.decode_flac(data)
+    def join(self, other: "Shards") -> "Shards":
+        """The samples of both, the other's behind ours."""
+        ours = sum(len(folder.index) for folder in self.folders)
+        return Shards(self.folders + other.folders, np.concatenate([self.rows, other.rows + ours]))
+
+    def read(self, number: int) -> audio.Pcm:
+        """int16 samples (T,) at 16 kHz, not to be changed. Raises Damage when a byte differs.
+
+        What has been read is kept in memory until that is full, and stays: an epoch reads everything
+        once, so to make room for the newest would throw away just what is needed next.
+        """
+        folder, row = self._place(number)
+        pcm = folder.kept.get(row)
+        if pcm is None:
+            pcm = folder.read(row)
+            if _memory.take(pcm.nbytes):
+                folder.kept[row] = pcm
+        return pcm
+
+    def _place(self, number: int) -> tuple[Folder, int]:
+        row = int(self.rows[number])
+        for folder in self.folders:
+            if row < len(folder.index):
+                return folder, row
+            row -= len(folder.index)
+        raise IndexError(number)
 
 
-def shards_fingerprint(utterances: Sequence[Utterance]) -> dict[str, Any]:
-    return {"format": FORMAT, "audio": audio.FINGERPRINT, "manifest": fingerprint(utterances)}
+class _Memory:
+    """How much audio this process may still keep."""
+
+    def __init__(self) -> None:
+        self.left = int(os.environ.get("ASRLORA_KEEP_BYTES", KEEP_BYTES))
+        self._lock = threading.Lock()
+
+    def take(self, count: int) -> bool:
+        with self._lock:
+            enough = count <= self.left
+            self.left -= count if enough else 0
+            return enough
+
+
+_memory = _Memory()
+
+
+@dataclass(frozen=True)
+class Samples(Sequence[Sample]):
+    """The samples of a choice, each made as it is asked for."""
+
+    shards: Shards
+
+    def __len__(self) -> int:
+        return len(self.shards.rows)
+
+    @overload
+    def __getitem__(self, number: int) -> Sample: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Sample]: ...
+    def __getitem__(self, number: int | slice) -> Sample | list[Sample]:
+        if isinstance(number, slice):
+            return [self[i] for i in range(*number.indices(len(self)))]
+        folder, row = self.shards._place(number)
+        return folder.index[row]
+
+
+def for_training(shards: Shards, min_seconds: float, max_seconds: float) -> tuple[Shards, Counter[str]]:
+    """`manifest.filter_for_training` for shards: the same choice and reasons, without an object each."""
+    lengths = shards.durations
+    long, short = lengths > max_seconds, lengths < min_seconds
+    empty = ~long & ~short & (shards.lengths["characters"] == 0)
+    reasons = {f"longer than {max_seconds:g} s": long, f"shorter than {min_seconds:g} s": short}
+    rejected = {reason: int(which.sum()) for reason, which in {**reasons, "without text": empty}.items()}
+    kept = shards.subset(np.flatnonzero(~(long | short | empty)))
+    return kept, Counter({reason: count for reason, count in rejected.items() if count})
 
 
 def build(
@@ -91,123 +206,65 @@ def build(
 ) -> Shards:
     """Builds `out`, which must not exist; it appears only when every byte is on disk.
 
-    `progress` is called with the audio-seconds of each finished shard. Silent utterances are left
+    Shards that an interrupted build has finished are verified and kept. Silent utterances are left
     out and counted; audio that cannot be decoded raises UserError.
     """
-    if out.exists():
-        raise UserError(f"{out} exists; give another folder or delete it first")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        chunks = [
-            (f"shard-{i // SAMPLES_PER_SHARD:05d}.tar", list(utterances[i : i + SAMPLES_PER_SHARD]))
-            for i in range(0, len(utterances), SAMPLES_PER_SHARD)
-        ]
-        samples: list[Sample] = []
-        rejected: Counter[str] = Counter()
-        write = functools.partial(_write_shard, aside)
-        if len(utterances) < SMALL:
-            results = map(write, chunks)
-            _collect(results, samples, rejected, progress)
-        else:
-            # a fresh interpreter each: forking a process that holds threads is not safe
-            with multiprocessing.get_context("spawn").Pool(workers or os.cpu_count(), _one_thread) as pool:
-                _collect(pool.imap(write, chunks), samples, rejected, progress)
-        _write_synced(
-            aside / INDEX, "".join(json.dumps(asdict(sample)) + "\n" for sample in samples).encode()
-        )
-        meta = {
-            "fingerprint": shards_fingerprint(utterances),
-            "utterances": len(samples),
-            "seconds": round(sum(sample.duration for sample in samples), 3),
-            "rejected": dict(rejected),
-            "index_sha256": hashlib.sha256((aside / INDEX).read_bytes()).hexdigest(),
-        }
-        _write_synced(aside / META, json.dumps(meta, indent=1).encode())
-        aside.chmod(0o755)
-        os.rename(aside, out)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+    builder.write_shards(builder.cut(utterances), out, workers=workers, progress=progress)
+    builder.finish(out)
     return open_shards(out)
 
 
-def _one_thread() -> None:
-    """Workers share the cores out among themselves; torch in each must not do it again."""
-    os.environ["OMP_NUM_THREADS"] = "1"
+class _File(pydantic.BaseModel, extra="forbid", strict=True):
+    bytes: int
+    sha256: str
 
 
-def _collect(
-    results: Any, samples: list[Sample], rejected: Counter[str], progress: Callable[[float], None]
-) -> None:
-    for written, left_out in results:
-        samples += written
-        rejected.update(left_out)
-        progress(sum(sample.duration for sample in written))
+class _Meta(pydantic.BaseModel, extra="forbid", strict=True):
+    """shards.json: nothing but this is believed."""
+
+    fingerprint: dict[str, Any]
+    utterances: int
+    seconds: float
+    rejected: dict[str, int]
+    files: dict[str, _File]
+    sha256: str
 
 
-def _write_shard(folder: Path, chunk: tuple[str, list[Utterance]]) -> tuple[list[Sample], Counter[str]]:
-    name, utterances = chunk
-    samples: list[Sample] = []
-    rejected: Counter[str] = Counter()
-    with tarfile.open(folder / name, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for number, utterance in enumerate(utterances):
-            try:
-                duration = None if utterance.whole_file else utterance.duration
-                pcm = audio.read_audio(utterance.audio, utterance.offset, duration)
-            except audio.AudioError as error:
-                raise UserError(f"the audio file {utterance.audio} {error}; mend or remove it") from None
-            if audio.is_silent(pcm):
-                rejected["silent"] += 1
-                continue
-            # WebDataset takes all behind the first dot for the field, so the key has none
-            key = f"{name[6:11]}{number:06d}"
-            data = audio.encode_flac(pcm)
-            info = {"id": utterance.id, "text": utterance.text, "speaker": utterance.speaker}
-            offset = _add(tar, f"{key}.flac", data)
-            _add(tar, f"{key}.json", json.dumps({**utterance.extra, **info}).encode())
-            samples.append(
-                Sample(
-                    utterance.id, utterance.text, len(pcm) / audio.SAMPLE_RATE, utterance.speaker,
-                    name, offset, len(data), hashlib.sha256(data).hexdigest(),
-                )
-            )  # fmt: skip
-    with open(folder / name, "rb+") as file:
-        os.fsync(file.fileno())
-    return samples, rejected
+def open_shards(place: Path | str) -> Shards:
+    """Opens a folder that `build` made, or one at an address such as s3://bucket/folder.
 
-
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
-    """Adds a member with fixed owner, mode and time; returns the offset of its data in bytes."""
-    member = tarfile.TarInfo(name)
-    member.size, member.mode, member.mtime = len(data), 0o644, 0
-    tar.addfile(member, io.BytesIO(data))
-    return tar.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def open_shards(folder: Path) -> Shards:
-    """Opens a folder that `build` made. Raises UserError when it is no such folder or incomplete."""
+    Raises UserError when it is no such folder or incomplete.
+    """
+    url = place if isinstance(place, str) else None
+    folder = place if isinstance(place, Path) else remote.mirror(place, cache_root())
     try:
-        meta = json.loads((folder / META).read_text())
-        index = (folder / INDEX).read_bytes()
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(f"{folder} is not a whole folder of shards ({error}); build it again") from None
-    if hashlib.sha256(index).hexdigest() != meta["index_sha256"]:
-        raise UserError(f"{folder / INDEX} is damaged (its sha256 differs); build the shards again")
-    if meta["fingerprint"]["audio"] != audio.FINGERPRINT:
+        with index.open_plain(folder / META) as file:
+            meta = json.load(file)
+        _Meta.model_validate(meta)
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{folder} is not a whole folder of shards ({reason}); build it again") from None
+    if meta.pop("sha256") != builder.digest(meta):
+        raise UserError(f"{folder / META} is damaged (its sha256 differs); build the shards again")
+    files: dict[str, dict[str, Any]] = meta["files"]
+    for name in files:
+        if name not in index.FILES and not index.is_shard_name(name):
+            raise UserError(f"{folder / META} lists {name!r}, which is no file of shards; build them again")
+    if not files.keys() >= set(index.FILES):
+        raise UserError(f"{folder / META} lists no index; build the shards again")
+    if meta["fingerprint"].get("audio") != audio.FINGERPRINT:
         raise UserError(
-            f"{folder} was built by another audio path ({meta['fingerprint']['audio']}, now"
+            f"{folder} was built by another audio path ({meta['fingerprint'].get('audio')}, now"
             f" {audio.FINGERPRINT}); build the shards again"
         )
-    samples = [Sample(**json.loads(line)) for line in index.splitlines()]
-    return Shards(folder, samples, meta["fingerprint"], meta["rejected"], meta["index_sha256"])
+    for name in index.FILES if url else ():
+        remote.fetched(url or "", folder, name, files[name]).close()
+    content = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    opened = Folder(
+        folder, index.open_index(folder, files), meta["fingerprint"], meta["rejected"], files, content,
+        url=url,
+    )  # fmt: skip
+    return Shards((opened,), np.arange(len(opened.index)))
 
 
 def cached(
@@ -217,28 +274,71 @@ def cached(
 
     They live in $ASRLORA_CACHE, else ~/.cache/asrlora.
     """
-    identity = json.dumps(shards_fingerprint(utterances), sort_keys=True)
-    root = Path(os.environ.get("ASRLORA_CACHE") or Path.home() / ".cache" / "asrlora")
-    folder = root / "shards" / hashlib.sha256(identity.encode()).hexdigest()[:24]
+    chunks = builder.cut(utterances)
+    identity = json.dumps(builder.describe(chunks), sort_keys=True)
+    folder = cache_root() / "shards" / hashlib.sha256(identity.encode()).hexdigest()[:24]
     if not folder.exists():
         try:
-            return build(utterances, folder, progress=progress)
-        except OSError as error:
-            # another process built the same folder meanwhile: rename refuses, its bytes are ours
+            builder.write_shards(chunks, folder, progress=progress)
+            builder.finish(folder)
+        except (OSError, UserError) as error:
+            # another process built the same folder meanwhile, and took ours away; its bytes are ours
             if not folder.exists():
+                if isinstance(error, UserError):
+                    raise
                 raise UserError(
                     f"shards cannot be written to {folder} ({error}); set ASRLORA_CACHE"
                 ) from None
     return open_shards(folder)
 
 
-def verify(folder: Path) -> list[str]:
-    """Reads every byte; returns the ids of damaged samples (empty: sound)."""
-    shards = open_shards(folder)
-    damaged = []
-    for index, sample in enumerate(shards.samples):
+def cache_root() -> Path:
+    return Path(os.environ.get("ASRLORA_CACHE") or Path.home() / ".cache" / "asrlora")
+
+
+def damaged_samples(shards: Shards, numbers: Iterable[int]) -> dict[int, str]:
+    """Reads these samples from disk; returns the number of each damaged one with what is wrong."""
+    damaged = {}
+    for number in numbers:
+        folder, row = shards._place(number)
         try:
-            shards.read(index)
-        except (UserError, OSError):
-            damaged.append(sample.id)
+            folder.read(row)
+        except UserError as error:
+            damaged[number] = str(error)
     return damaged
+
+
+def without_damage(
+    shards: Shards, rank: int, world_size: int, together: Callable[[list[Any]], list[Any]]
+) -> tuple[Shards, list[str]]:
+    """Collective. The samples that are sound, and what is wrong with each of the others.
+
+    Every rank reads a share of all samples; `together` gives every rank what all have found. So all
+    leave out the same ones before anything is planned, and a step's denominator stays the same
+    everywhere. What is damaged later than this stops the run.
+    """
+    found = damaged_samples(shards, range(rank, len(shards.rows), world_size))
+    damaged = dict(sorted(together(list(found.items()))))
+    kept = np.setdiff1d(np.arange(len(shards.rows)), np.fromiter(damaged, np.int64))
+    return shards.subset(kept), list(damaged.values())
+
+
+def verify(folder: Path) -> list[str]:
+    """Reads every byte; returns the names of damaged files and the ids of damaged samples.
+
+    A shard is named only where no sample of it is damaged: its damage lies between them.
+    """
+    shards = open_shards(folder)
+    (opened,) = shards.folders
+    files = index.damaged_files(folder, opened.files)
+    damaged: list[str] = []
+    told = set()
+    for row in damaged_samples(shards, range(len(shards.rows))):
+        try:
+            sample = opened.index[row]
+        except UserError:
+            damaged.append(f"row {row} of the index")
+        else:
+            damaged.append(sample.id)
+            told.add(sample.shard)
+    return [name for name in files if name not in told] + damaged

@@ -100,7 +100,7 @@ def pretrain(
         planned = plan.plan_epoch(
             durations, seed=seed, epoch=epoch, microbatches_per_step=1, batch_size=batch_size
         )
-        for (batch,) in planned.steps[: steps - step]:
+        for (batch,) in planned[: steps - step]:
             waves, mask = pad([train[i][0] for i in batch])
             labels = [[*tokenizer(train[i][1]).input_ids, EOS] for i in batch]
             targets = torch.nn.utils.rnn.pad_sequence(

@@ -62,11 +62,10 @@ def evaluate(
     was_training = model.training
     model.eval()
     pairs: list[tuple[str, str]] = []
-    for batch in read_batches(shards, mine):
+    for batch in read_batches(shards, ((0, batch) for batch in mine)):
         seconds = [sample.duration for sample in batch.samples]
-        texts = decode.transcribe(
-            model, base, batch.waves.to(runtime.device), batch.mask.to(runtime.device), seconds
-        )
+        waves, mask = batch.to(runtime.device)
+        texts = decode.transcribe(model, base, waves, mask, seconds)
         pairs += [(s.id, hypothesis) for s, hypothesis in zip(batch.samples, texts, strict=True)]
         progress(sum(seconds) * runtime.world_size)
         if runtime.stop_requested:

@@ -64,13 +64,14 @@ def train_step(
         position = runtime.rank + number * runtime.world_size
         torch.manual_seed(hash((config.seed, step, position)) % 2**63)
         device = runtime.device
+        waves, mask = batch.to(device)
         with runtime.microbatch(last):
             with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
                 loss = families.summed_loss(
                     runtime.model,
                     base,
-                    batch.waves.to(device),
-                    batch.mask.to(device),
+                    waves,
+                    mask,
                     families.pad_labels([labels[s.id] for s in batch.samples]).to(device),
                 )
             value = float(loss.detach())

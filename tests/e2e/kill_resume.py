@@ -81,14 +81,18 @@ def wait(ranks: list[multiprocessing.Process], seconds: float) -> list[int | Non
 def result(run: Path) -> dict[str, str]:
     """sha256 of all that must not depend on interruptions."""
     files = [
-        run / "adapter_best" / "adapter_model.safetensors", run / "metrics.jsonl", run / "verdict.json",
+        run / "adapter_best" / "adapter_model.safetensors", run / "verdict.json",
         *(run / "checkpoints").rglob("*"), *(run / "eval").rglob("*.jsonl"),
     ]  # fmt: skip
-    return {
+    found = {
         str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(files)
         if path.is_file()
     }
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in metrics:
+        del line["data_wait"]  # the share of time is the machine's
+    return {**found, "metrics.jsonl": json.dumps(metrics)}
 
 
 def undisturbed(speech: Speech, folder: Path, world: int) -> tuple[dict[str, str], float]:

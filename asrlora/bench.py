@@ -1,0 +1,238 @@
+"""What the data side costs: `asrlora bench data`.
+
+Everything is measured twice, and compared within one run: a figure of a busy machine says little, a
+ratio of two figures taken in turn says much. CPU seconds are those of all threads of this process, so
+audio-seconds by CPU second is speed per core.
+"""
+
+import functools
+import hashlib
+import io
+import json
+import os
+import tempfile
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+
+from asrlora.console import console
+from asrlora.data import audio, build, index, manifest, plan, shards
+
+REPEATS = 2
+BATCH_SIZE = 8
+COLOUR = (1.0, 1.3, 1.09, 0.637, 0.174, -0.156, -0.307, -0.306, -0.213)  # noise like speech's resonances
+
+Figures = dict[str, dict[str, Any]]
+
+
+def bench_data(scale: float = 1.0) -> Figures:
+    """All measurements; `scale` shortens them, for a test that they run."""
+    figures: Figures = {}
+    with tempfile.TemporaryDirectory(prefix="asrlora-bench-") as name:
+        folder = Path(name)
+        steps: dict[str, Callable[[], dict[str, Any]]] = {
+            "plan": lambda: _plan(round(1_000_000 * scale)),
+            "index": lambda: _index(folder / "index", round(1_000_000 * scale)),
+            "damage": lambda: _damage(folder / "damage", round(1000 * scale)),
+            "build": lambda: _build(folder / "build", max(16, round(400 * scale))),
+            "loader": lambda: _loader(folder / "loader", max(16, round(400 * scale))),
+        }
+        for step, measure in steps.items():
+            console.print(f"bench: {step}")
+            figures[step] = measure()
+    return figures
+
+
+def tell(figures: Figures) -> None:
+    from rich.table import Table
+
+    table = Table("what", "figure", "value")
+    for what, values in figures.items():
+        for name, value in values.items():
+            table.add_row(what, name, f"{value:.4g}" if isinstance(value, float) else str(value))
+    console.print(table)
+
+
+def speech_lengths(count: int, seed: int) -> npt.NDArray[np.float64]:
+    """Seconds, (count,), spread like LibriSpeech's training utterances: most of them from 12 to 16 s, a
+    broad shoulder down to 1.5 s, 12.3 s in the mean."""
+    rng = np.random.default_rng(seed)
+    usual = np.clip(rng.normal(14.6, 1.1, count), 10.0, 17.5)
+    short = rng.uniform(1.5, 15.5, count)
+    return np.round(np.where(rng.random(count) < 0.62, usual, short) * audio.SAMPLE_RATE) / audio.SAMPLE_RATE
+
+
+def clip(seconds: float, seed: int, rate: int = audio.SAMPLE_RATE) -> audio.Wave:
+    """Coloured noise in syllables: FLAC finds as much to save in it as in speech, unlike in zeros."""
+    rng = np.random.default_rng(seed)
+    wave = np.convolve(rng.standard_normal(round(seconds * rate)), COLOUR, mode="same")
+    syllables = np.clip(np.sin(2 * np.pi * 3.1 * np.arange(len(wave)) / rate + rng.uniform(0, 6)), 0.0, 1.0)
+    wave *= 0.1 + 0.9 * syllables**2
+    scaled: audio.Wave = (0.5 * wave / np.abs(wave).max()).astype(np.float32)
+    return scaled
+
+
+def write_corpus(folder: Path, lengths: npt.NDArray[np.float64], rate: int) -> list[manifest.Utterance]:
+    folder.mkdir(parents=True)
+    lines = []
+    for number, seconds in enumerate(lengths):
+        soundfile.write(folder / f"{number}.wav", clip(seconds, number, rate), rate, subtype="PCM_16")
+        lines.append(json.dumps({"audio": f"{number}.wav", "text": f"utterance {number} " * 8}) + "\n")
+    (folder / "manifest.jsonl").write_text("".join(lines))
+    return manifest.read_manifest(folder / "manifest.jsonl")
+
+
+def _plan(count: int) -> dict[str, Any]:
+    durations = speech_lengths(count, 0)
+    figures: dict[str, Any] = {"utterances": count}
+    budgets: dict[str, dict[str, Any]] = {
+        "160 s": {"batch_seconds": 160.0},
+        "8 utterances": {"batch_size": 8},
+    }
+    for name, budget in budgets.items():
+        planned = functools.partial(
+            plan.plan_epoch, durations, seed=0, epoch=0, microbatches_per_step=8, **budget
+        )
+        figures[f"{name}: seconds"] = min(_cpu_seconds(planned) for _ in range(REPEATS))
+        tracemalloc.start()
+        whole = planned()
+        figures[f"{name}: peak MB"] = tracemalloc.get_traced_memory()[1] / 1e6
+        tracemalloc.stop()
+        figures[f"{name}: padding"] = plan.padding(whole, durations)
+        figures[f"{name}: left over"] = whole.dropped
+    return figures
+
+
+def _index(folder: Path, count: int) -> dict[str, Any]:
+    folder.mkdir()
+    lengths = speech_lengths(count, 0).tolist()
+    samples = (
+        index.Sample(
+            f"speaker-{n // 100}-{n}", "the words of this utterance " * 6, seconds, f"speaker-{n // 100}",
+            index.shard_name(n // 256), 512 + n % 256 * 250_000, 249_000,
+            hashlib.sha256(b"%d" % n).hexdigest(),
+            0.05, 0.0, audio.SAMPLE_RATE, 1,
+        )
+        for n, seconds in enumerate(lengths)
+    )  # fmt: skip
+    start = time.perf_counter()
+    facts = index.write_index(folder, samples)
+    written = time.perf_counter() - start
+    for number in range(-(-count // 256)):
+        facts[index.shard_name(number)] = {"bytes": 64_000_000, "sha256": "0" * 64}
+    meta = {
+        "fingerprint": {"audio": audio.FINGERPRINT}, "utterances": count, "seconds": sum(lengths),
+        "rejected": {}, "files": facts,
+    }  # fmt: skip
+    (folder / shards.META).write_text(json.dumps({**meta, "sha256": build.digest(meta)}))
+    opened = shards.open_shards(folder).samples
+    rng = np.random.default_rng(0)
+    some = rng.integers(count, size=1000).tolist()
+    return {
+        "utterances": count,
+        "write seconds": written,
+        "open seconds": min(_cpu_seconds(lambda: shards.open_shards(folder)) for _ in range(REPEATS)),
+        "bytes per utterance": sum(facts[name]["bytes"] for name in index.FILES) / count,
+        "microseconds per checked sample": 1e3 * _cpu_seconds(lambda: [opened[n] for n in some]),
+    }
+
+
+def _damage(folder: Path, count: int) -> dict[str, Any]:
+    utterances = write_corpus(folder / "wav", np.full(8, 0.5), audio.SAMPLE_RATE)
+    shards.build(utterances, folder / "shards")
+    path = folder / "shards" / index.shard_name(0)
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    noticed = {"truncations": 0, "bit flips": 0}
+    for _ in range(count):
+        at, bit = rng.integers(len(whole)), rng.integers(8)
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << bit
+        for kind, data in {"truncations": whole[:at], "bit flips": bytes(flipped)}.items():
+            path.write_bytes(data)
+            noticed[kind] += bool(shards.verify(folder / "shards"))
+    return {f"{kind} noticed of {count}": number for kind, number in noticed.items()}
+
+
+def _build(folder: Path, count: int) -> dict[str, Any]:
+    figures: dict[str, Any] = {"cores": os.cpu_count()}
+    for rate in (audio.SAMPLE_RATE, 24_000):
+        lengths = speech_lengths(count, 1)
+        utterances = write_corpus(folder / str(rate), lengths, rate)
+        audio.read_audio(utterances[0].audio)  # torch, where it is needed, is imported before the clock runs
+        best = {1: float("inf"), 2: float("inf")}
+        for repeat in range(REPEATS):
+            for workers in best:
+                out = folder / f"out-{rate}-{workers}-{repeat}"
+                start = time.perf_counter()
+                shards.build(utterances, out, workers=workers)
+                best[workers] = min(best[workers], time.perf_counter() - start)
+        figures[f"{rate} Hz: audio-s/s, one worker"] = float(lengths.sum()) / best[1]
+        figures[f"{rate} Hz: two workers, times one"] = best[1] / best[2]
+    return figures
+
+
+def _loader(folder: Path, count: int) -> dict[str, Any]:
+    """Our loader and plain webdataset through the same shards in the same batches, so equally padded."""
+    from asrlora.data.batches import read_batches
+
+    lengths = np.sort(speech_lengths(count - count % BATCH_SIZE, 2))
+    opened = shards.build(write_corpus(folder / "wav", lengths, audio.SAMPLE_RATE), folder / "shards")
+    batches = [(0, list(range(n, n + BATCH_SIZE))) for n in range(0, len(lengths), BATCH_SIZE)]
+    seconds = opened.seconds
+
+    def ours() -> None:
+        import torch
+
+        for batch in read_batches(opened, batches, workers=1):
+            batch.to(torch.device("cpu"))
+
+    def theirs() -> None:
+        for _ in plain_webdataset(sorted(str(path) for path in opened.folder.glob("*.tar"))):
+            pass
+
+    best = {"first epoch": 0.0, "later epochs": 0.0, "plain webdataset": 0.0}
+    for _ in range(REPEATS):
+        opened.folders[0].kept.clear()
+        for name, work in {"first epoch": ours, "later epochs": ours, "plain webdataset": theirs}.items():
+            best[name] = max(best[name], seconds / _cpu_seconds(work))
+    return {
+        **{f"{name}: audio-s per CPU second": speed for name, speed in best.items()},
+        "first epoch, times webdataset": best["first epoch"] / best["plain webdataset"],
+        "later epochs, times webdataset": best["later epochs"] / best["plain webdataset"],
+        "lhotse Shar": "not installed, not compared",
+    }
+
+
+def plain_webdataset(urls: list[str]) -> Iterator[Any]:
+    """What a user of webdataset writes: decode to float32, pad to half a second, mask."""
+    import torch
+    import webdataset
+
+    def decode(key: str, data: bytes) -> Any:
+        return soundfile.read(io.BytesIO(data), dtype="float32")[0] if key.endswith("flac") else None
+
+    waves: list[audio.Wave] = []
+    for (wave,) in webdataset.WebDataset(urls, shardshuffle=False).decode(decode).to_tuple("flac"):
+        waves.append(wave)
+        if len(waves) == BATCH_SIZE:
+            longest = -(-max(map(len, waves)) // 8000) * 8000
+            padded = torch.zeros(len(waves), longest)
+            mask = torch.zeros(len(waves), longest, dtype=torch.long)
+            for row, one in enumerate(waves):
+                padded[row, : len(one)] = torch.from_numpy(one)
+                mask[row, : len(one)] = 1
+            yield padded, mask
+            waves.clear()
+
+
+def _cpu_seconds(work: Callable[[], object]) -> float:
+    start = time.process_time()
+    work()
+    return time.process_time() - start
