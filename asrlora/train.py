@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 from asrlora.config import RunConfig, parse_run
 from asrlora.console import progress
 from asrlora.data import audit, manifest, plan, shards
+from asrlora.data.style import restyle
 from asrlora.errors import UserError, exit_code
 from asrlora.models.hub import find_model
 from asrlora.runs import record
 
 if TYPE_CHECKING:
     from asrlora.engine.runtime import Runtime
-    from asrlora.models.families import Base
 
 
 @dataclass(frozen=True)
@@ -56,17 +56,8 @@ def check(config: RunConfig) -> Inputs:
     evaluation = {"domain": manifest.read_manifest(config.manifest_path)}
     if config.safety_manifest_path:
         evaluation["heldout"] = manifest.read_manifest(config.safety_manifest_path)
-    found = audit.audit(
-        [] if isinstance(source, shards.Shards) else source,
-        evaluation,
-        min_seconds=config.min_seconds,
-        max_seconds=config.max_seconds,
-        utterances_per_step=0
-        if isinstance(source, shards.Shards)
-        else config.gradient_accumulation_steps * (config.batch_size or 1),
-    )
-    if found.stops:
-        raise UserError("; ".join(finding.message for finding in found.stops))
+    train = source.samples if isinstance(source, shards.Shards) else source
+    found = audit.quick(train, evaluation, config).check()
     find_model(config.model_id)
     return Inputs(source, evaluation, found)
 
@@ -84,15 +75,17 @@ def train(config: RunConfig, inputs: Inputs) -> int:
     runtime = runtimes.start(config)
     data = _open_data(config, inputs, runtime)
     training, left_out = data.pop("train"), data.pop("left_out")
+    found = audit.deep(inputs.audit, {"train": training, **data}).check()
     base = families.load_base(config.model_id)
     base.model.to(runtime.device)
-    labels = {s.id: families.label_ids(base, s.text) for s in training.samples}
-    _check_labels(base, labels)
+    texts = {s.id: restyle(s.text, config.label_case, config.label_punctuation) for s in training.samples}
+    labels = {identity: families.label_ids(base, text) for identity, text in texts.items()}
+    found = found.plus(families.audit_labels(base, texts, labels)).check()
     run = Run(config, runtime, base, data)
 
     try:
         # 2. the baseline: the base before anything is attached to it
-        run.open(inputs.audit, training, left_out)
+        run.open(found, training, left_out, list(texts.values()))
         run.evaluate(0, base.model)
 
         # 3. the adapter
@@ -166,16 +159,6 @@ def _open_data(config: RunConfig, inputs: Inputs, runtime: "Runtime") -> dict[st
             " --batch-seconds or --gradient-accumulation-steps"
         )
     return opened
-
-
-def _check_labels(base: "Base", labels: dict[str, list[int]]) -> None:
-    longest = base.model.config.max_position_embeddings
-    for identity, tokens in labels.items():
-        if len(tokens) > longest:
-            raise UserError(
-                f"the text of utterance {identity!r} has {len(tokens)} tokens, and the model writes at"
-                f" most {longest}; shorten it or lower --max-seconds"
-            )
 
 
 def _count(model: Any, trained: list[Any]) -> str:

@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -31,10 +31,39 @@ class Utterance:
     whole_file: bool = True  # no segment was asked for: read to the end of the file
 
 
+@dataclass(frozen=True)
+class BadLine:
+    """What is wrong with a line that holds no utterance."""
+
+    reason: str  # a few words, the same for every line with this fault
+    message: str  # names the fault of this line and the mend
+
+
+class _LineError(ValueError):
+    """A line cannot be used, for a reason that many lines can share."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 def read_manifest(path: Path) -> list[Utterance]:
     """Reads and checks every line; looks at every audio file's header, decodes none.
 
     Raises UserError that names the first bad line and the mend.
+    """
+    utterances = []
+    for number, read in read_lines(path):
+        if isinstance(read, BadLine):
+            raise UserError(f"manifest {path}, line {number}: {read.message}")
+        utterances.append(read)
+    return utterances
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, Utterance | BadLine]]:
+    """Yields the number of every line that is not blank, with its utterance or what is wrong.
+
+    Raises UserError where the file as a whole is no manifest.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -42,34 +71,35 @@ def read_manifest(path: Path) -> list[Utterance]:
         raise UserError(f"manifest {path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
         raise UserError(f"manifest {path}: is not UTF-8 text; is it really a manifest?") from None
-    utterances: list[Utterance] = []
+    if not any(line.strip() for line in lines):
+        raise UserError(f"manifest {path}: holds no utterance")
     line_of_id: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             utterance = _parse(line, path.parent)
+        except _LineError as error:
+            yield number, BadLine(error.reason, str(error))
+            continue
         except ValueError as error:
-            raise UserError(f"manifest {path}, line {number}: {error}") from None
+            yield number, BadLine("field wrong", str(error))
+            continue
         if utterance.id in line_of_id:
-            raise UserError(
-                f"manifest {path}, line {number}: the id {utterance.id!r} is taken by line"
-                f" {line_of_id[utterance.id]}; ids must differ"
-            )
+            taken = f"the id {utterance.id!r} is taken by line {line_of_id[utterance.id]}; ids must differ"
+            yield number, BadLine("id taken", taken)
+            continue
         line_of_id[utterance.id] = number
-        utterances.append(utterance)
-    if not utterances:
-        raise UserError(f"manifest {path}: holds no utterance")
-    return utterances
+        yield number, utterance
 
 
 def _parse(line: str, folder: Path) -> Utterance:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON ({error.msg} at column {error.colno})") from None
+        raise _LineError("not JSON", f"not valid JSON ({error.msg} at column {error.colno})") from None
     if not isinstance(record, dict):
-        raise ValueError('not a JSON object such as {"audio": "a.wav", "text": "hello"}')
+        raise _LineError("not JSON", 'not a JSON object such as {"audio": "a.wav", "text": "hello"}')
     name = _string(record, "audio", required=True)
     text = _string(record, "text", required=True)
     assert name is not None
@@ -82,15 +112,20 @@ def _parse(line: str, folder: Path) -> Utterance:
     audio = folder / name
     whole_file = "offset" not in record
     if not audio.is_file():
-        raise ValueError(f"the audio file {audio} does not exist; mend the field audio")
+        raise _LineError("audio missing", f"the audio file {audio} does not exist; mend the field audio")
     length = _length(audio)
+    if length == 0:
+        raise _LineError("audio empty", f"the audio file {audio} holds no samples; take the line out")
     if offset >= length:
-        raise ValueError(f"offset {offset:g} s lies behind the end of {audio} ({length:g} s)")
+        raise _LineError(
+            "segment outside", f"offset {offset:g} s lies behind the end of {audio} ({length:g} s)"
+        )
     if whole_file or duration is None:
         duration = length - offset  # the file's own length; a rounded copy in the line adds nothing
     elif offset + duration > length + 0.1:
-        raise ValueError(
-            f"the segment ends at {offset + duration:g} s, behind the end of {audio} ({length:g} s)"
+        raise _LineError(
+            "segment outside",
+            f"the segment ends at {offset + duration:g} s, behind the end of {audio} ({length:g} s)",
         )
     if duration <= 0:
         raise ValueError("duration must be above 0 s")
@@ -127,7 +162,7 @@ def _length(audio: Path) -> float:
     try:
         info = soundfile.info(audio)
     except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise ValueError(f"the audio file {audio} cannot be read ({error})") from None
+        raise _LineError("audio unreadable", f"the audio file {audio} cannot be read ({error})") from None
     return float(info.frames / info.samplerate)
 
 

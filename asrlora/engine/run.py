@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from asrlora.config import RunConfig
 from asrlora.console import Advance, console, progress
 from asrlora.data import audio, manifest
-from asrlora.data.audit import Audit
+from asrlora.data.audit import Audit, baseline
 from asrlora.data.shards import Shards
 from asrlora.engine.evaluate import Hypothesis, evaluate
 from asrlora.engine.runtime import Runtime, command_as_typed, process_start
@@ -50,7 +51,9 @@ class Run:
         if self.runtime.is_main:
             console.print(message)
 
-    def open(self, audit: Audit, training: Shards, left_out: Counter[str]) -> None:
+    def open(self, found: Audit, training: Shards, left_out: Counter[str], texts: Sequence[str]) -> None:
+        """`found` is the audit so far, and `texts` what the labels say; the baseline adds to the audit."""
+        self.found, self.texts = found, texts
         self.fingerprint = {
             "audio": audio.FINGERPRINT,
             "text": text.FINGERPRINT,
@@ -60,8 +63,8 @@ class Run:
         }
         described = manifest.describe(len(training.samples), left_out)
         self.tell(f"training set: {described}, {training.seconds / 3600:.2f} h")
-        for finding in audit.findings:
-            self.tell(f"audit: {finding.message}")
+        for finding in found.findings:
+            self.tell(f"audit: {finding.kind}: {finding.message}")
         for name, data in self.data.items():
             if data.rejected:
                 self.tell(f"{name}: left out {dict(data.rejected)}")
@@ -75,7 +78,7 @@ class Run:
             fingerprint=self.fingerprint,
             world_size=self.runtime.world_size,
             launch=self.runtime.kind,
-            data={"train": described, "train manifest": training.content, "audit": audit.as_json()},
+            data={"train": described, "train manifest": training.content, "audit": found.as_json()},
             best_step=0,
         )
         record.write_whole(self.config.output_dir / "config.yaml", self.config.to_yaml())
@@ -145,10 +148,21 @@ class Run:
             counts = wer.total(h.counts for h in found or [])
             scores[name] = {"wer": counts.wer, **asdict(counts), "utterances": len(found or [])}
         self.record.write_evaluation(step, lines, scores)
+        if step == 0:
+            self._audit_baseline({name: found or [] for name, found in results.items()})
         tracking.log(self.tracker, step, {f"wer/{name}": value for name, value in wers.items()})
         if best:
             self._save_best(model)
             self.record.update(best_step=step)
+
+    def _audit_baseline(self, results: dict[str, list[Hypothesis]]) -> None:
+        """Only rank 0: what the base writes, and how its errors vary, complete the audit."""
+        assert self.record is not None
+        found = baseline(self.found, self.texts, results)
+        for finding in found.findings:
+            if finding not in self.found.findings:
+                self.tell(f"audit: {finding.kind}: {finding.message}")
+        self.record.update(data={**self.record.identity["data"], "audit": found.as_json()})
 
     def _save_best(self, model: Any) -> None:
         folder = self.config.output_dir / "adapter_best"
