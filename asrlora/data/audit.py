@@ -126,17 +126,18 @@ class Audit:
 
 def quick(train: Sequence[Item], evaluation: Mapping[str, Sequence[Item]], config: RunConfig) -> Audit:
     """What manifests and headers show. `evaluation` maps domain and heldout to their utterances."""
-    sets = {"train": train, **evaluation}
+    sets = {name: list(items) for name, items in {"train": train, **evaluation}.items()}
     kept, _ = filter_for_training(train, config.min_seconds, config.max_seconds)
     described = {name: _describe(items) for name, items in sets.items()}
-    described["train"]["epochs"] = round(_epochs([item.duration for item in kept], config), 2)
+    epochs = _epochs([item.duration for item in kept], config)
+    described["train"]["epochs"] = round(epochs, 2) if math.isfinite(epochs) else None
     findings = [
         *_leakage(sets),
         *_same_place(sets),
-        *_starvation(train, kept, config),
+        *_starvation(sets["train"], kept, config),
         *(finding for name, items in sets.items() for finding in _durations(name, items)),
     ]
-    for name, items in evaluation.items():
+    for name, items in itertools.islice(sets.items(), 1, None):
         words = sum(len(item.text.split()) for item in items)
         margin = power.assumed_margin(words)
         described[name] |= {"words": words, "margin": margin if math.isfinite(margin) else None}
@@ -398,7 +399,7 @@ def deep(found: Audit, sets: Mapping[str, Decoded]) -> Audit:
     findings: list[Finding] = []
     first: dict[str, dict[str, Heard]] = {}  # set -> audio -> the sample of it with the least id
     for name, decoded in sets.items():
-        samples = decoded.samples
+        samples = list(decoded.samples)  # an index makes each sample anew when asked for it
         known: dict[str, Heard] = {}
         for sample in samples:
             if sample.sha256 not in known or sample.id < known[sample.sha256].id:

@@ -111,7 +111,7 @@ def tables(found: audit.Audit) -> list[Table]:
     filters = Table("utterances kept by", *(f"{limit:g} s" for limit in audit.FILTERS))
     for name, one in found.sets.items():
         left_out = ", ".join(f"{count:,} {reason}" for reason, count in sorted(one["rejected"].items()))
-        epochs = f"{one['epochs']:.1f}" if "epochs" in one else ""
+        epochs = f"{one['epochs']:.1f}" if one.get("epochs") else ""
         margin = f"{100 * one['margin']:.2f} points" if one.get("margin") else ""
         cells = (f"{one['lines']:,}", f"{one['kept']:,}", left_out or "none", f"{one['hours']:.2f}")
         held.add_row(name, *cells, str(one["speakers"]), epochs, margin)
