@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from asrlora.config import RunConfig, parse_run
 from asrlora.console import progress
 from asrlora.data import audit, manifest, plan, shards
+from asrlora.data.findings import Audit
 from asrlora.data.style import restyle
 from asrlora.errors import UserError, exit_code
 from asrlora.models.hub import find_model
@@ -32,7 +33,7 @@ class Inputs:
 
     train: list[manifest.Utterance] | shards.Shards
     evaluation: dict[str, list[manifest.Utterance]]  # domain, and heldout where given
-    audit: audit.Audit
+    audit: Audit
 
 
 def main(argv: Sequence[str] | None = None) -> int:

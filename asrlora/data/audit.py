@@ -7,19 +7,18 @@ finds and what of it stops a run.
 
 import itertools
 import math
-import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from typing import Any, Protocol
 
 import numpy as np
 
 from asrlora.config import RunConfig
-from asrlora.data import audio, plan
-from asrlora.data.manifest import BadLine, Utterance, filter_for_training
+from asrlora.data import audio, leakage, plan
+from asrlora.data.findings import EXAMPLES, Audit, Finding, Item, spoken
+from asrlora.data.manifest import BadLine, filter_for_training
 from asrlora.data.style import Style, style
-from asrlora.errors import UserError
 from asrlora.score import power
 from asrlora.score.verdict import Criteria
 from asrlora.score.wer import Counts
@@ -27,7 +26,6 @@ from asrlora.score.wer import Counts
 FILTERS = (5.0, 8.0, 10.0, 15.0, 20.0, 30.0)  # seconds; what each would keep is told
 MANY_EPOCHS = 20  # past this many an adapter has heard each sentence too often to learn from it
 FRAME = 0.025  # seconds, of every family's front-end
-OVERLAP = 0.5  # seconds two segments of one file may share; segmenters pad their cuts
 # Letters and digits in a second. The fastest talkers reach 25; a word said into a long pause, 0.5.
 SPEAKING = (0.5, 30.0)
 CLIPPED = 0.001  # share of an utterance's samples at full scale that can be heard
@@ -35,20 +33,6 @@ FAINT = 0.001  # RMS, full scale 1.0 (-60 dBFS); below it is mostly the recorder
 DRIFT = 1.95  # Kolmogorov's distribution passes this once in 1,000
 DRIFT_MATTERS = 0.1  # relative difference between a prefix and the rest
 UNWRITABLE = 0.01  # share of labels with a character the model cannot write that stops a run
-EXAMPLES = 5
-
-
-class Item(Protocol):
-    """An utterance of a manifest or a sample of a shard."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def text(self) -> str: ...
-    @property
-    def duration(self) -> float: ...  # seconds
-    @property
-    def speaker(self) -> str | None: ...
 
 
 class Heard(Item, Protocol):
@@ -84,43 +68,6 @@ class Scored(Protocol):
     def counts(self) -> Counts: ...
 
 
-@dataclass(frozen=True)
-class Finding:
-    kind: str  # manifest, leakage, starvation, label style, tokens, detectable effect, ...
-    stops: bool
-    message: str  # with the mend
-    numbers: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def about(self) -> str:
-        """What a later stage may know better: a finding about the same replaces this one."""
-        return repr([self.kind, *(self.numbers.get(key) for key in ("what", "sets"))])
-
-
-@dataclass(frozen=True)
-class Audit:
-    sets: dict[str, dict[str, Any]]
-    findings: list[Finding]
-
-    @property
-    def stops(self) -> list[Finding]:
-        return [finding for finding in self.findings if finding.stops]
-
-    def plus(self, findings: Iterable[Finding]) -> "Audit":
-        """With further findings; of two about the same thing the later stays."""
-        known = {finding.about: finding for finding in self.findings}
-        return replace(self, findings=list({**known, **{f.about: f for f in findings}}.values()))
-
-    def check(self) -> "Audit":
-        """Raises UserError where a finding stops a run."""
-        if self.stops:
-            raise UserError("; ".join(finding.message for finding in self.stops))
-        return self
-
-    def as_json(self) -> dict[str, Any]:
-        return {"sets": self.sets, "findings": [asdict(finding) for finding in self.findings]}
-
-
 # --- quick: manifests and headers
 
 
@@ -132,8 +79,8 @@ def quick(train: Sequence[Item], evaluation: Mapping[str, Sequence[Item]], confi
     epochs = _epochs([item.duration for item in kept], config)
     described["train"]["epochs"] = round(epochs, 2) if math.isfinite(epochs) else None
     findings = [
-        *_leakage(sets),
-        *_same_place(sets),
+        *leakage.shared(sets),
+        *leakage.same_place(sets),
         *_starvation(sets["train"], kept, config),
         *(finding for name, items in sets.items() for finding in _durations(name, items)),
     ]
@@ -165,112 +112,9 @@ def bad_lines(name: str, bad: Mapping[int, BadLine]) -> Iterator[Finding]:
         more = [f"and {len(lines) - EXAMPLES:,} more"] if len(lines) > EXAMPLES else []
         yield Finding(
             "audio" if reason.startswith("audio") else "manifest", True,
-            f"{_spoken(name)}: {len(lines):,} lines cannot be used ({reason}): {'; '.join(shown + more)}",
+            f"{spoken(name)}: {len(lines):,} lines cannot be used ({reason}): {'; '.join(shown + more)}",
             {"what": reason, "sets": [name], "utterances": len(lines), "lines": lines},
         )  # fmt: skip
-
-
-def _leakage(sets: Mapping[str, Sequence[Item]]) -> Iterator[Finding]:
-    said = {name: [(_words(item.text), item.speaker) for item in items] for name, items in sets.items()}
-    for a, b in itertools.combinations(sets, 2):
-        count = len(sets[b])
-        ids = {item.id for item in sets[a]} & {item.id for item in sets[b]}
-        yield from _leak("id", a, b, ids, count)
-        both = {key for key in said[a] if all(key)}
-        ids = {item.id for item, key in zip(sets[b], said[b], strict=True) if key in both}
-        yield from _leak("sentence by the same speaker", a, b, ids, count)
-        for what, part in (("sentences", 0), ("speakers", 1)):
-            yield from _share(what, a, b, {key[part] for key in said[a]}, [key[part] for key in said[b]])
-
-
-def _leak(what: str, a: str, b: str, ids: set[str], count: int) -> Iterator[Finding]:
-    if ids:
-        shown = sorted(ids)[:EXAMPLES]
-        yield Finding(
-            "leakage", True,
-            f"{len(ids):,} utterances of {_spoken(b)} are in {_spoken(a)} too (same {what}, such as"
-            f" {shown[0]!r}); take them out of one of the two",
-            {"what": what, "sets": [a, b], "utterances": len(ids), "share": len(ids) / count,
-             "examples": shown},
-        )  # fmt: skip
-
-
-def _share(what: str, a: str, b: str, seen: set[Any], candidates: Sequence[Any]) -> Iterator[Finding]:
-    """Told: a command set wants shared sentences, an adapter to one's own voice a shared speaker."""
-    shared = sum(bool(candidate) and candidate in seen for candidate in candidates)
-    if shared:
-        yield Finding(
-            "leakage", False,
-            f"{shared / len(candidates):.1%} of {_spoken(b)} has {what} of {_spoken(a)}; if that is not"
-            " meant, split by them",
-            {"what": what, "sets": [a, b], "utterances": shared, "share": shared / len(candidates)},
-        )  # fmt: skip
-
-
-def _repeated(name: str, ids: set[str], contradicting: int) -> Iterator[Finding]:
-    """Told, not stopped: repeating is how small sets are weighted up, and skews what is measured."""
-    if ids:
-        effect = "training hears them more often" if name == "train" else "the WER counts them twice"
-        odd = f", {contradicting:,} of them with another text" if contradicting else ""
-        yield Finding(
-            "leakage", False,
-            f"{len(ids):,} utterances of {_spoken(name)} repeat audio of others in it (such as"
-            f" {min(ids)!r}{odd}): {effect}; take them out unless that is meant",
-            {"what": "audio", "sets": [name], "utterances": len(ids), "contradicting": contradicting,
-             "examples": sorted(ids)[:EXAMPLES]},
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where an utterance lies in its file, in seconds."""
-
-    start: float
-    end: float
-    order: int  # of the set
-    set: str
-    item: Utterance
-
-    def overlaps(self, other: "_Place") -> bool:
-        shared = min(self.end, other.end) - max(self.start, other.start)
-        shorter = min(self.end - self.start, other.end - other.start)
-        return shared > min(OVERLAP, shorter / 2)
-
-
-def _same_place(sets: Mapping[str, Sequence[Item]]) -> Iterator[Finding]:
-    """The same stretch of the same file; a copy of the file is found by `deep`."""
-    files: dict[tuple[int, int], list[_Place]] = defaultdict(list)
-    for order, (name, items) in enumerate(sets.items()):
-        for item in items:
-            if isinstance(item, Utterance):
-                stat = os.stat(item.audio)  # device and inode see through links, and cost less than paths
-                place = _Place(item.offset, item.offset + item.duration, order, name, item)
-                files[stat.st_dev, stat.st_ino].append(place)
-    across: dict[tuple[str, str], set[str]] = defaultdict(set)
-    within: dict[str, set[str]] = defaultdict(set)
-    contradicting: dict[str, set[str]] = defaultdict(set)
-    for places in files.values():
-        for one, other in _overlapping(places):
-            first, second = sorted((one, other), key=lambda place: (place.order, place.item.id))
-            if first.set != second.set:
-                across[first.set, second.set].add(second.item.id)
-            else:
-                within[first.set].add(second.item.id)
-                if _words(first.item.text) != _words(second.item.text):
-                    contradicting[first.set].add(second.item.id)
-    for (a, b), ids in across.items():
-        yield from _leak("audio", a, b, ids, len(sets[b]))
-    for name, ids in within.items():
-        yield from _repeated(name, ids, len(contradicting[name]))
-
-
-def _overlapping(places: list[_Place]) -> Iterator[tuple[_Place, _Place]]:
-    """All pairs of one file that overlap, by one sweep from its start to its end."""
-    active: list[_Place] = []
-    for place in sorted(places, key=lambda place: place.start):
-        active = [other for other in active if other.end > place.start]
-        yield from ((other, place) for other in active if place.overlaps(other))
-        active.append(place)
 
 
 def _starvation(train: Sequence[Item], kept: Sequence[Item], config: RunConfig) -> Iterator[Finding]:
@@ -306,20 +150,20 @@ def _starvation(train: Sequence[Item], kept: Sequence[Item], config: RunConfig) 
 def _epochs(seconds: Sequence[float], config: RunConfig) -> float:
     """How often the planned steps go through the set; infinity where it does not make one step.
 
-    A microbatch of --batch-seconds holds no more than that of speech, so that a set with enough for
-    a step needs no planning to know it.
+    A microbatch of --batch-seconds holds no more than that of speech, or one longer utterance, so a
+    set with enough for a step needs no planning to know it.
     """
-    microbatches, total = config.gradient_accumulation_steps, sum(seconds)
+    microbatches = config.gradient_accumulation_steps
     if config.batch_seconds is None:
         needed = microbatches * (config.batch_size or 1)
         return config.max_steps * needed / len(seconds) if len(seconds) >= needed else math.inf
-    needed_seconds = microbatches * config.batch_seconds
-    if total < needed_seconds:
-        first = plan.plan_epoch(
+    steps = sum(min(one, config.batch_seconds) for one in seconds) / config.batch_seconds / microbatches
+    if steps < 1:
+        planned = plan.plan_epoch(
             seconds, seed=config.seed, epoch=0, microbatches_per_step=microbatches, **config.microbatch
         )
-        return config.max_steps / len(first.steps) if first.steps else math.inf
-    return config.max_steps * needed_seconds / total
+        steps = len(planned.steps)
+    return config.max_steps / steps if steps else math.inf
 
 
 def _durations(name: str, items: Sequence[Item]) -> Iterator[Finding]:
@@ -342,7 +186,7 @@ def _odd(name: str, what: str, ids: set[str], count: int, how: str, mend: str) -
         shown = sorted(ids)[:EXAMPLES]
         yield Finding(
             "audio", False,
-            f"{_spoken(name)}: {len(ids):,} of {count:,} utterances are {how}, such as {shown[0]!r}; {mend}",
+            f"{spoken(name)}: {len(ids):,} of {count:,} utterances are {how}, such as {shown[0]!r}; {mend}",
             {"what": what, "sets": [name], "utterances": len(ids), "share": len(ids) / count,
              "examples": shown},
         )  # fmt: skip
@@ -355,7 +199,7 @@ def _effect(name: str, utterances: int, margin: float, how: str) -> Iterator[Fin
         enough = power.enough(utterances, margin, needed)
         yield Finding(
             "detectable effect", False,
-            f"the {utterances:,} utterances of {_spoken(name)} cannot tell a WER change below"
+            f"the {utterances:,} utterances of {spoken(name)} cannot tell a WER change below"
             f" {_points(margin)} points from none ({how}); the criterion is {_points(needed)} points"
             + (f", for which about {enough:,} would be enough" if enough else ""),
             {"sets": [name], "margin": margin if math.isfinite(margin) else None, "criterion": needed,
@@ -383,7 +227,7 @@ def _heterogeneity(name: str, what: str, values: Sequence[float]) -> Iterator[Fi
     if walk.max() > DRIFT and abs(prefix - rest) > DRIFT_MATTERS * whole:
         yield Finding(
             "heterogeneity", False,
-            f"the {what} in {_spoken(name)} depends on the order: the first {cut / len(x):.0%} average"
+            f"the {what} in {spoken(name)} depends on the order: the first {cut / len(x):.0%} average"
             f" {prefix / rest:.0%} of the rest, so that a part of it misleads; draw it again with"
             " `manifest import --samples`, which shuffles",
             {"what": what, "sets": [name], "statistic": float(walk.max()), "cut": cut, "prefix": prefix,
@@ -405,11 +249,11 @@ def deep(found: Audit, sets: Mapping[str, Decoded]) -> Audit:
             if sample.sha256 not in known or sample.id < known[sample.sha256].id:
                 known[sample.sha256] = sample
         repeats = [s for s in samples if known[s.sha256].id != s.id]
-        odd = sum(_words(s.text) != _words(known[s.sha256].text) for s in repeats)
-        findings += _repeated(name, {s.id for s in repeats}, odd)
+        odd = sum(leakage.words(s.text) != leakage.words(known[s.sha256].text) for s in repeats)
+        findings += leakage.repeated(name, {s.id for s in repeats}, odd)
         for before, theirs in first.items():
             shared = {s.id for s in samples if s.sha256 in theirs}
-            findings += _leak("audio", before, name, shared, len(samples))
+            findings += leakage.leak("audio", before, name, shared, len(samples))
         first[name] = known
         findings += _sound(name, samples)
         for reason, count in sorted(decoded.rejected.items()):
@@ -417,7 +261,7 @@ def deep(found: Audit, sets: Mapping[str, Decoded]) -> Audit:
             findings.append(
                 Finding(
                     "audio", False,
-                    f"{_spoken(name)}: {count:,} of {total:,} utterances are {reason} and left out",
+                    f"{spoken(name)}: {count:,} of {total:,} utterances are {reason} and left out",
                     {"what": reason, "sets": [name], "utterances": count, "share": count / total},
                 )
             )  # fmt: skip
@@ -576,21 +420,11 @@ def label_style(labels: Style, model: Style) -> list[Finding]:
     return [Finding("label style", False, message, {"what": what, **numbers}) for what, message in told]
 
 
-# --- words
-
-
-def _spoken(name: str) -> str:
-    return "the training set" if name == "train" else name
+# --- small things
 
 
 def _points(fraction: float) -> str:
     return f"{100 * fraction:.2f}" if math.isfinite(fraction) else "any number of"
-
-
-def _words(text: str) -> str:
-    """What makes two sentences the same: letters and digits, whatever their style."""
-    kept = (c if c.isalnum() or c.isspace() else "" for c in text.casefold())
-    return " ".join("".join(kept).split())
 
 
 def _rate(item: Item) -> float:

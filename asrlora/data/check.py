@@ -5,7 +5,7 @@ Needs no torch until audio is decoded.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.table import Table
@@ -13,6 +13,7 @@ from rich.table import Table
 from asrlora.config import RunConfig
 from asrlora.console import progress
 from asrlora.data import audio, audit, shards
+from asrlora.data.findings import Audit, Item
 from asrlora.data.manifest import BadLine, Utterance, filter_for_training, read_lines
 from asrlora.errors import UserError
 
@@ -33,7 +34,7 @@ class Set:
 
 def check(
     paths: Mapping[str, Path], config: RunConfig, *, decode: bool = True
-) -> tuple[audit.Audit, dict[str, shards.Shards]]:
+) -> tuple[Audit, dict[str, shards.Shards]]:
     """Audits train, domain and heldout; returns their shards too, none where nothing was decoded.
 
     Raises UserError where a file as a whole is no manifest.
@@ -48,9 +49,10 @@ def check(
     found = found.plus(finding for name, read in sets.items() for finding in audit.bad_lines(name, read.bad))
     if opened:
         found = audit.deep(found, opened)
-    for name, read in sets.items():
-        found.sets[name] |= _account(name, read, opened.get(name), config)
-    return found, opened
+    described = {
+        name: found.sets[name] | _account(name, read, opened.get(name), config) for name, read in sets.items()
+    }
+    return replace(found, sets=described), opened
 
 
 def read_set(path: Path) -> Set:
@@ -94,7 +96,7 @@ def find_undecodable(utterances: Sequence[Utterance]) -> dict[str, BadLine]:
 
 def _account(name: str, read: Set, opened: shards.Shards | None, config: RunConfig) -> dict[str, object]:
     """Every line of the manifest: lines = kept + rejected by reason."""
-    items: Sequence[audit.Item] = read.utterances if opened is None else opened.samples
+    items: Sequence[Item] = read.utterances if opened is None else opened.samples
     rejected = Counter(line.reason for line in read.bad.values())
     rejected.update(opened.rejected if opened else {})
     kept = len(items)
@@ -105,7 +107,7 @@ def _account(name: str, read: Set, opened: shards.Shards | None, config: RunConf
     return {"lines": kept + rejected.total(), "kept": kept, "rejected": dict(rejected)}
 
 
-def tables(found: audit.Audit) -> list[Table]:
+def tables(found: Audit) -> list[Table]:
     """What the sets hold, and which of their utterances each --max-seconds would keep."""
     held = Table("set", "lines", "kept", "left out", "hours", "speakers", "epochs", "provable change")
     filters = Table("utterances kept by", *(f"{limit:g} s" for limit in audit.FILTERS))

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from asrlora.config import RunConfig
 from asrlora.console import progress
 from asrlora.data import audio, audit, batches, shards
+from asrlora.data.findings import Audit
 from asrlora.data.manifest import Utterance, filter_for_training
 from asrlora.data.style import restyle, style
 from asrlora.engine.evaluate import evaluate
@@ -86,7 +87,7 @@ def evaluate_manifest(
 STYLE_SAMPLE = 64  # utterances; enough to see how a model writes
 
 
-def audit_model(config: RunConfig, found: audit.Audit, data: Mapping[str, shards.Shards]) -> audit.Audit:
+def audit_model(config: RunConfig, found: Audit, data: Mapping[str, shards.Shards]) -> Audit:
     """Adds what the base model shows: labels it cannot write, and its style on a sample of domain."""
     model, base = open_model(config.model_id, None)
     training, _ = filter_for_training(data["train"].samples, config.min_seconds, config.max_seconds)

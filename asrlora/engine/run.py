@@ -11,7 +11,8 @@ from typing import Any
 from asrlora.config import RunConfig
 from asrlora.console import Advance, console, progress
 from asrlora.data import audio, manifest
-from asrlora.data.audit import Audit, baseline
+from asrlora.data.audit import baseline
+from asrlora.data.findings import Audit
 from asrlora.data.shards import Shards
 from asrlora.engine.evaluate import Hypothesis, evaluate
 from asrlora.engine.runtime import Runtime, command_as_typed, process_start

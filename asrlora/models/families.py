@@ -12,6 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from asrlora.data import audit
+from asrlora.data.findings import Finding
 from asrlora.errors import UserError
 from asrlora.models.hub import find_model, hash_weights
 
@@ -62,9 +63,7 @@ def label_ids(base: Base, text: str) -> list[int]:
     return [*tokens, base.model.config.eos_token_id]
 
 
-def audit_labels(
-    base: Base, texts: Mapping[str, str], labels: Mapping[str, list[int]]
-) -> list[audit.Finding]:
+def audit_labels(base: Base, texts: Mapping[str, str], labels: Mapping[str, list[int]]) -> list[Finding]:
     """What of the labels, by utterance id, this model cannot write."""
 
     def write(text: str) -> str:

@@ -7,7 +7,7 @@ words of one utterance go wrong together (Gillick and Cox 1989 therefore pair se
 
 Before a second system exists, the difference is assumed to vary as much as the baseline itself: that
 is exact where the two systems' errors are correlated by 1/2. In this project's demo, before and after
-training, it was 15 to 25 % too wide, so what is told here is on the safe side.
+training, it was 15 to 32 % too wide, so what is told here is on the safe side.
 """
 
 import math
@@ -18,7 +18,7 @@ from asrlora.score.wer import Counts, total
 Z = 1.96  # standard errors to each side of a 95 % interval
 ASSUMED_WER = 0.10
 # A paired difference varies this many times as much as with words that go wrong independently:
-# 2.0 to 2.4 in the demo's runs, on both sets.
+# 1.8 to 2.4 in the demo's runs, on both sets.
 CLUMPING = 2.0
 
 

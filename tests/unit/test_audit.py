@@ -17,8 +17,9 @@ from scipy import special
 
 from asrlora import cli
 from asrlora.config import RunConfig
-from asrlora.data import audit, check
-from asrlora.data.audit import Audit, Finding, quick
+from asrlora.data import audit, check, leakage, plan
+from asrlora.data.audit import quick
+from asrlora.data.findings import Audit, Finding
 from asrlora.data.manifest import BadLine, read_manifest
 from asrlora.data.style import restyle, style
 from asrlora.errors import UserError
@@ -175,7 +176,7 @@ def test_overlapping_segments_of_one_file_are_the_same_audio(
 
 
 def test_deep_finds_copies_beyond_what_the_files_showed_and_tells_it_once() -> None:
-    known = Audit({}, list(audit._leak("audio", "train", "domain", {"domain-0"}, 40)))
+    known = Audit({}, list(leakage.leak("audio", "train", "domain", {"domain-0"}, 40)))
     both = [replace(s, sha256=f"train{i}") if i < 2 else s for i, s in enumerate(DOMAIN)]
     for domain, count in ((with_first(DOMAIN, sha256="train0"), 1), (both, 2), (DOMAIN, 1)):
         found = audit.deep(known, {"train": Decoded(TRAIN), "domain": Decoded(domain)})
@@ -209,6 +210,20 @@ def test_fewer_utterances_than_one_step_needs_stops(recipe: dict[str, Any]) -> N
 )
 def test_enough_for_one_step_does_not_stop(recipe: dict[str, Any]) -> None:
     assert not look(TRAIN, DOMAIN, **recipe).stops
+
+
+@given(
+    st.lists(st.floats(0.2, 20), max_size=30), st.integers(1, 6),
+    st.one_of(st.builds(dict, batch_size=st.integers(1, 4)), st.builds(dict, batch_seconds=st.floats(1, 30))),
+)  # fmt: skip
+def test_a_run_starves_exactly_where_the_plan_has_no_step(
+    seconds: list[float], microbatches: int, microbatch: dict[str, Any]
+) -> None:
+    recipe = config(gradient_accumulation_steps=microbatches, **microbatch)
+    planned = plan.plan_epoch(
+        seconds, seed=42, epoch=0, microbatches_per_step=microbatches, **recipe.microbatch
+    )
+    assert math.isfinite(audit._epochs(seconds, recipe)) == bool(planned.steps)
 
 
 def test_epochs_and_what_each_filter_keeps() -> None:
@@ -637,7 +652,8 @@ def test_the_command_tells_writes_and_exits_with_3(
     faulty: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["manifest", "check", str(faulty["train"]), "--domain", str(faulty["domain"]), "--quick",
-             "--gradient-accumulation-steps", "1", "--max-steps", "5", "--output", str(tmp_path / "found.json")]  # fmt: skip
+             "--gradient-accumulation-steps", "1", "--max-steps", "5",
+             "--output", str(tmp_path / "found.json")]  # fmt: skip
     assert cli.main(words) == 3
     assert "STOP: manifest: domain: 1 lines cannot be used (not JSON): line 3" in capsys.readouterr().out
     written = json.loads((tmp_path / "found.json").read_text())
@@ -646,14 +662,18 @@ def test_the_command_tells_writes_and_exits_with_3(
     assert "--batch-size" in capsys.readouterr().err
 
 
-def test_sound_speech_with_its_model_passes(speech: Speech, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_model_shows_what_it_cannot_and_does_not_write(
+    speech: Speech, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Sound speech of the shipped base's own style, but for the capitals asked for here."""
     words = ["manifest", "check", str(speech.train), "--domain", str(speech.domain), "--heldout",
-             str(speech.heldout), "--model-id", str(BASE), "--max-steps", "20"]  # fmt: skip
-    assert cli.main(words) == 0
-    out = capsys.readouterr().out
-    assert "STOP" not in out
-    assert "label style" not in out
-    assert cli.main([*words, "--label-case", "upper"]) == 3  # letters this base cannot write
-    out = capsys.readouterr().out
-    assert "label style: the training texts are in CAPITALS and the model writes lower case" in out
-    assert "--label-case lower" in out
+             str(speech.heldout), "--model-id", str(BASE), "--max-steps", "20",
+             "--label-case", "upper"]  # fmt: skip
+    assert cli.main(words) == 3
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("STOP", "note"))]
+    assert [line for line in told if line.startswith("STOP")] == [
+        line for line in told if "tokenizer cannot write 26 characters" in line
+    ]
+    (style_told,) = (line for line in told if "label style" in line)
+    assert "in CAPITALS and the model writes lower case" in style_told
+    assert style_told.endswith("--label-case lower")
