@@ -10,7 +10,8 @@ from rich.text import Text
 
 LINE_INTERVAL = 15.0  # seconds between two lines where there is no terminal
 
-console = Console(highlight=False, soft_wrap=True)
+# ids, paths and transcripts may hold [brackets]: nothing printed here is markup
+console = Console(highlight=False, soft_wrap=True, markup=False)
 
 Advance = Callable[[float], None]
 

@@ -81,7 +81,7 @@ def restyle(text: str, case: Case = "keep", punctuation: Punctuation = "keep") -
     elif case == "upper":
         text = text.upper()
     elif case == "sentence":
-        text = _SENTENCE_START.sub(lambda start: start[1] + start[2].upper(), text.lower())
+        text = _SENTENCE_START.sub(lambda start: start[1] + start[2].title(), text.lower())
         text = re.sub(r"\bi\b", "I", text)
     if punctuation == "strip":
         text = " ".join(_LOOSE_MARK.sub(" ", text).split())

@@ -1,7 +1,9 @@
 """Each finding: planted faults make it red, sound data leaves it silent."""
 
+import itertools
 import json
 import math
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +23,7 @@ from asrlora.data import audit, check, leakage, plan
 from asrlora.data.audit import quick
 from asrlora.data.findings import Audit, Finding
 from asrlora.data.manifest import BadLine, read_manifest
-from asrlora.data.style import restyle, style
+from asrlora.data.style import MARKS, restyle, style
 from asrlora.errors import UserError
 from asrlora.score import power, verdict
 from asrlora.score.wer import Counts
@@ -114,6 +116,15 @@ def test_the_same_sentence_stops_by_the_same_speaker_only(speaker: str | None, s
     assert (told.stops, told.numbers["share"]) == (False, 1 / 40)
 
 
+def test_unknown_speakers_and_empty_texts_are_not_the_same_ones() -> None:
+    nobody = {"speaker": None, "text": "yes"}
+    found = look(with_first(TRAIN, **nobody), with_first(DOMAIN, **nobody))
+    assert [f.numbers["what"] for f in of(found, "leakage")] == ["sentences"]
+    silent = {"speaker": "x", "text": ""}
+    found = look(with_first(TRAIN, **silent), with_first(DOMAIN, **silent))
+    assert [f.numbers["what"] for f in of(found, "leakage")] == ["speakers"]
+
+
 def test_shared_speakers_are_told_with_their_share() -> None:
     found = look(TRAIN, [replace(item, speaker="train-0") for item in DOMAIN[:10]] + DOMAIN[10:])
     assert not found.stops
@@ -175,6 +186,16 @@ def test_overlapping_segments_of_one_file_are_the_same_audio(
     assert [f.stops for f in of(again, "leakage", "audio")] == [False] * leaks
 
 
+def test_which_of_several_is_the_repeat_does_not_depend_on_the_order(folder: Path) -> None:
+    lines = [
+        {"audio": "a.wav", "id": name, "text": text} for name, text in (("x", "no"), ("y", "no"), ("z", "?"))
+    ]
+    for order in itertools.permutations(lines):
+        found = look(TRAIN, read_manifest(write(folder, "d", *order)))
+        (told,) = of(found, "leakage", "audio")
+        assert (told.numbers["examples"], told.numbers["contradicting"]) == (["y", "z"], 1)
+
+
 def test_deep_finds_copies_beyond_what_the_files_showed_and_tells_it_once() -> None:
     known = Audit({}, list(leakage.leak("audio", "train", "domain", {"domain-0"}, 40)))
     both = [replace(s, sha256=f"train{i}") if i < 2 else s for i, s in enumerate(DOMAIN)]
@@ -216,6 +237,7 @@ def test_enough_for_one_step_does_not_stop(recipe: dict[str, Any]) -> None:
     st.lists(st.floats(0.2, 20), max_size=30), st.integers(1, 6),
     st.one_of(st.builds(dict, batch_size=st.integers(1, 4)), st.builds(dict, batch_seconds=st.floats(1, 30))),
 )  # fmt: skip
+@settings(deadline=None)
 def test_a_run_starves_exactly_where_the_plan_has_no_step(
     seconds: list[float], microbatches: int, microbatch: dict[str, Any]
 ) -> None:
@@ -302,13 +324,18 @@ def test_restyle(text: str, case: Any, punctuation: Any, expected: str) -> None:
     assert restyle(text, case, punctuation) == expected
 
 
-@given(st.text(max_size=60), st.sampled_from(["keep", "lower", "upper", "sentence"]),
-       st.sampled_from(["keep", "strip", "full-stop"]))  # fmt: skip
+@given(
+    st.text(string.printable + MARKS + "éÉüßñ", max_size=60),
+    st.sampled_from(["keep", "lower", "upper", "sentence"]),
+    st.sampled_from(["keep", "strip", "full-stop"]),
+)
+@settings(deadline=None)
 def test_restyling_keeps_the_words_and_a_second_time_changes_nothing(
     text: str, case: Any, punctuation: Any
 ) -> None:
     once = restyle(text, case, punctuation)
-    assert restyle(once, case, punctuation) == once
+    if (case, punctuation) != ("sentence", "strip"):  # the marks that told where sentences start are gone
+        assert restyle(once, case, punctuation) == once
     if text.isascii():
         assert "".join(filter(str.isalnum, once.lower())) == "".join(filter(str.isalnum, text.lower()))
 
@@ -601,7 +628,7 @@ def faulty(folder: Path) -> dict[str, Path]:
         wav(folder, "telephone", noise("telephone", 16_000), 8_000),
         wav(folder, "stereo", noise("stereo").reshape(-1, 2)),
         "",
-        {"audio": "text.wav"}, {"audio": "gone.wav"}, {"audio": "a.wav", "text": 3},
+        {"audio": "text.wav"}, {"audio": "[/red].wav"}, {"audio": "a.wav", "text": 3},
         {"audio": "a.wav", "id": "sound"}, {"audio": "a.wav", "offset": 11.0},
         wav(folder, "copy", noise("leak")),
     )  # fmt: skip
