@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import special
 
@@ -237,6 +237,7 @@ def test_enough_for_one_step_does_not_stop(recipe: dict[str, Any]) -> None:
     st.lists(st.floats(0.2, 20), max_size=30), st.integers(1, 6),
     st.one_of(st.builds(dict, batch_size=st.integers(1, 4)), st.builds(dict, batch_seconds=st.floats(1, 30))),
 )  # fmt: skip
+@example([20.0], 4, {"batch_seconds": 1.0})  # one long utterance is one microbatch
 @settings(deadline=None)
 def test_a_run_starves_exactly_where_the_plan_has_no_step(
     seconds: list[float], microbatches: int, microbatch: dict[str, Any]
