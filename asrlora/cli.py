@@ -9,9 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from asrlora.config import ALLOW_OUTSIDE, Parser
+from asrlora.config import ALLOW_OUTSIDE, Parser, add_flags, validate
 from asrlora.console import console, progress
 from asrlora.errors import UserError, exit_code
+from asrlora.models.hub import find_model
+
+# settings of a run that `manifest check` wants to know
+RECIPE = """max_steps batch_size batch_seconds gradient_accumulation_steps min_seconds max_seconds
+label_case label_punctuation""".split()
 
 if TYPE_CHECKING:
     from asrlora.data.manifest import Utterance
@@ -58,9 +63,16 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("train", type=Path)
     check.add_argument("--domain", type=Path, required=True)
     check.add_argument("--heldout", type=Path)
-    check.add_argument("--max-seconds", type=float, default=20.0)
+    check.add_argument("--quick", action="store_true", help="manifests and audio headers only")
     check.add_argument("--output", type=Path, help="write the findings here as JSON")
     _allow_outside(check)
+
+    recipe = check.add_argument_group("the run that is planned", "as for asrlora/train.py")
+    recipe.add_argument("--config", metavar="FILE", help="YAML file of the run")
+    recipe.add_argument(
+        "--model-id", default=argparse.SUPPRESS, help="base model: its tokens and style are looked at too"
+    )
+    add_flags(recipe, RECIPE)
 
     importing = manifest_steps.add_parser("import", help="make a manifest of another project's data")
     importing.set_defaults(run=_manifest_import)
@@ -192,26 +204,28 @@ def _pretrain(args: argparse.Namespace) -> int:
 
 
 def _manifest_check(args: argparse.Namespace) -> int:
-    from rich.table import Table
+    from asrlora.data import check
+    from asrlora.runs.record import write_whole
 
-    from asrlora.data import audit, manifest
+    paths = {"dataset_path": args.train, "manifest_path": args.domain, "safety_manifest_path": args.heldout}
+    given = {name: value for name, value in vars(args).items() if name in ("model_id", *RECIPE)}
+    config = validate(args.config, {**given, **paths, "output_dir": Path()})
+    with_model = "model_id" in config.model_fields_set and not args.quick
+    if with_model:
+        find_model(config.model_id)
+    sets = {"train": args.train, "domain": args.domain, "heldout": args.heldout}
+    found, opened = check.check(
+        {name: path for name, path in sets.items() if path}, config, args.allow_outside, decode=not args.quick
+    )
+    if with_model and opened:
+        from asrlora.engine.offline import audit_model
 
-    evaluation = {"domain": manifest.read_manifest(args.domain, args.allow_outside)}
-    if args.heldout:
-        evaluation["heldout"] = manifest.read_manifest(args.heldout, args.allow_outside)
-    train = manifest.read_manifest(args.train, args.allow_outside)
-    found = audit.audit(train, evaluation, max_seconds=args.max_seconds)
-    table = Table("set", "utterances", "hours", "speakers", *(f"≤ {f:g} s" for f in audit.FILTERS))
-    for name, described in found.sets.items():
-        kept = described["kept_by_max_seconds"].values()
-        cells = [described["utterances"], f"{described['hours']:.2f}", described["speakers"], *kept]
-        table.add_row(name, *map(str, cells))
-    console.print(table)
+        found = audit_model(config, found, opened)
+    for table in check.tables(found):
+        console.print(table)
     for finding in found.findings:
         console.print(f"{'STOP' if finding.stops else 'note'}: {finding.kind}: {finding.message}")
     if args.output:
-        from asrlora.runs.record import write_whole
-
         write_whole(args.output, json.dumps(found.as_json(), indent=1) + "\n")
     return 3 if found.stops else 0
 
@@ -267,7 +281,7 @@ def _manifest_filter(args: argparse.Namespace) -> int:
         raise UserError(f"--match {args.match}: no regular expression ({error})") from None
     speakers = None
     if args.speakers:
-        speakers = {line.strip() for line in manifest.read_lines(args.speakers) if line.strip()}
+        speakers = {line.strip() for line in manifest.text_lines(args.speakers) if line.strip()}
     wanted = sets.Filter(
         args.min_seconds, args.max_seconds, args.min_words, args.max_words, match, speakers
     )  # fmt: skip
@@ -364,7 +378,6 @@ def _bench_data(args: argparse.Namespace) -> int:
 
 def _eval(args: argparse.Namespace) -> int:
     from asrlora.data import manifest
-    from asrlora.models.hub import find_model
 
     utterances = manifest.read_manifest(args.manifest_path, args.allow_outside)
     find_model(args.model_id)

@@ -4,7 +4,7 @@ import argparse
 import sys
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -67,6 +67,12 @@ class RunConfig(pydantic.BaseModel):
     )
     max_seconds: Seconds = Field(20.0, description="longer training utterances are left out, seconds")
     min_seconds: float = Field(0.1, ge=0, description="shorter training utterances are left out, seconds")
+    label_case: Literal["keep", "lower", "upper", "sentence"] = Field(
+        "keep", description="how training texts are written: the base should not be taught another style"
+    )
+    label_punctuation: Literal["keep", "strip", "full-stop"] = Field(
+        "keep", description="the same for punctuation; full-stop adds one where a text ends without a mark"
+    )
     seed: int = Field(42, ge=0)
     on_damage: Literal["stop", "skip"] = Field(
         "stop",
@@ -178,7 +184,15 @@ def parse_run(argv: Sequence[str] | None = None, prog: str = "asrlora/train.py")
     """Reads `--config FILE` and flags. Raises UserError naming the flag or key and the mend."""
     parser = Parser(prog=prog, description="Trains one adapter and judges it.", allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", help="YAML file with the keys below")
-    for name, field in RunConfig.model_fields.items():
+    add_flags(parser, RunConfig.model_fields)
+    flags = vars(parser.parse_args(sys.argv[1:] if argv is None else argv))
+    return validate(flags.pop("config"), flags)
+
+
+def add_flags(parser: argparse._ActionsContainer, names: Iterable[str]) -> None:
+    """Adds fields as flags; one that is not given is absent from what the parser returns."""
+    for name in names:
+        field = RunConfig.model_fields[name]
         flag = "--" + name.replace("_", "-")
         text = (field.description or "").replace("%", "%%")
         if field.annotation is bool:
@@ -191,8 +205,10 @@ def parse_run(argv: Sequence[str] | None = None, prog: str = "asrlora/train.py")
                 flag, default=argparse.SUPPRESS, metavar=_metavar(field.annotation),
                 help=f"{text} ({default})".strip(),
             )  # fmt: skip
-    flags = vars(parser.parse_args(sys.argv[1:] if argv is None else argv))
-    file = flags.pop("config")
+
+
+def validate(file: str | None, flags: dict[str, Any]) -> RunConfig:
+    """The settings of a file, if any, and of flags, which win. Raises UserError."""
     settings = read_yaml(Path(file)) if file else {}
     try:
         return RunConfig.model_validate({**settings, **flags})

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from asrlora.config import RunConfig, parse_run
 from asrlora.data import audit, manifest, plan, shards
+from asrlora.data.findings import Audit
+from asrlora.data.style import restyle
 from asrlora.engine import launcher
 from asrlora.errors import UserError, exit_code
 from asrlora.models.hub import find_model
@@ -24,7 +26,6 @@ from asrlora.runs import record
 
 if TYPE_CHECKING:
     from asrlora.engine.run import Run
-    from asrlora.models.families import Base
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Inputs:
     """What the checks have read: train, replay, domain and heldout, as far as they are given."""
 
     sets: dict[str, list[manifest.Utterance] | shards.Shards]
-    audit: audit.Audit
+    audit: Audit
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,17 +59,13 @@ def check(config: RunConfig) -> Inputs:
     evaluation = {"domain": manifest.read_manifest(config.manifest_path, config.allow_outside)}
     if config.safety_manifest_path:
         evaluation["heldout"] = manifest.read_manifest(config.safety_manifest_path, config.allow_outside)
-    found = audit.audit(
-        [item for items in (source, replay) if isinstance(items, list) for item in items],
-        evaluation,
-        min_seconds=config.min_seconds,
-        max_seconds=config.max_seconds,
-        utterances_per_step=0
-        if isinstance(source, shards.Shards)
-        else config.gradient_accumulation_steps * (config.batch_size or 1),
-    )
-    if found.stops:
-        raise UserError("; ".join(finding.message for finding in found.stops))
+    train = [
+        item
+        for items in (source, replay)
+        if items is not None
+        for item in (items.samples if isinstance(items, shards.Shards) else items)
+    ]
+    found = audit.quick(train, evaluation, config).check()
     find_model(config.model_id)
     sets: dict[str, list[manifest.Utterance] | shards.Shards] = {"train": source, **evaluation}
     return Inputs(sets if replay is None else {**sets, "replay": replay}, found)
@@ -95,15 +92,17 @@ def train(config: RunConfig, inputs: Inputs) -> int:
     runtime.stop_on_signals(config.max_minutes)
     training, evaluation = open_sets(config, inputs.sets, runtime)
     samples = training.samples.samples
+    found = audit.deep(inputs.audit, {"train": training.samples, **evaluation}).check()
     base = families.load_base(config.model_id)
     base.model.to(runtime.device)
-    labels = {s.id: families.label_ids(base, s.text) for s in samples}
-    _check_labels(base, labels)
+    texts = {s.id: restyle(s.text, config.label_case, config.label_punctuation) for s in samples}
+    labels = {identity: families.label_ids(base, text) for identity, text in texts.items()}
+    found = found.plus(families.audit_labels(base, texts, labels)).check()
     run = Run(config, runtime, base, evaluation)
 
     try:
         # 2. the baseline: the base before anything is attached to it
-        run.open(inputs.audit, training.samples, training.left_out)
+        run.open(found, training.samples, training.left_out, list(texts.values()))
         checkpoint = run.load_checkpoint()
         if not run.evaluate(0, base.model):
             return _stop(run, 0)
@@ -168,16 +167,6 @@ def _stop(run: "Run", step: int) -> int:
     run.preempt(step)
     run.runtime.close()
     return launcher.PREEMPTED
-
-
-def _check_labels(base: "Base", labels: dict[str, list[int]]) -> None:
-    longest = base.model.config.max_position_embeddings
-    for identity, tokens in labels.items():
-        if len(tokens) > longest:
-            raise UserError(
-                f"the text of utterance {identity!r} has {len(tokens)} tokens, and the model writes at"
-                f" most {longest}; shorten it or lower --max-seconds"
-            )
 
 
 def _count(model: Any, trained: list[Any]) -> str:

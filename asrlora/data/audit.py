@@ -1,106 +1,432 @@
-"""Compares train, domain and heldout before any step is run. Needs no torch."""
+"""Compares train, domain and heldout before any step is run. Needs no torch.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+Three stages, each as early as it can be: `quick` reads manifests and audio headers only, `deep`
+wants decoded audio, and `tokens` and `baseline` want the base model. docs/audit.md lists what each
+finds and what of it stops a run.
+"""
 
-from asrlora.data.manifest import Utterance, filter_for_training
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import numpy as np
+
+from asrlora.config import RunConfig
+from asrlora.data import audio, leakage, plan
+from asrlora.data.findings import EXAMPLES, Audit, Finding, Item, spoken
+from asrlora.data.manifest import BadLine, filter_for_training
+from asrlora.data.style import Style, style
+from asrlora.score import power
+from asrlora.score.verdict import Criteria
+from asrlora.score.wer import Counts
 
 FILTERS = (5.0, 8.0, 10.0, 15.0, 20.0, 30.0)  # seconds; what each would keep is told
+MANY_EPOCHS = 20  # past this many an adapter has heard each sentence too often to learn from it
+FRAME = 0.025  # seconds, of every family's front-end
+# Letters and digits in a second. The fastest talkers reach 25; a word said into a long pause, 0.5.
+SPEAKING = (0.5, 30.0)
+CLIPPED = 0.001  # share of an utterance's samples at full scale that can be heard
+FAINT = 0.001  # RMS, full scale 1.0 (-60 dBFS); below it is mostly the recorder's own noise
+DRIFT = 1.95  # Kolmogorov's distribution passes this once in 1,000
+DRIFT_MATTERS = 0.1  # relative difference between a prefix and the rest
+UNWRITABLE = 0.01  # share of labels with a character the model cannot write that stops a run
 
 
-@dataclass(frozen=True)
-class Finding:
-    kind: str  # leakage, starvation, size
-    stops: bool
-    message: str
-
-
-@dataclass(frozen=True)
-class Audit:
-    sets: dict[str, dict[str, Any]]
-    findings: list[Finding]
+class Heard(Item, Protocol):
+    """A sample of a shard; level, clipped, rate and channels are the source's, before the audio path."""
 
     @property
-    def stops(self) -> list[Finding]:
-        return [finding for finding in self.findings if finding.stops]
+    def sha256(self) -> str: ...  # of the audio after the audio path
+    @property
+    def level(self) -> float: ...  # RMS, full scale 1.0
+    @property
+    def clipped(self) -> float: ...  # share of samples at full scale
+    @property
+    def rate(self) -> int: ...  # Hz
+    @property
+    def channels(self) -> int: ...
 
-    def as_json(self) -> dict[str, Any]:
-        return {"sets": self.sets, "findings": [asdict(finding) for finding in self.findings]}
+
+class Decoded(Protocol):
+    """A set of shards."""
+
+    @property
+    def samples(self) -> Sequence[Heard]: ...
+    @property
+    def rejected(self) -> Mapping[str, int]: ...  # reason -> utterances left out
 
 
-def audit(
-    train: Sequence[Utterance],
-    evaluation: Mapping[str, Sequence[Utterance]],
-    *,
-    min_seconds: float = 0.1,
-    max_seconds: float = 20.0,
-    utterances_per_step: int = 1,
-) -> Audit:
-    """Looks for what would make a run worthless: leakage and starvation.
+class Scored(Protocol):
+    """One utterance of the baseline."""
 
-    `evaluation` maps names (domain, heldout) to their utterances.
+    @property
+    def hypothesis_raw(self) -> str: ...
+    @property
+    def counts(self) -> Counts: ...
+
+
+# --- quick: manifests and headers
+
+
+def quick(train: Sequence[Item], evaluation: Mapping[str, Sequence[Item]], config: RunConfig) -> Audit:
+    """What manifests and headers show. `evaluation` maps domain and heldout to their utterances."""
+    sets = {name: list(items) for name, items in {"train": train, **evaluation}.items()}
+    kept, _ = filter_for_training(train, config.min_seconds, config.max_seconds)
+    described = {name: _describe(items) for name, items in sets.items()}
+    epochs = _epochs([item.duration for item in kept], config)
+    described["train"]["epochs"] = round(epochs, 2) if math.isfinite(epochs) else None
+    findings = [
+        *leakage.shared(sets),
+        *leakage.same_place(sets),
+        *_starvation(sets["train"], kept, config),
+        *(finding for name, items in sets.items() for finding in _durations(name, items)),
+    ]
+    for name, items in itertools.islice(sets.items(), 1, None):
+        words = sum(len(item.text.split()) for item in items)
+        margin = power.assumed_margin(words)
+        described[name] |= {"words": words, "margin": margin if math.isfinite(margin) else None}
+        findings += _effect(name, len(items), margin, f"assuming {power.ASSUMED_WER:.0%} WER")
+        findings += _heterogeneity(name, "length", [item.duration for item in items])
+        findings += _heterogeneity(name, "speaking rate", [_rate(item) for item in items])
+    return Audit(described, findings)
+
+
+def _describe(items: Sequence[Item]) -> dict[str, Any]:
+    seconds = [item.duration for item in items]
+    return {
+        "utterances": len(items),
+        "hours": round(sum(seconds) / 3600, 4),
+        "speakers": len({item.speaker for item in items if item.speaker}),
+        "kept_by_max_seconds": {f"{limit:g}": sum(s <= limit for s in seconds) for limit in FILTERS},
+    }
+
+
+def bad_lines(name: str, bad: Mapping[int, BadLine]) -> Iterator[Finding]:
+    """Lines of a manifest that hold no utterance, by reason; a run would stop at the first."""
+    for reason in sorted({line.reason for line in bad.values()}):
+        lines = {number: line.message for number, line in sorted(bad.items()) if line.reason == reason}
+        shown = [f"line {number}: {message}" for number, message in lines.items()][:EXAMPLES]
+        more = [f"and {len(lines) - EXAMPLES:,} more"] if len(lines) > EXAMPLES else []
+        yield Finding(
+            "audio" if reason.startswith("audio") else "manifest", True,
+            f"{spoken(name)}: {len(lines):,} lines cannot be used ({reason}): {'; '.join(shown + more)}",
+            {"what": reason, "sets": [name], "utterances": len(lines), "lines": lines},
+        )  # fmt: skip
+
+
+def _starvation(train: Sequence[Item], kept: Sequence[Item], config: RunConfig) -> Iterator[Finding]:
+    limits = f"the filter {config.min_seconds:g} to {config.max_seconds:g} s"
+    seconds = [item.duration for item in kept]
+    epochs = _epochs(seconds, config)
+    numbers = {"what": "steps", "kept": len(kept), "utterances": len(train), "epochs": epochs}
+    if not math.isfinite(epochs):
+        yield Finding(
+            "starvation", True,
+            f"{limits} keeps {len(kept):,} of {len(train):,} training utterances, fewer than one step"
+            " needs; raise --max-seconds, or lower --batch-size, --batch-seconds or"
+            " --gradient-accumulation-steps",
+            {**numbers, "epochs": None},
+        )  # fmt: skip
+    elif epochs > MANY_EPOCHS:
+        yield Finding(
+            "starvation", False,
+            f"{config.max_steps:,} steps make {epochs:,.0f} epochs of {len(kept):,} training utterances;"
+            " past some 20 an adapter learns them by heart: find more speech or lower --max-steps",
+            numbers,
+        )  # fmt: skip
+    share = 1 - len(kept) / len(train) if train else 0.0
+    if share > 0.1:
+        yield Finding(
+            "starvation", False,
+            f"{limits} and the need of a text leave out {share:.1%} of the training utterances; cut long"
+            " recordings into segments, or raise --max-seconds",
+            {"what": "filter", "kept": len(kept), "utterances": len(train)},
+        )  # fmt: skip
+
+
+def _epochs(seconds: Sequence[float], config: RunConfig) -> float:
+    """How often the planned steps go through the set; infinity where it does not make one step.
+
+    A microbatch of --batch-seconds holds no more than that of speech, or one longer utterance, so a
+    set with enough for a step needs no planning to know it.
     """
+    microbatches = config.gradient_accumulation_steps
+    if config.batch_seconds is None:
+        needed = microbatches * (config.batch_size or 1)
+        return config.max_steps * needed / len(seconds) if len(seconds) >= needed else math.inf
+    steps = sum(min(one, config.batch_seconds) for one in seconds) / config.batch_seconds / microbatches
+    if steps < 1:
+        planned = plan.plan_epoch(
+            seconds, seed=config.seed, epoch=0, microbatches_per_step=microbatches, **config.microbatch
+        )
+        steps = len(planned)
+    return config.max_steps / steps if steps else math.inf
+
+
+def _durations(name: str, items: Sequence[Item]) -> Iterator[Finding]:
+    """Lengths that no speech has: below one frame, or with too many or too few letters for it."""
+    short = {item.id for item in items if item.duration < FRAME}
+    yield from _odd(
+        name, "length", short, len(items), f"shorter than one frame ({1000 * FRAME:g} ms)", "take them out"
+    )
+    slowest, fastest = SPEAKING
+    rates = {item.id: _rate(item) for item in items if item.text.strip() and item.id not in short}
+    yield from _odd(
+        name, "speaking rate", {i for i, rate in rates.items() if not slowest <= rate <= fastest}, len(items),
+        f"spoken at less than {slowest:g} or more than {fastest:g} letters a second, as nobody speaks",
+        "check their texts and times",
+    )  # fmt: skip
+
+
+def _odd(name: str, what: str, ids: set[str], count: int, how: str, mend: str) -> Iterator[Finding]:
+    if ids:
+        shown = sorted(ids)[:EXAMPLES]
+        yield Finding(
+            "audio", False,
+            f"{spoken(name)}: {len(ids):,} of {count:,} utterances are {how}, such as {shown[0]!r}; {mend}",
+            {"what": what, "sets": [name], "utterances": len(ids), "share": len(ids) / count,
+             "examples": shown},
+        )  # fmt: skip
+
+
+def _effect(name: str, utterances: int, margin: float, how: str) -> Iterator[Finding]:
+    criteria = Criteria()
+    needed = criteria.min_domain_reduction if name == "domain" else criteria.max_heldout_regression
+    if margin > needed:
+        enough = power.enough(utterances, margin, needed)
+        yield Finding(
+            "detectable effect", False,
+            f"the {utterances:,} utterances of {spoken(name)} cannot tell a WER change below"
+            f" {_points(margin)} points from none ({how}); the criterion is {_points(needed)} points"
+            + (f", for which about {enough:,} would be enough" if enough else ""),
+            {"sets": [name], "margin": margin if math.isfinite(margin) else None, "criterion": needed,
+             "utterances": utterances, "enough": enough},
+        )  # fmt: skip
+
+
+def _heterogeneity(name: str, what: str, values: Sequence[float]) -> Iterator[Finding]:
+    """Whether a prefix of the set is like the whole.
+
+    The running sum of the ranks about their mean, scaled, is a Brownian bridge where the order is
+    chance (Billingsley, Convergence of Probability Measures, 1968, section 24), and the largest
+    excursion of that follows Kolmogorov's distribution. Ranks, so that one outlier decides nothing.
+    """
+    if len(values) < 2 * EXAMPLES:
+        return
+    x = np.asarray(values, dtype=np.float64)
+    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    if len(counts) == 1:
+        return
+    walk = np.abs(np.cumsum(ranks - ranks.mean())[:-1]) / (ranks.std() * math.sqrt(len(x)))
+    cut = int(walk.argmax()) + 1
+    prefix, rest, whole = float(x[:cut].mean()), float(x[cut:].mean()), float(x.mean())
+    if walk.max() > DRIFT and abs(prefix - rest) > DRIFT_MATTERS * whole:
+        yield Finding(
+            "heterogeneity", False,
+            f"the {what} in {spoken(name)} depends on the order: the first {cut / len(x):.0%} average"
+            f" {prefix / rest:.0%} of the rest, so that a part of it misleads; draw it again with"
+            " `manifest import --samples`, which shuffles",
+            {"what": what, "sets": [name], "statistic": float(walk.max()), "cut": cut, "prefix": prefix,
+             "rest": rest},
+        )  # fmt: skip
+
+
+# --- deep: decoded audio
+
+
+def deep(found: Audit, sets: Mapping[str, Decoded]) -> Audit:
+    """Adds what only decoded audio shows. `sets` maps train, domain and heldout to their shards."""
     findings: list[Finding] = []
-    kept, _ = filter_for_training(train, min_seconds, max_seconds)
-    if len(kept) < utterances_per_step:
+    first: dict[str, dict[str, Heard]] = {}  # set -> audio -> the sample of it with the least id
+    for name, decoded in sets.items():
+        samples = list(decoded.samples)  # an index makes each sample anew when asked for it
+        known: dict[str, Heard] = {}
+        for sample in samples:
+            if sample.sha256 not in known or sample.id < known[sample.sha256].id:
+                known[sample.sha256] = sample
+        repeats = [s for s in samples if known[s.sha256].id != s.id]
+        odd = sum(leakage.words(s.text) != leakage.words(known[s.sha256].text) for s in repeats)
+        findings += leakage.repeated(name, {s.id for s in repeats}, odd)
+        for before, theirs in first.items():
+            shared = {s.id for s in samples if s.sha256 in theirs}
+            findings += leakage.leak("audio", before, name, shared, len(samples))
+        first[name] = known
+        findings += _sound(name, samples)
+        for reason, count in sorted(decoded.rejected.items()):
+            total = len(samples) + sum(decoded.rejected.values())
+            findings.append(
+                Finding(
+                    "audio", False,
+                    f"{spoken(name)}: {count:,} of {total:,} utterances are {reason} and left out",
+                    {"what": reason, "sets": [name], "utterances": count, "share": count / total},
+                )
+            )  # fmt: skip
+        if name != "train":
+            findings += _heterogeneity(name, "level", [s.level for s in samples])
+    return found.plus(f for f in findings if not _known_better(f, found))
+
+
+def _known_better(finding: Finding, found: Audit) -> bool:
+    """Equal audio in copies of a file, against overlaps in one file: the larger count is told."""
+    same = [known for known in found.findings if known.about == finding.about]
+    return any(known.numbers.get("utterances", 0) > finding.numbers.get("utterances", 0) for known in same)
+
+
+def _sound(name: str, samples: Sequence[Heard]) -> Iterator[Finding]:
+    def where(test: Callable[[Heard], bool]) -> set[str]:
+        return {sample.id for sample in samples if test(sample)}
+
+    count = len(samples)
+    yield from _odd(
+        name, "clipped", where(lambda s: s.clipped > CLIPPED), count,
+        f"clipped (more than {CLIPPED:.1%} of the samples at full scale)", "record them at a lower gain",
+    )  # fmt: skip
+    yield from _odd(
+        name, "faint", where(lambda s: s.level < FAINT), count, "below -60 dBFS, mostly noise",
+        "check that they hold speech",
+    )  # fmt: skip
+    rates = Counter(sample.rate for sample in samples if sample.rate != audio.SAMPLE_RATE)
+    listed = ", ".join(f"{rate:,} Hz" for rate in sorted(rates))
+    yield from _odd(
+        name, "rate", where(lambda s: s.rate != audio.SAMPLE_RATE), count,
+        f"recorded at {listed} and resampled to 16,000 Hz", "nothing to mend",
+    )  # fmt: skip
+    yield from _odd(
+        name, "channels", where(lambda s: s.channels > 1), count, "of several channels and mixed to one",
+        "choose a channel where each holds another speaker",
+    )  # fmt: skip
+
+
+# --- with the base model: tokens before the baseline, style and effect after it
+
+
+def tokens(
+    texts: Mapping[str, str], labels: Mapping[str, Sequence[int]], longest: int, write: Callable[[str], str]
+) -> list[Finding]:
+    """Labels that the model cannot write. `texts` and `labels` are by utterance id.
+
+    `longest` is the most tokens of a label, its end included; `write` takes a text through the
+    tokenizer and back.
+    """
+    findings = []
+    long = {identity for identity, label in labels.items() if len(label) > longest}
+    if long:
+        worst = max(sorted(long), key=lambda identity: len(labels[identity]))
         findings.append(
             Finding(
-                "starvation", True,
-                f"the filter {min_seconds:g} to {max_seconds:g} s keeps {len(kept)} of {len(train)}"
-                f" training utterances, fewer than one step needs ({utterances_per_step}); raise"
-                " --max-seconds or lower --batch-size or --gradient-accumulation-steps",
+                "tokens", True,
+                f"the texts of {len(long):,} training utterances are longer than the {longest} tokens that"
+                f" the model writes at most, such as {worst!r} with {len(labels[worst])}; shorten them or"
+                " lower --max-seconds",
+                {"what": "longest", "utterances": len(long), "longest": longest,
+                 "examples": sorted(long)[:EXAMPLES]},
             )
         )  # fmt: skip
-    for name, utterances in evaluation.items():
-        findings += _leakage(train, name, utterances)
-        if len(utterances) < 500:
-            findings.append(
-                Finding(
-                    "size", False,
-                    f"{name} holds {len(utterances)} utterances; below 500 an average can be luck",
-                )
-            )  # fmt: skip
-    sets = {name: _describe(items) for name, items in {"train": train, **evaluation}.items()}
-    return Audit(sets, findings)
-
-
-def _leakage(train: Sequence[Utterance], name: str, evaluation: Sequence[Utterance]) -> list[Finding]:
-    identity: dict[str, tuple[set[Any], list[Any]]] = {
-        "id": ({u.id for u in train}, [u.id for u in evaluation]),
-        "audio": ({_place(u) for u in train}, [_place(u) for u in evaluation]),
-    }
-    findings = []
-    for what, (seen, candidates) in identity.items():
-        shared = [c for c in candidates if c in seen]
-        if shared:
-            findings.append(
-                Finding(
-                    "leakage", True,
-                    f"{len(shared)} utterances of {name} are in the training set too (same {what}, such"
-                    f" as {shared[0]}); take them out of one of the two",
-                )
-            )  # fmt: skip
-    sentences = {u.text.lower() for u in train}
-    shared_sentences = sum(u.text.lower() in sentences for u in evaluation)
-    if shared_sentences:
-        share = shared_sentences / len(evaluation)
+    lost = {c for c in set().union(*texts.values()) if not c.isspace() and c not in write(c)}
+    held = sorted(identity for identity, text in texts.items() if lost & set(text))
+    if held:
+        share = len(held) / len(texts)
+        shown = "".join(sorted(lost))[:40]
         findings.append(
-            Finding("leakage", False, f"{share:.1%} of the sentences of {name} are in the training set")
-        )
+            Finding(
+                "tokens", share > UNWRITABLE,
+                f"the model's tokenizer cannot write {len(lost)} characters ({shown}) of {share:.1%} of the"
+                f" training texts, such as {held[0]!r}; mend the texts, or try --label-case and"
+                " --label-punctuation",
+                {"what": "characters", "utterances": len(held), "share": share,
+                 "characters": sorted(lost), "examples": held[:EXAMPLES]},
+            )
+        )  # fmt: skip
     return findings
 
 
-def _place(utterance: Utterance) -> tuple[Path, float]:
-    return utterance.audio.resolve(), utterance.offset
+def ctc_labels(labels: Mapping[str, Sequence[int]], frames: Mapping[str, int]) -> list[Finding]:
+    """Labels that CTC cannot align: it writes a token a frame at most, and a blank between equals.
 
-
-def _describe(utterances: Sequence[Utterance]) -> dict[str, Any]:
-    seconds = [u.duration for u in utterances]
-    return {
-        "utterances": len(utterances),
-        "hours": round(sum(seconds) / 3600, 4),
-        "speakers": len({u.speaker for u in utterances if u.speaker}),
-        "kept_by_max_seconds": {f"{f:g}": sum(s <= f for s in seconds) for f in FILTERS},
+    `labels` are without an end token; `frames` are the encoder's, by utterance id. Stops: the loss
+    of such an utterance is infinite.
+    """
+    long = {
+        identity
+        for identity, label in labels.items()
+        if len(label) + sum(a == b for a, b in itertools.pairwise(label)) > frames[identity]
     }
+    if not long:
+        return []
+    return [
+        Finding(
+            "tokens", True,
+            f"the texts of {len(long):,} training utterances have more tokens than the model has frames"
+            f" for them, such as {min(long)!r}; their texts or times are wrong: mend or take them out",
+            {"what": "frames", "utterances": len(long), "examples": sorted(long)[:EXAMPLES]},
+        )
+    ]  # fmt: skip
+
+
+def baseline(found: Audit, labels: Iterable[str], scored: Mapping[str, Sequence[Scored]]) -> Audit:
+    """Adds what the baseline shows: measured effects in place of assumed ones, and the style.
+
+    `labels` are the training texts as trained on; `scored` maps domain and heldout to their
+    baselines.
+    """
+    findings = [finding for finding in found.findings if finding.kind != "detectable effect"]
+    sets = dict(found.sets)
+    for name, hypotheses in scored.items():
+        margin = power.measured_margin([one.counts for one in hypotheses])
+        sets[name] = {**sets[name], "margin": margin if math.isfinite(margin) else None}
+        findings += _effect(name, len(hypotheses), margin, "measured on the baseline")
+    findings += label_style(style(labels), style(one.hypothesis_raw for one in scored["domain"]))
+    return Audit(sets, findings)
+
+
+_CASE = {"lower": "lower case", "upper": "CAPITALS", "mixed": "prose with capitals"}
+_CASE_MEND = {"lower": "lower", "upper": "upper", "mixed": "sentence"}
+
+
+def label_style(labels: Style, model: Style) -> list[Finding]:
+    """Told, loudly: WER is blind to style, so a run is not worthless, only worse than it could be."""
+    told: list[tuple[str, str]] = []
+    if not labels.texts or not model.texts:
+        return []
+    if labels.case != model.case:
+        told.append((
+            "case",
+            f"the training texts are in {_CASE[labels.case]} and the model writes {_CASE[model.case]};"
+            f" train on the model's own style with --label-case {_CASE_MEND[model.case]}",
+        ))  # fmt: skip
+    if abs(labels.punctuation - model.punctuation) > 0.5:
+        mend = "full-stop" if model.punctuation > labels.punctuation else "strip"
+        told.append((
+            "punctuation",
+            f"{labels.punctuation:.0%} of the training texts and {model.punctuation:.0%} of what the model"
+            f" writes has punctuation; train on the model's own style with --label-punctuation {mend}",
+        ))  # fmt: skip
+    for what, ours, theirs in (
+        ("digits", labels.digits, model.digits),
+        ("symbols", labels.symbols, model.symbols),
+    ):
+        if max(ours, theirs) > 0.05 and min(ours, theirs) < max(ours, theirs) / 10:
+            seen = f" ({(labels if ours > theirs else model).seen[:20]})" if what == "symbols" else ""
+            told.append((
+                what,
+                f"{ours:.1%} of the training texts and {theirs:.1%} of what the model writes has"
+                f" {what}{seen}; write the texts as the model does",
+            ))  # fmt: skip
+    numbers = {"labels": asdict(labels), "model": asdict(model)}
+    return [Finding("label style", False, message, {"what": what, **numbers}) for what, message in told]
+
+
+# --- small things
+
+
+def _points(fraction: float) -> str:
+    return f"{100 * fraction:.2f}" if math.isfinite(fraction) else "any number of"
+
+
+def _rate(item: Item) -> float:
+    """Letters and digits in a second."""
+    return sum(map(str.isalnum, item.text)) / max(item.duration, FRAME)

@@ -18,9 +18,13 @@ import soundfile
 class Outside(ValueError):
     """The name leads out of the folder, and --allow-outside was not given."""
 
+    reason = "audio outside"
+
 
 class Missing(ValueError):
     """There is no file of that name."""
+
+    reason = "audio missing"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -35,35 +35,63 @@ class Utterance:
     whole_file: bool = True  # no segment was asked for: read to the end of the file
 
 
+@dataclass(frozen=True)
+class BadLine:
+    """What is wrong with a line that holds no utterance."""
+
+    reason: str  # a few words, the same for every line with this fault
+    message: str  # names the fault of this line and the mend
+
+
+class _LineError(ValueError):
+    """A line cannot be used, for a reason that many lines can share."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 def read_manifest(path: Path, allow_outside: bool = False) -> list[Utterance]:
     """Reads and checks every line; looks at every audio file's header, decodes none.
 
     Audio outside the manifest's folder is refused unless `allow_outside`. Raises UserError that names
     the first bad line and the mend.
     """
-    utterances: list[Utterance] = []
-    line_of_id: dict[str, int] = {}
-    fence = Fence(path.parent, allow_outside)
-    for number, line in enumerate(read_lines(path), 1):
-        if not line.strip():
-            continue
-        try:
-            utterance = _parse(parse_object(line), fence)
-        except ValueError as error:
-            raise UserError(f"manifest {path}, line {number}: {error}") from None
-        if utterance.id in line_of_id:
-            raise UserError(
-                f"manifest {path}, line {number}: the id {utterance.id!r} is taken by line"
-                f" {line_of_id[utterance.id]}; ids must differ"
-            )
-        line_of_id[utterance.id] = number
-        utterances.append(utterance)
-    if not utterances:
-        raise UserError(f"manifest {path}: holds no utterance")
+    utterances = []
+    for number, read in read_lines(path, allow_outside):
+        if isinstance(read, BadLine):
+            raise UserError(f"manifest {path}, line {number}: {read.message}")
+        utterances.append(read)
     return utterances
 
 
-def read_lines(path: Path) -> list[str]:
+def read_lines(path: Path, allow_outside: bool = False) -> Iterator[tuple[int, Utterance | BadLine]]:
+    """Yields the number of every line that is not blank, with its utterance or what is wrong.
+
+    Raises UserError where the file as a whole is no manifest.
+    """
+    lines = text_lines(path)
+    if not any(line.strip() for line in lines):
+        raise UserError(f"manifest {path}: holds no utterance")
+    line_of_id: dict[str, int] = {}
+    fence = Fence(path.parent, allow_outside)
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            utterance = _parse(line, fence)
+        except ValueError as error:
+            yield number, BadLine(getattr(error, "reason", "field wrong"), str(error))
+            continue
+        if utterance.id in line_of_id:
+            taken = f"the id {utterance.id!r} is taken by line {line_of_id[utterance.id]}; ids must differ"
+            yield number, BadLine("id taken", taken)
+            continue
+        line_of_id[utterance.id] = number
+        yield number, utterance
+
+
+def text_lines(path: Path) -> list[str]:
     """The lines of a text file. Raises UserError where it is none, and opens regular files only."""
     if path.exists() and not path.is_file():
         raise UserError(f"manifest {path}: is not a regular file")
@@ -102,7 +130,11 @@ def _depth(value: Any) -> int:
     return 1 + max(map(_depth, inner), default=0)
 
 
-def _parse(record: dict[str, Any], fence: Fence) -> Utterance:
+def _parse(line: str, fence: Fence) -> Utterance:
+    try:
+        record = parse_object(line)
+    except ValueError as error:
+        raise _LineError("not JSON", str(error)) from None
     name = string_field(record, "audio", required=True)
     text = string_field(record, "text", required=True)
     assert name is not None
@@ -113,14 +145,22 @@ def _parse(record: dict[str, Any], fence: Fence) -> Utterance:
     identity = string_field(record, "id") or default_id(name, offset)
     audio = fence.find(name)
     whole_file = "offset" not in record
-    length = audio_length(audio)
+    try:
+        length = audio_length(audio)
+    except ValueError as error:
+        raise _LineError("audio unreadable", str(error)) from None
+    if length == 0:
+        raise _LineError("audio empty", f"the audio file {audio} holds no samples; take the line out")
     if offset >= length:
-        raise ValueError(f"offset {offset:g} s lies behind the end of {audio} ({length:g} s)")
+        raise _LineError(
+            "segment outside", f"offset {offset:g} s lies behind the end of {audio} ({length:g} s)"
+        )
     if whole_file or duration is None:
         duration = length - offset  # the file's own length; a rounded copy in the line adds nothing
     elif offset + duration > length + TOLERANCE:
-        raise ValueError(
-            f"the segment ends at {offset + duration:g} s, behind the end of {audio} ({length:g} s)"
+        raise _LineError(
+            "segment outside",
+            f"the segment ends at {offset + duration:g} s, behind the end of {audio} ({length:g} s)",
         )
     if duration <= 0:
         raise ValueError("duration must be above 0 s")

@@ -2,16 +2,19 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
+from asrlora.config import RunConfig
 from asrlora.console import progress
-from asrlora.data import audio, batches, shards
-from asrlora.data.manifest import Utterance
+from asrlora.data import audio, audit, batches, shards
+from asrlora.data.findings import Audit
+from asrlora.data.manifest import Utterance, filter_for_training
+from asrlora.data.style import restyle, style
 from asrlora.engine.evaluate import evaluate
 from asrlora.engine.runtime import Runtime
 from asrlora.errors import UserError
@@ -79,6 +82,26 @@ def evaluate_manifest(
     write_whole(output / "hypotheses.jsonl", to_lines(asdict(h) for h in hypotheses))
     write_whole(output / "scores.json", json.dumps(scores, indent=1) + "\n")
     return scores
+
+
+STYLE_SAMPLE = 64  # utterances; enough to see how a model writes
+
+
+def audit_model(config: RunConfig, found: Audit, data: Mapping[str, shards.Shards]) -> Audit:
+    """Adds what the base model shows: labels it cannot write, and its style on a sample of domain."""
+    model, base = open_model(config.model_id, None)
+    training, _ = filter_for_training(data["train"].samples, config.min_seconds, config.max_seconds)
+    texts = {s.id: restyle(s.text, config.label_case, config.label_punctuation) for s in training}
+    labels = {identity: families.label_ids(base, text) for identity, text in texts.items()}
+    runtime = Runtime(Accelerator(mixed_precision="no"))
+    model.to(runtime.device)
+    every = -(-len(data["domain"].samples) // STYLE_SAMPLE)
+    sample = data["domain"].subset(range(0, len(data["domain"].samples), every))
+    with progress("what the base writes", sample.seconds) as advance:
+        heard = evaluate(runtime, model, base, sample, config.eval_batch_seconds, advance) or []
+    written = style(hypothesis.hypothesis_raw for hypothesis in heard)
+    found = found.plus(families.audit_labels(base, texts, labels))
+    return found.plus(audit.label_style(style(texts.values()), written))
 
 
 def transcribe_files(

@@ -12,7 +12,8 @@ from typing import Any
 from asrlora.config import RunConfig
 from asrlora.console import Advance, console, progress
 from asrlora.data import audio, manifest
-from asrlora.data.audit import Audit
+from asrlora.data.audit import baseline
+from asrlora.data.findings import Audit
 from asrlora.data.shards import Sample, Shards
 from asrlora.engine import checkpoint, launcher
 from asrlora.engine.checkpoint import Checkpoint
@@ -58,7 +59,9 @@ class Run:
         if self.runtime.is_main:
             console.print(message)
 
-    def open(self, audit: Audit, training: Shards, left_out: Counter[str]) -> None:
+    def open(self, found: Audit, training: Shards, left_out: Counter[str], texts: Sequence[str]) -> None:
+        """`found` is the audit so far, and `texts` what the labels say; the baseline adds to the audit."""
+        self.found, self.texts = found, texts
         self.fingerprint = {
             "audio": audio.FINGERPRINT,
             "text": text.FINGERPRINT,
@@ -68,8 +71,8 @@ class Run:
         }
         described = manifest.describe(len(training.samples), left_out)
         self.tell(f"training set: {described}, {training.seconds / 3600:.2f} h")
-        for finding in audit.findings:
-            self.tell(f"audit: {finding.message}")
+        for finding in found.findings:
+            self.tell(f"audit: {finding.kind}: {finding.message}")
         for name, data in self.data.items():
             if data.rejected:
                 self.tell(f"{name}: left out {dict(data.rejected)}")
@@ -80,7 +83,7 @@ class Run:
                 "fingerprint": self.fingerprint,
                 "training": {"set": described, "content": training.content},
             }
-            self.record = self._reopen(same) if self.goes_on else self._create(same, audit)
+            self.record = self._reopen(same) if self.goes_on else self._create(same)
             earlier = self.record.identity.get("wandb_id")
             settings = self.record.identity["config"]
             self.tracker = tracking.start(self.config.wandb_mode, self.config.output_dir, settings, earlier)
@@ -88,7 +91,7 @@ class Run:
                 self.record.update(wandb_id=self.tracker.id)
         self.runtime.watch_the_others(self._end_in_silence)
 
-    def _create(self, same: dict[str, Any], audit: Audit) -> record.RunRecord:
+    def _create(self, same: dict[str, Any]) -> record.RunRecord:
         created = record.RunRecord.create(
             self.config.output_dir,
             command=launcher.command_as_typed(),
@@ -97,7 +100,7 @@ class Run:
             launch=self.runtime.kind,
             best_step=0,
             **same,
-            audit=audit.as_json(),
+            audit=self.found.as_json(),
         )
         record.write_whole(self.config.output_dir / "config.yaml", self.config.to_yaml())
         return created
@@ -227,8 +230,18 @@ class Run:
         if self.record is not None:
             lines = {name: [asdict(h) for h in found] for name, found in results.items()}
             self.record.write_evaluation(step, lines, scores)
+            if step == 0:
+                self._audit_baseline(self.record, results)
         # rank 0 has counted, all ranks follow
         return self.runtime.from_main(scores)
+
+    def _audit_baseline(self, kept: record.RunRecord, results: dict[str, list[Hypothesis]]) -> None:
+        """Only rank 0: what the base writes, and how its errors vary, complete the audit."""
+        found = baseline(self.found, self.texts, results)
+        for finding in found.findings:
+            if finding not in self.found.findings:
+                self.tell(f"audit: {finding.kind}: {finding.message}")
+        kept.update(audit=found.as_json())
 
     def _save_best(self, model: Any) -> None:
         folder = self.config.output_dir / "adapter_best"

@@ -3,6 +3,7 @@
 Shapes: B utterances, T samples at 16 kHz, L label tokens, V vocabulary.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
+from asrlora.data import audit
+from asrlora.data.findings import Finding
 from asrlora.errors import UserError
 from asrlora.models.hub import find_model, hash_weights
 
@@ -58,6 +61,16 @@ def label_ids(base: Base, text: str) -> list[int]:
     """The tokens a perfect decoder writes for `text`, end of sentence included."""
     tokens = base.tokenizer(text, add_special_tokens=False).input_ids
     return [*tokens, base.model.config.eos_token_id]
+
+
+def audit_labels(base: Base, texts: Mapping[str, str], labels: Mapping[str, list[int]]) -> list[Finding]:
+    """What of the labels, by utterance id, this model cannot write."""
+
+    def write(text: str) -> str:
+        tokens = base.tokenizer(text, add_special_tokens=False).input_ids
+        return str(base.tokenizer.decode(tokens, skip_special_tokens=True))
+
+    return audit.tokens(texts, labels, base.model.config.max_position_embeddings, write)
 
 
 def pad_labels(labels: list[list[int]]) -> torch.Tensor:

@@ -131,7 +131,7 @@ class RunRecord:
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a log whose writer may have been killed in the middle of the last one."""
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8").split("\n"):
         with contextlib.suppress(json.JSONDecodeError):
             found.append(json.loads(line))
     return found
@@ -153,7 +153,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        # not splitlines(): U+2028 and its like are no ends of lines in JSON
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except json.JSONDecodeError as error:

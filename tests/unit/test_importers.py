@@ -147,7 +147,7 @@ def test_nemo_offsets_reach_the_shards(tmp_path: Path) -> None:
     assert built.rejected == {"silent": 1}
     signs = [int(np.sign(np.median(built.read(i)))) for i in range(3)]
     assert signs == [1, -1, 1]
-    assert built.durations == [1.0, 1.0, 1.0]
+    assert built.durations.tolist() == [1.0, 1.0, 1.0]
 
 
 def test_kaldi_without_segments(tmp_path: Path) -> None:

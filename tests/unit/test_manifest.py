@@ -9,7 +9,6 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asrlora.data.audit import audit
 from asrlora.data.manifest import filter_for_training, read_manifest
 from asrlora.errors import UserError
 
@@ -91,22 +90,3 @@ def test_every_utterance_is_kept_or_counted(utterances: list[SimpleNamespace]) -
     assert len(kept) + rejected.total() == len(utterances)
     assert all(0.5 <= u.duration <= 20 and u.text.strip() for u in kept)
     assert isinstance(rejected, Counter)
-
-
-def test_leakage_of_audio_or_id_stops_and_shared_sentences_are_told(folder: Path) -> None:
-    train = read_manifest(write(folder, {"audio": "a.wav", "text": "Hello", "id": "1"}))
-    same_audio = read_manifest(write(folder, {"audio": "a.wav", "text": "bye", "id": "2"}, name="d.jsonl"))
-    same_id = read_manifest(write(folder, {"audio": "b.wav", "text": "bye", "id": "1"}, name="d.jsonl"))
-    same_text = read_manifest(write(folder, {"audio": "b.wav", "text": "hello", "id": "3"}, name="d.jsonl"))
-    assert [f.kind for f in audit(train, {"domain": same_audio}).stops] == ["leakage"]
-    assert [f.kind for f in audit(train, {"domain": same_id}).stops] == ["leakage"]
-    told = audit(train, {"domain": same_text})
-    assert not told.stops
-    assert any("100.0% of the sentences" in f.message for f in told.findings)
-
-
-def test_starvation_stops(folder: Path) -> None:
-    train = read_manifest(write(folder, {"audio": "a.wav", "text": "x"}))
-    domain = read_manifest(write(folder, {"audio": "b.wav", "text": "y"}, name="d.jsonl"))
-    found = audit(train, {"domain": domain}, max_seconds=1.0, utterances_per_step=1)
-    assert [f.kind for f in found.stops] == ["starvation"]
