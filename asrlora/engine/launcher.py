@@ -8,10 +8,10 @@ import logging
 import os
 import shlex
 import signal
+import subprocess
 import sys
 import time
 import types
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -95,14 +95,14 @@ def _asked_processes() -> int | None:
     return None
 
 
-def join_the_launcher() -> Callable[..., object]:
+def join_the_launcher() -> None:
     """Makes `accelerate launch asrlora/train.py` end with its ranks' exit code and hand on signals.
 
-    The launcher ends with 1 and a traceback whenever a rank ends with another code than 0
-    (torch.distributed.elastic raises ChildFailedError), and dies of SIGUSR1; scripts around it rely on our
-    codes, and ranks that are told to stop save a checkpoint first. torch loads the entry points
-    `torchrun.handlers` in the launcher's process before it starts a rank: the one place where a package may
-    speak there. What is returned is never used as a rendezvous handler.
+    The launcher ends with 1 and a traceback whenever a rank ends with another code than 0, and dies of
+    SIGUSR1 or SIGTERM before its ranks do; scripts around it rely on our codes, and ranks that are told
+    to stop save a checkpoint first. `import torch` calls the entry points `torch.backends`, in the
+    launcher's process too: the one place where a package may speak there. In every other process this
+    does nothing.
     """
     if Path(sys.argv[0]).name == "accelerate" and any(
         Path(word).parts[-2:] == ("asrlora", "train.py") for word in sys.argv
@@ -112,7 +112,6 @@ def join_the_launcher() -> Callable[..., object]:
         os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGINT,SIGHUP,SIGQUIT"  # without SIGTERM
         for number in STOP_SIGNALS:
             signal.signal(number, _hand_on)
-    return _no_rendezvous
 
 
 def _hand_on(number: int, frame: types.FrameType | None) -> None:
@@ -124,7 +123,10 @@ def _hand_on(number: int, frame: types.FrameType | None) -> None:
 def _end_like_the_ranks(
     kind: type[BaseException], error: BaseException, trace: types.TracebackType | None
 ) -> None:
-    codes = {failure.exitcode for failure in getattr(error, "failures", {}).values()}
+    if isinstance(error, subprocess.CalledProcessError):  # of one process
+        codes = {error.returncode}
+    else:  # torch.distributed.elastic's ChildFailedError
+        codes = {failure.exitcode for failure in getattr(error, "failures", {}).values()}
     # The launcher ends the ranks that are left by SIGTERM; and a rank that such a signal met before it
     # could save anything has lost nothing.
     ended = {code for code in codes if -code not in STOP_SIGNALS} or (codes and {PREEMPTED})
@@ -137,7 +139,3 @@ def _end_like_the_ranks(
 def _not_ours(record: logging.LogRecord) -> bool:
     """Drops the launcher's report of a rank that ended with an exit code of ours: it has said why."""
     return not any(f"(exitcode: {code})" in record.getMessage() for code in (USER_ERROR, PREEMPTED))
-
-
-def _no_rendezvous(*_: object) -> None:
-    raise UserError("asrlora is no rendezvous backend; leave rdzv_backend as accelerate sets it")

@@ -1,8 +1,10 @@
 """Real `accelerate launch`, real gloo ranks, real DeepSpeed: the same run in every way of running it."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -96,3 +98,21 @@ def test_a_launch_that_is_not_what_was_asked_for_is_refused(
     assert told in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_signal_to_the_launcher_stops_its_ranks_with_a_checkpoint(speech: Speech, tmp_path: Path) -> None:
+    """The launcher alone is told, as by a scheduler; it ends with 75 when its ranks have saved."""
+    run = tmp_path / "run"
+    flags = speech.flags(run, **{**SETTINGS, "max_steps": 5000, "eval_interval": 5000})
+    del flags[flags.index("--safety-manifest-path") : flags.index("--safety-manifest-path") + 2]
+    with subprocess.Popen([*WAYS["ddp"], "asrlora/train.py", *flags], cwd=ROOT) as launcher:
+        end = time.monotonic() + 200
+        while not (run / "metrics.jsonl").exists():
+            assert launcher.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        launcher.send_signal(signal.SIGUSR1)
+        assert launcher.wait(100) == 75
+    identity = json.loads((run / "run.json").read_text())
+    assert identity["state"] == "preempted"
+    assert len(list((run / "checkpoints").glob("step-*/state.json"))) == 1
