@@ -23,7 +23,6 @@ from asrlora.runs import record
 
 if TYPE_CHECKING:
     from asrlora.engine.runtime import Runtime
-    from asrlora.models.families import Base
 
 
 @dataclass(frozen=True)
@@ -80,13 +79,14 @@ def train(config: RunConfig, inputs: Inputs) -> int:
     from asrlora.models import adapters, families
 
     # 1. processes, data, model
-    runtime = runtimes.start()
+    runtime = runtimes.start(config.torch_compile)
     data = _open_data(config, inputs, runtime)
     training, left_out = data.pop("train"), data.pop("left_out")
-    base = families.load_base(config.model_id)
+    base = families.load_base(config.model_id, config.language, config.load_in_4bit)
     base.model.to(runtime.device)
-    labels = {s.id: families.label_ids(base, s.text) for s in training.samples}
-    _check_labels(base, labels)
+    labels = families.label(base, training.samples)
+    for held in data.values():
+        families.check(base, {s.id: s.duration for s in held.samples})
     run = Run(config, runtime, base, data)
 
     try:
@@ -99,7 +99,8 @@ def train(config: RunConfig, inputs: Inputs) -> int:
         model = adapters.attach(base, config)
         if config.gradient_checkpointing:
             base.model.gradient_checkpointing_enable({"use_reentrant": False})
-            model.enable_input_require_grads()
+        if config.torch_compile and runtime.device.type == "cpu":
+            run.tell("--torch-compile on a CPU: the first steps take minutes, and little is won")
         run.keep_initial(model)
         trained = [p for p in model.parameters() if p.requires_grad]
         run.tell(f"{runtime.kind}, {runtime.world_size} processes, {_count(model, trained)}")
@@ -165,16 +166,6 @@ def _open_data(config: RunConfig, inputs: Inputs, runtime: "Runtime") -> dict[st
             " --batch-seconds or --gradient-accumulation-steps"
         )
     return opened
-
-
-def _check_labels(base: "Base", labels: dict[str, list[int]]) -> None:
-    longest = base.model.config.max_position_embeddings
-    for identity, tokens in labels.items():
-        if len(tokens) > longest:
-            raise UserError(
-                f"the text of utterance {identity!r} has {len(tokens)} tokens, and the model writes at"
-                f" most {longest}; shorten it or lower --max-seconds"
-            )
 
 
 def _count(model: Any, trained: list[Any]) -> str:

@@ -20,11 +20,11 @@ from asrlora.runs.record import to_lines, write_whole
 from asrlora.score import text, wer
 
 
-def open_model(model_id: str | None, adapter: Path | None) -> tuple[Any, families.Base]:
+def open_model(model_id: str | None, adapter: Path | None, language: str = "en") -> tuple[Any, families.Base]:
     """The model to use, its adapter active, and its base."""
     if model_id is None:
         model_id = str(_base_of(adapter)) if adapter else str(_demo_base())
-    base = families.load_base(model_id)
+    base = families.load_base(model_id, language)
     return (adapters.load(base, adapter) if adapter else base.model), base
 
 
@@ -48,9 +48,11 @@ def evaluate_manifest(
     utterances: list[Utterance],
     output: Path,
     batch_seconds: float,
+    language: str = "en",
 ) -> dict[str, Any]:
     """Writes hypotheses.jsonl and scores.json into `output`; returns the scores."""
-    model, base = open_model(model_id, adapter)
+    model, base = open_model(model_id, adapter, language)
+    families.check(base, {u.id: u.duration for u in utterances})
     total = sum(utterance.duration for utterance in utterances)
     with progress("shards", total) as advance:
         data = shards.cached(utterances, advance)
@@ -70,7 +72,7 @@ def evaluate_manifest(
         "fingerprint": {
             "audio": audio.FINGERPRINT,
             "text": text.FINGERPRINT,
-            "decode": {**decode.FINGERPRINT, "batch_seconds": batch_seconds},
+            "decode": {**decode.fingerprint(base), "batch_seconds": batch_seconds},
             "base": base.sha256,
             "adapter": adapters.digest(adapter) if adapter else None,
             "manifest": data.content,
@@ -82,10 +84,10 @@ def evaluate_manifest(
 
 
 def transcribe_files(
-    model_id: str | None, adapter: Path | None, paths: list[Path]
+    model_id: str | None, adapter: Path | None, paths: list[Path], language: str = "en"
 ) -> Iterator[tuple[Path, str]]:
     """Yields (path, text) file by file; silence gives an empty text."""
-    model, base = open_model(model_id, adapter)
+    model, base = open_model(model_id, adapter, language)
     device = next(model.parameters()).device
     for path in paths:
         try:
@@ -97,4 +99,5 @@ def transcribe_files(
             continue
         waves, mask = batches.pad([pcm])
         seconds = [len(pcm) / audio.SAMPLE_RATE]
+        families.check(base, {str(path): seconds[0]})
         yield path, decode.transcribe(model, base, waves.to(device), mask.to(device), seconds)[0]

@@ -1,4 +1,4 @@
-"""LoRA, DoRA and PiSSA adapters by PEFT: attaching, saving, loading, checking."""
+"""LoRA, rsLoRA, DoRA, PiSSA and OLoRA adapters by PEFT: attaching, saving, loading, checking."""
 
 import hashlib
 import os
@@ -14,22 +14,30 @@ from safetensors.torch import load_file
 from asrlora.config import RunConfig
 from asrlora.errors import UserError
 from asrlora.models import families
-from asrlora.models.families import Base
+from asrlora.models.family import Base
 
+OUTPUTS = ("proj_out", "lm_head", "ctc_head")
 LOGIT_TOLERANCE = 1e-3  # of max |logits|; a right reload gives 1e-6, PEFT's wrong ones 5e-2 and more
 
 
 def find_targets(base: Base, targets: str, module_filter: str | None) -> list[str]:
-    """Full names of the linear modules to adapt. Raises UserError when there is none."""
-    linear = [name for name, m in base.model.named_modules() if isinstance(m, torch.nn.Linear)]
-    output = base.model.get_output_embeddings()
-    linear = [name for name in linear if base.model.get_submodule(name) is not output]
-    attention, ffn = families.ATTENTION[base.family], families.FEED_FORWARD[base.family]
+    """Full names of the linear modules to adapt. Raises UserError when there is none.
+
+    The layer that scores tokens is never among them, nor are layers whose weights the model reads
+    itself: an adapter there would be trained by nothing and heard by nobody.
+    """
+    known = base.family.targets(base.kind)
+    linear = [
+        name
+        for name, module in base.model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and name.rpartition(".")[2] not in (*OUTPUTS, *known.unreachable)
+    ]
     if targets == "all-linear":
         chosen = linear
     else:
-        named = {"attention": attention, "attention+ffn": attention + ffn}
-        wanted = named.get(targets) or tuple(t.strip() for t in targets.split(","))
+        named = {"attention": known.attention, "attention+ffn": known.attention + known.feed_forward}
+        wanted = named[targets] if targets in named else tuple(t.strip() for t in targets.split(","))
         chosen = [name for name in linear if name.rpartition(".")[2] in wanted or name in wanted]
     if module_filter:
         chosen = [name for name in chosen if module_filter in name]
@@ -38,6 +46,10 @@ def find_targets(base: Base, targets: str, module_filter: str | None) -> list[st
         raise UserError(
             f"--lora-targets {targets} --lora-module-filter {module_filter} match no module; there"
             f" are {', '.join(there)}, in modules such as {linear[0]} and {linear[-1]}"
+            + (
+                f"; adapters on {base.kind}'s {', '.join(known.unreachable)} do nothing"
+                * bool(known.unreachable)
+            )
         )
     return chosen
 
@@ -50,7 +62,7 @@ def attach(base: Base, config: RunConfig) -> Any:
         LoraConfig(
             r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
             target_modules=find_targets(base, config.lora_targets, config.lora_module_filter),
-            use_dora=config.use_dora, init_lora_weights=init,
+            use_dora=config.use_dora, use_rslora=config.use_rslora, init_lora_weights=init,
             task_type=None,  # the SEQ_2_SEQ_LM wrapper would pass input_ids, and this is audio
         ),
     )  # fmt: skip
@@ -65,7 +77,7 @@ def save_initial(model: Any, folder: Path) -> None:
     """Keeps the adapter as initialised: PiSSA and OLoRA need it to be saved against the true base."""
     adapter_config = model.peft_config["default"]
     init, adapter_config.init_lora_weights = adapter_config.init_lora_weights, True
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, save_embedding_layers=False)
     adapter_config.init_lora_weights = init
 
 
@@ -78,9 +90,12 @@ def save(model: Any, folder: Path, initial: Path | None) -> None:
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     # the conversion renames the live adapter's config while it works, so it gets a copy of it
     if initial is not None:
-        model.save_pretrained(aside, path_initial_model_for_weight_conversion=str(initial))
+        model.save_pretrained(
+            aside, save_embedding_layers=False, path_initial_model_for_weight_conversion=str(initial)
+        )
     else:
-        model.save_pretrained(aside)
+        # embeddings are never trained; left to itself, PEFT asks the hub whether they were resized
+        model.save_pretrained(aside, save_embedding_layers=False)
     (aside / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     for path in aside.iterdir():
         with open(path, "rb+") as file:
@@ -124,7 +139,7 @@ def check_saved(model: Any, base: Base, folder: Path, model_id: str) -> float:
     model.eval()
     with torch.inference_mode():
         live = families.logits(model, base, waves, mask, labels)
-        fresh = families.load_base(model_id)
+        fresh = families.load_base(model_id, base.language, base.in_4bit)
         fresh.model.to(device)
         saved = families.logits(load(fresh, folder), fresh, waves, mask, labels)
     model.train(was_training)
