@@ -46,14 +46,20 @@ def load_base(model_id: str, language: str = "en", in_4bit: bool = False) -> Bas
     family = FAMILIES[kind]
     for part in (config, getattr(config, "encoder_config", None)):
         _let_torch_alone_draw(part)
-    model = getattr(transformers, family.MODEL_CLASS).from_pretrained(
+    model, loaded = getattr(transformers, family.MODEL_CLASS).from_pretrained(
         folder,
         config=config,
+        output_loading_info=True,
         dtype=torch.float32,
         # on a CPU 38 % of a step went into the backward of SDPA's flash attention
         attn_implementation="sdpa" if torch.cuda.is_available() else "eager",
         **(_in_4bit() if in_4bit else {}),
     )
+    if loaded["missing_keys"]:
+        raise UserError(
+            f"--model-id {model_id}: its weights lack {', '.join(sorted(loaded['missing_keys'])[:3])}, which"
+            " would be random; give a model that was trained to write text"
+        )
     model.name_or_path = model_id  # what saved adapters name: a hub name, not where the hub's cache lies
     if hasattr(model, "freeze_feature_encoder"):
         model.freeze_feature_encoder()  # frozen anyway; else gradients run through its convolutions in vain

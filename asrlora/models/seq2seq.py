@@ -57,7 +57,7 @@ def transcribe(
         **features,
         decoder_input_ids=torch.tensor(prompt, device=base.model.device).expand(len(limits), -1),
         generation_config=GenerationConfig(
-            do_sample=False, num_beams=1, max_new_tokens=max(limits), **suppressed,
+            do_sample=False, num_beams=1, max_length=len(prompt) + max(limits), **suppressed,
             bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id,
             pad_token_id=config.pad_token_id, decoder_start_token_id=config.decoder_start_token_id,
         ),

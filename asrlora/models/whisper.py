@@ -28,9 +28,11 @@ def features(base: Base, waves: torch.Tensor, mask: torch.Tensor) -> Features:
     if int(mask.sum(1).max()) > base.extractor.n_samples:
         raise ValueError(f"audio of more than {base.extractor.n_samples} samples would be cut")
     extracted = base.extractor(
-        unpadded(waves, mask), sampling_rate=SAMPLE_RATE, return_tensors="pt", device=str(waves.device)
-    )
-    return {"input_features": extracted.input_features.to(waves.device)}
+        unpadded(waves, mask), sampling_rate=SAMPLE_RATE, return_tensors="pt", device=str(waves.device),
+        return_attention_mask=True,
+    )  # fmt: skip
+    # the mask is not used, but without it Transformers warns of every batch
+    return {name: extracted[name].to(waves.device) for name in ("input_features", "attention_mask")}
 
 
 def label_ids(base: Base, text: str) -> list[int]:
