@@ -16,7 +16,8 @@ RAW = {"conv_dim": (16, 16), "conv_kernel": (10, 8), "conv_stride": (10, 32), "n
 ENCODER = {
     "vocab_size": 32, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
     "num_attention_heads": 2, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2,
-    "pad_token_id": 0, **RAW,
+    "pad_token_id": 0, "hidden_dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0,
+    "feat_proj_dropout": 0.0, "final_dropout": 0.0, **RAW,
 }  # fmt: skip
 KINDS = [
     "moonshine", "moonshine_streaming", "whisper", "whisper.en", "wav2vec2", "wav2vec2-group", "hubert",
@@ -30,7 +31,10 @@ def save(kind: str, folder: Path) -> str:
     model, *rest = MAKERS[kind.partition("-")[0].partition(".")[0]](kind)
     head = next(getattr(model, name) for name in ("proj_out", "lm_head", "ctc_head") if hasattr(model, name))
     with torch.no_grad():
-        head.weight.mul_(25)  # adapters cannot make the small numbers of a random head large
+        # adapters cannot make the small numbers of a random head large
+        head.weight.mul_(25)
+        if kind.startswith("whisper"):
+            model.model.decoder.embed_positions.weight.mul_(25)  # else lost beside the head, tied to tokens
     for part in (model, *rest):
         part.save_pretrained(folder)
     return str(folder)
@@ -124,7 +128,8 @@ def _parakeet(kind: str) -> list[Any]:
     tokenizer.decoder = decoders.Metaspace()
     encoder = hf.ParakeetEncoderConfig(
         hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, num_mel_bins=16,
-        subsampling_conv_channels=8, conv_kernel_size=5,
+        subsampling_conv_channels=8, conv_kernel_size=5, dropout=0.0, activation_dropout=0.0,
+        attention_dropout=0.0,
     )  # fmt: skip
     config = hf.ParakeetCTCConfig(vocab_size=len(words), pad_token_id=len(words) - 1, encoder_config=encoder)
     return [

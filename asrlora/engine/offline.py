@@ -1,6 +1,7 @@
 """Using a model outside a training run: one process, base or adapter, the same audio path."""
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from asrlora.data.manifest import Utterance
 from asrlora.engine.evaluate import evaluate
 from asrlora.engine.runtime import Runtime
 from asrlora.errors import UserError
+from asrlora.files import folder_whole
 from asrlora.models import adapters, decode, families
 from asrlora.runs.record import to_lines, write_whole
 from asrlora.score import text, wer
@@ -26,6 +28,26 @@ def open_model(model_id: str | None, adapter: Path | None, language: str = "en")
         model_id = str(_base_of(adapter)) if adapter else str(_demo_base())
     base = families.load_base(model_id, language)
     return (adapters.load(base, adapter) if adapter else base.model), base
+
+
+def export(adapter: Path, output: Path, model_id: str | None, merge: bool) -> str:
+    """Writes a model that needs no adapter (`merge`), or the adapter with its base named so that it is
+    found from anywhere. Into a new folder; returns what was written, in words."""
+    base_id = model_id or _base_of(adapter)
+    if output.exists():
+        raise UserError(f"{output} exists; give a new folder")
+    with folder_whole(output) as aside:
+        if merge:
+            model, base = open_model(base_id, adapter)
+            difference = adapters.merge(model, base, aside)
+            return f"{base.kind} with its adapter merged; logits within {difference:.0e} of the adapter's"
+        if Path(base_id).is_dir():
+            base_id = str(Path(base_id).resolve())
+        shutil.copy(adapter / "adapter_model.safetensors", aside)
+        settings = json.loads((adapter / "adapter_config.json").read_text())
+        settings["base_model_name_or_path"] = base_id
+        (aside / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        return f"the adapter, for {base_id}"
 
 
 def _base_of(adapter: Path) -> str:

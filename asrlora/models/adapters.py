@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
+from transformers import AutoConfig
 
 from asrlora.config import RunConfig
 from asrlora.errors import UserError
@@ -128,20 +129,13 @@ def check_saved(model: Any, base: Base, folder: Path, model_id: str) -> float:
     Returns max |difference| over max |logits|. Raises RuntimeError above LOGIT_TOLERANCE: the run
     must not end with an adapter that is not the one that was evaluated.
     """
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(0)
-    waves = 0.075 * torch.randn(2, 16_000, generator=generator).to(device)
-    mask = torch.ones_like(waves, dtype=torch.long)
-    labels = torch.randint(
-        4, min(30, base.model.config.vocab_size), (2, 8), generator=generator
-    ).to(device)  # fmt: skip
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        live = families.logits(model, base, waves, mask, labels)
+        live = _probe(model, base)
         fresh = families.load_base(model_id, base.language, base.in_4bit)
-        fresh.model.to(device)
-        saved = families.logits(load(fresh, folder), fresh, waves, mask, labels)
+        fresh.model.to(live.device)
+        saved = _probe(load(fresh, folder), fresh)
     model.train(was_training)
     difference = float((live - saved).abs().max() / live.abs().max())
     if not difference <= LOGIT_TOLERANCE:
@@ -150,6 +144,45 @@ def check_saved(model: Any, base: Base, folder: Path, model_id: str) -> float:
             f" its logits differ by {difference:.1e} of their size"
         )
     return difference
+
+
+def merge(model: Any, base: Base, folder: Path) -> float:
+    """Writes base and adapter as one model in Transformers' own format, with the base's tokenizer and
+    feature extractor. `model` is what `load` gave; it is merged in place.
+
+    Returns max |difference| of the logits over max |logits|, reloaded against active adapter. Raises
+    RuntimeError above LOGIT_TOLERANCE.
+    """
+    with torch.inference_mode():
+        active = _probe(model, base)
+    for path in base.folder.iterdir():  # the files themselves: re-saved ones are those of another version
+        if path.suffix in (".json", ".txt", ".model") and not path.name.endswith(".index.json"):
+            shutil.copy(path, folder / path.name)
+    model.merge_and_unload().save_pretrained(folder)
+    settings = AutoConfig.from_pretrained(base.folder)  # without load_base's changes for training
+    settings.dtype = torch.float32  # the sum of base and adapter needs it, whatever the base was saved in
+    settings.save_pretrained(folder)
+    with torch.inference_mode():
+        fresh = families.load_base(str(folder), base.language)
+        merged = _probe(fresh.model, fresh)
+    difference = float((active - merged).abs().max() / active.abs().max())
+    if not difference <= LOGIT_TOLERANCE:
+        raise RuntimeError(
+            f"the merged model in {folder} is not the base with its adapter: its logits differ by"
+            f" {difference:.1e} of their size"
+        )
+    return difference
+
+
+def _probe(model: Any, base: Base) -> torch.Tensor:
+    """Logits for two seconds of fixed noise and fixed labels."""
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    waves = 0.075 * torch.randn(2, 16_000, generator=generator).to(device)
+    labels = torch.randint(4, min(30, base.model.config.vocab_size), (2, 8), generator=generator)
+    return families.logits(
+        model, base, waves, torch.ones_like(waves, dtype=torch.long), labels.to(device)
+    )  # fmt: skip
 
 
 def digest(folder: Path) -> str:

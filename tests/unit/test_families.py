@@ -1,5 +1,6 @@
 """Every family against Transformers' own loss and decoding, on tiny random models."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -38,9 +39,10 @@ Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 def batch(base: Base, rows: slice = slice(None)) -> Batch:
     """Waves, mask and labels of two utterances of 1.5 and 1 s, or of one without padding."""
-    generator = torch.Generator().manual_seed(1)
     longest = round(16_000 * max(SECONDS[rows]))
-    waves = 0.075 * torch.randn(2, 24_000, generator=generator)[rows, :longest]
+    seconds = torch.arange(24_000) / 16_000
+    pitch = torch.stack([200 + 3_000 * seconds, 4_000 - 2_500 * seconds])  # one rises, one falls
+    waves = 0.1 * torch.sin(torch.cumsum(2 * torch.pi * pitch / 16_000, 1))[rows, :longest]
     lengths = torch.tensor([round(16_000 * s) for s in SECONDS[rows]])
     mask = (torch.arange(longest) < lengths[:, None]).long()
     labels = families.pad_labels([families.label_ids(base, text) for text in TEXTS[rows]])
@@ -104,8 +106,10 @@ def test_greedy_hypotheses_are_transformers_own(base: Base) -> None:
     waves, mask, _ = batch(base, slice(0, 1))
     features = base.family.features(base, waves, mask)
     if base.family.MODEL_CLASS == "AutoModelForCTC":
-        # the tokenizers of CTC models collapse runs and drop blanks themselves
-        own = base.tokenizer.batch_decode(base.model(**features).logits.argmax(-1), skip_special_tokens=True)
+        # The tokenizers of CTC models collapse runs and drop blanks themselves, but wav2vec2's in the
+        # wrong order where it is to skip special tokens too: "ll" becomes "l".
+        own = base.tokenizer.batch_decode(base.model(**features).logits.argmax(-1))
+        own = [re.sub("<s>|</s>|<unk>", "", text) for text in own]
     else:
         settings = {"num_beams": 1, "do_sample": False}
         if base.kind == "whisper":
@@ -127,9 +131,8 @@ def test_two_utterances_can_be_learned_and_are_then_written(kind: str, folders: 
     model = attach(base, lora_r=16, lora_alpha=32)
     frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
     statistics = {n: b.clone() for n, b in model.named_buffers()}
-    first = float(families.summed_loss(model, base, *batch(base)))
-    last = train(model, base, 500, 5e-3, enough=0.01 * first)
-    assert last < 0.01 * first
+    rate = 1e-3 if base.family is families.ctc else 3e-3
+    assert train(model, base, 300, rate, enough=0.5) < 0.5  # nats, of 40 and more at first
     with torch.inference_mode():
         waves, mask, _ = batch(base)
         heard = decode.transcribe(model, base, waves, mask, SECONDS)
