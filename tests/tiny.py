@@ -32,9 +32,8 @@ def save(kind: str, folder: Path) -> str:
     head = next(getattr(model, name) for name in ("proj_out", "lm_head", "ctc_head") if hasattr(model, name))
     with torch.no_grad():
         # adapters cannot make the small numbers of a random head large
-        head.weight.mul_(25)
-        if kind.startswith("whisper"):
-            model.model.decoder.embed_positions.weight.mul_(25)  # else lost beside the head, tied to tokens
+        if not kind.startswith("whisper"):  # whose head is tied to its embeddings: it has a larger init_std
+            head.weight.mul_(25)
     for part in (model, *rest):
         part.save_pretrained(folder)
     return str(folder)
@@ -81,9 +80,11 @@ def _whisper(kind: str) -> list[Any]:
         encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=48, decoder_ffn_dim=48,
         num_mel_bins=16, max_source_positions=100, max_target_positions=48, suppress_tokens=None,
         pad_token_id=end, bos_token_id=end, eos_token_id=end, decoder_start_token_id=start,
-        begin_suppress_tokens=None,
+        begin_suppress_tokens=None, init_std=0.3,
     )  # fmt: skip
     model = hf.WhisperForConditionalGeneration(config)
+    with torch.no_grad():  # the end doubles as padding, for which torch makes a row of zeros
+        model.proj_out.weight[end].normal_(std=0.3)
     multilingual = {
         "lang_to_id": {"<|en|>": ids["<|en|>"], "<|de|>": ids["<|de|>"]},
         "task_to_id": {"transcribe": ids["<|transcribe|>"], "translate": ids["<|translate|>"]},

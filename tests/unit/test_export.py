@@ -20,8 +20,9 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = families.load_base(str(BASE))
     model = adapters.attach(base, config(use_dora=True, lora_targets="attention"))
     train(model, base)
-    adapters.save(model, tmp_path_factory.mktemp("run") / "adapter_best", None)
-    return tmp_path_factory.getbasetemp() / "run0" / "adapter_best"
+    folder = tmp_path_factory.mktemp("run") / "adapter_best"
+    adapters.save(model, folder, None)
+    return folder
 
 
 def test_a_merged_model_scores_as_the_adapter_does(adapter: Path, speech: Speech, tmp_path: Path) -> None:
