@@ -36,8 +36,10 @@ def features(base: Base, waves: torch.Tensor, mask: torch.Tensor) -> Features:
 
 
 def label_ids(base: Base, text: str) -> list[int]:
-    """With the space in front that the base writes before its first word."""
-    return seq2seq.label_ids(base, " " + text.strip())
+    """With the space in front that the base writes as part of its first word. Where it is a token of
+    its own, in scripts without spaces, the base never begins with it (begin_suppress_tokens)."""
+    ids = seq2seq.label_ids(base, " " + text.strip())
+    return ids[1:] if ids[0] == base.tokenizer.convert_tokens_to_ids("Ġ") else ids
 
 
 def check(base: Base, seconds: float, labels: list[int]) -> None:

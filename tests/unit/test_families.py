@@ -163,7 +163,7 @@ def test_adapters_start_as_nothing_and_reload_and_merge(base: Base, adapter: str
         active = families.logits(model, base, *batch(base))
         assert (active - untouched).abs().max() > 1e-2 * untouched.abs().max(), "the adapter is frozen"
         merged = families.logits(model.merge_and_unload(), base, *batch(base))
-    assert torch.allclose(active, merged, atol=float(1e-5 * untouched.abs().max()))
+    assert torch.allclose(active, merged, atol=float(1e-4 * untouched.abs().max()))
 
 
 def test_every_adapter_tensor_learns_the_same_with_checkpointing(base: Base) -> None:
@@ -220,6 +220,14 @@ def test_labels_are_in_the_models_case_and_never_unknown(folders: dict[str, str]
     for base in (capitals, small):
         with pytest.raises(ValueError, match=r"cannot be written .* whose vocabulary lacks 9 [éÉ];"):
             families.label_ids(base, "é 99")
+
+
+def test_whispers_labels_begin_with_a_space_only_as_part_of_a_word(folders: dict[str, str]) -> None:
+    base = families.load_base(folders["whisper"])
+    first = [base.tokenizer.convert_ids_to_tokens(families.label_ids(base, t))[0] for t in ("hat", "bat")]
+    assert first == ["Ġh", "b"]
+    forbidden = decode.fingerprint(base)["begin_suppress_tokens"]
+    assert not {families.label_ids(base, text)[0] for text in TEXTS} & set(forbidden)
 
 
 def test_whispers_language_is_in_the_prompt_and_the_fingerprint(folders: dict[str, str]) -> None:
@@ -285,3 +293,31 @@ def test_a_model_without_a_trained_head_is_refused(folders: dict[str, str], tmp_
 def test_4_bits_need_a_gpu(folders: dict[str, str]) -> None:
     with pytest.raises(UserError, match="--load-in-4bit needs a GPU"):
         families.load_base(folders["moonshine"], in_4bit=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("load_in_4bit", [False, True])
+def test_bf16_steps_learn_on_a_gpu(load_in_4bit: bool, base: Base) -> None:
+    if load_in_4bit:
+        pytest.importorskip("bitsandbytes", reason="asrlora[qlora] is not installed")
+    loaded = families.load_base(str(base.folder), in_4bit=load_in_4bit)
+    model = attach(loaded).to("cuda")
+    families.set_training(model)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
+    losses = []
+    for _ in range(20):
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = families.summed_loss(model, loaded, *(t.cuda() for t in batch(loaded)))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.gpu
+def test_a_compiled_step_has_the_same_loss_on_a_gpu(base: Base) -> None:
+    model = attach(base).to("cuda")
+    inputs = [t.cuda() for t in batch(base)]
+    plain = float(families.summed_loss(model, base, *inputs))
+    assert float(families.summed_loss(torch.compile(model), base, *inputs)) == pytest.approx(plain, rel=1e-3)
