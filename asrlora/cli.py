@@ -154,6 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--manifest-path", type=Path, required=True)
     evaluate.add_argument("--output-dir", type=Path, required=True)
     evaluate.add_argument("--eval-batch-seconds", type=float, default=160.0)
+    _language(evaluate)
     _allow_outside(evaluate)
 
     judge = commands.add_parser("verdict", help="judge a run again from its files")
@@ -165,6 +166,14 @@ def _parser() -> argparse.ArgumentParser:
     transcribe.add_argument("audio", type=Path, nargs="+")
     transcribe.add_argument("--model-id", help="default: the base of the adapter, else the demo's base")
     transcribe.add_argument("--adapter-dir", type=Path)
+    _language(transcribe)
+
+    export = commands.add_parser("export", help="an adapter to use elsewhere, or merged into its base")
+    export.set_defaults(run=_export)
+    export.add_argument("adapter", type=Path)
+    export.add_argument("output", type=Path, help="a new folder")
+    export.add_argument("--merge", action="store_true", help="write a model that needs no adapter")
+    export.add_argument("--model-id", help="default: the base that the adapter names")
 
     ledger = commands.add_parser("ledger", help="draw the run matrix from run records")
     ledger.set_defaults(run=_ledger)
@@ -175,6 +184,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _allow_outside(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-outside", action="store_true", help=ALLOW_OUTSIDE)
+
+
+def _language(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--language", default="en", help="of multilingual Whisper models (default: en)")
 
 
 def _count(text: str) -> int:
@@ -387,7 +400,7 @@ def _eval(args: argparse.Namespace) -> int:
     from asrlora.engine.offline import evaluate_manifest
 
     scores = evaluate_manifest(
-        args.model_id, args.adapter_dir, utterances, args.output_dir, args.eval_batch_seconds
+        args.model_id, args.adapter_dir, utterances, args.output_dir, args.eval_batch_seconds, args.language
     )
     console.print(
         f"WER {scores['wer']:.2%} ({scores['substitutions']} substitutions, {scores['deletions']}"
@@ -412,8 +425,15 @@ def _transcribe(args: argparse.Namespace) -> int:
             raise UserError(f"the audio file {path} does not exist")
     from asrlora.engine.offline import transcribe_files
 
-    for path, text in transcribe_files(args.model_id, args.adapter_dir, args.audio):
+    for path, text in transcribe_files(args.model_id, args.adapter_dir, args.audio, args.language):
         print(text if len(args.audio) == 1 else f"{path}\t{text}", flush=True)
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from asrlora.engine.offline import export
+
+    console.print(f"{args.output}: {export(args.adapter, args.output, args.model_id, args.merge)}")
     return 0
 
 

@@ -41,6 +41,9 @@ class RunConfig(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model_id: str = Field("UsefulSensors/moonshine-tiny", description="base model: folder or hub name")
+    language: str = Field(
+        "en", pattern=r"^[a-z]{2,3}$", description="language of multilingual Whisper models, such as de"
+    )
     dataset_path: Place = Field(
         description="training manifest (JSONL), folder of shards, or its s3:// address"
     )
@@ -99,6 +102,7 @@ class RunConfig(pydantic.BaseModel):
         None, description="only modules whose name holds this word, such as encoder"
     )
     use_dora: bool = Field(False, description="weight-decomposed adapter (DoRA)")
+    use_rslora: bool = Field(False, description="scale by alpha / sqrt(rank), for high ranks (rsLoRA)")
     init_lora_weights: str = Field(
         "default",
         pattern=r"^(default|gaussian|olora|pissa|pissa_niter_[0-9]+)$",
@@ -108,6 +112,10 @@ class RunConfig(pydantic.BaseModel):
         None, gt=0, description="stop once a WER passes this many times its baseline, such as 1.1"
     )
     mixed_precision: Literal["no", "bf16"] = Field("no", description="bf16 autocast in training steps")
+    torch_compile: bool = Field(False, description="compile the training step: for GPUs, slow to start")
+    load_in_4bit: bool = Field(
+        False, description="keep the base in 4 bits (QLoRA; GPUs only, needs asrlora[qlora])"
+    )
     gradient_checkpointing: bool = Field(False, description="recompute activations to save memory")
     eval_batch_seconds: Seconds = Field(160.0, description="padded audio in an evaluation batch, seconds")
     save_interval: Count | None = Field(
@@ -141,9 +149,17 @@ class RunConfig(pydantic.BaseModel):
             self.augment_noise_snr
         ):
             raise ValueError("augment_noise_snr must be the lowest and the highest dB, such as 10,30")
-        if self.use_dora and self.init_lora_weights.startswith("pissa"):
-            # PEFT's conversion of this pair is silently wrong (logit error 5e-2).
-            raise ValueError("use_dora and init_lora_weights pissa do not combine; choose one")
+        if self.init_lora_weights.startswith(("pissa", "olora")):
+            if self.use_dora:
+                # PEFT's conversion of these pairs is silently wrong (logit errors 3e-2 and 2e-1).
+                raise ValueError(
+                    f"use_dora and init_lora_weights {self.init_lora_weights} do not combine; choose one"
+                )
+            if self.load_in_4bit:
+                raise ValueError(
+                    f"init_lora_weights {self.init_lora_weights} rewrites the base, which load_in_4bit keeps"
+                    " in 4 bits; choose one"
+                )
         return self
 
     @property

@@ -88,16 +88,18 @@ def train(config: RunConfig, inputs: Inputs) -> int:
     from asrlora.models import adapters, families
 
     # 1. processes, data, model
-    runtime = runtimes.start()
+    runtime = runtimes.start(config.torch_compile)
     runtime.stop_on_signals(config.max_minutes)
     training, evaluation = open_sets(config, inputs.sets, runtime)
     samples = training.samples.samples
     found = audit.deep(inputs.audit, {"train": training.samples, **evaluation}).check()
-    base = families.load_base(config.model_id)
+    base = families.load_base(config.model_id, config.language, config.load_in_4bit)
     base.model.to(runtime.device)
+    for held in evaluation.values():
+        families.check(base, {s.id: s.duration for s in held.samples})
     texts = {s.id: restyle(s.text, config.label_case, config.label_punctuation) for s in samples}
-    labels = {identity: families.label_ids(base, text) for identity, text in texts.items()}
-    found = found.plus(families.audit_labels(base, texts, labels)).check()
+    labels, unlearnable = families.label(base, texts, {s.id: s.duration for s in samples})
+    found = found.plus(unlearnable).check()
     run = Run(config, runtime, base, evaluation)
 
     try:
@@ -112,7 +114,8 @@ def train(config: RunConfig, inputs: Inputs) -> int:
         model = adapters.attach(base, config, run.initial if checkpoint else None)
         if config.gradient_checkpointing:
             base.model.gradient_checkpointing_enable({"use_reentrant": False})
-            model.enable_input_require_grads()
+        if config.torch_compile and runtime.device.type == "cpu":
+            run.tell("--torch-compile on a CPU: the first steps take minutes, and little is won")
         trained = [p for p in model.parameters() if p.requires_grad]
         run.tell(f"{runtime.kind}, {runtime.world_size} processes, {_count(model, trained)}")
         runtime.prepare(model, torch.optim.AdamW(trained, config.learning_rate, weight_decay=0.0))

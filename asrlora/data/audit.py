@@ -32,7 +32,6 @@ CLIPPED = 0.001  # share of an utterance's samples at full scale that can be hea
 FAINT = 0.001  # RMS, full scale 1.0 (-60 dBFS); below it is mostly the recorder's own noise
 DRIFT = 1.95  # Kolmogorov's distribution passes this once in 1,000
 DRIFT_MATTERS = 0.1  # relative difference between a prefix and the rest
-UNWRITABLE = 0.01  # share of labels with a character the model cannot write that stops a run
 
 
 class Heard(Item, Protocol):
@@ -304,65 +303,17 @@ def _sound(name: str, samples: Sequence[Heard]) -> Iterator[Finding]:
 # --- with the base model: tokens before the baseline, style and effect after it
 
 
-def tokens(
-    texts: Mapping[str, str], labels: Mapping[str, Sequence[int]], longest: int, write: Callable[[str], str]
-) -> list[Finding]:
-    """Labels that the model cannot write. `texts` and `labels` are by utterance id.
-
-    `longest` is the most tokens of a label, its end included; `write` takes a text through the
-    tokenizer and back.
-    """
-    findings = []
-    long = {identity for identity, label in labels.items() if len(label) > longest}
-    if long:
-        worst = max(sorted(long), key=lambda identity: len(labels[identity]))
-        findings.append(
-            Finding(
-                "tokens", True,
-                f"the texts of {len(long):,} training utterances are longer than the {longest} tokens that"
-                f" the model writes at most, such as {worst!r} with {len(labels[worst])}; shorten them or"
-                " lower --max-seconds",
-                {"what": "longest", "utterances": len(long), "longest": longest,
-                 "examples": sorted(long)[:EXAMPLES]},
-            )
-        )  # fmt: skip
-    lost = {c for c in set().union(*texts.values()) if not c.isspace() and c not in write(c)}
-    held = sorted(identity for identity, text in texts.items() if lost & set(text))
-    if held:
-        share = len(held) / len(texts)
-        shown = "".join(sorted(lost))[:40]
-        findings.append(
-            Finding(
-                "tokens", share > UNWRITABLE,
-                f"the model's tokenizer cannot write {len(lost)} characters ({shown}) of {share:.1%} of the"
-                f" training texts, such as {held[0]!r}; mend the texts, or try --label-case and"
-                " --label-punctuation",
-                {"what": "characters", "utterances": len(held), "share": share,
-                 "characters": sorted(lost), "examples": held[:EXAMPLES]},
-            )
-        )  # fmt: skip
-    return findings
-
-
-def ctc_labels(labels: Mapping[str, Sequence[int]], frames: Mapping[str, int]) -> list[Finding]:
-    """Labels that CTC cannot align: it writes a token a frame at most, and a blank between equals.
-
-    `labels` are without an end token; `frames` are the encoder's, by utterance id. Stops: the loss
-    of such an utterance is infinite.
-    """
-    long = {
-        identity
-        for identity, label in labels.items()
-        if len(label) + sum(a == b for a, b in itertools.pairwise(label)) > frames[identity]
-    }
-    if not long:
+def tokens(refused: Mapping[str, str], of: int) -> list[Finding]:
+    """`refused` says of some of `of` training utterances, by id, why the model cannot learn their text."""
+    if not refused:
         return []
+    first = min(refused)
     return [
         Finding(
             "tokens", True,
-            f"the texts of {len(long):,} training utterances have more tokens than the model has frames"
-            f" for them, such as {min(long)!r}; their texts or times are wrong: mend or take them out",
-            {"what": "frames", "utterances": len(long), "examples": sorted(long)[:EXAMPLES]},
+            f"{len(refused):,} of {of:,} training utterances cannot be learned, such as {first!r}, which"
+            f" {refused[first]}; mend them or take them out, or try --label-case and --label-punctuation",
+            {"utterances": len(refused), "examples": dict(sorted(refused.items())[:EXAMPLES])},
         )
     ]  # fmt: skip
 

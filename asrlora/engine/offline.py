@@ -1,6 +1,7 @@
 """Using a model outside a training run: one process, base or adapter, the same audio path."""
 
 import json
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -18,17 +19,38 @@ from asrlora.data.style import restyle, style
 from asrlora.engine.evaluate import evaluate
 from asrlora.engine.runtime import Runtime
 from asrlora.errors import UserError
+from asrlora.files import folder_whole
 from asrlora.models import adapters, decode, families
 from asrlora.runs.record import to_lines, write_whole
 from asrlora.score import text, wer
 
 
-def open_model(model_id: str | None, adapter: Path | None) -> tuple[Any, families.Base]:
+def open_model(model_id: str | None, adapter: Path | None, language: str = "en") -> tuple[Any, families.Base]:
     """The model to use, its adapter active, and its base."""
     if model_id is None:
         model_id = str(_base_of(adapter)) if adapter else str(_demo_base())
-    base = families.load_base(model_id)
+    base = families.load_base(model_id, language)
     return (adapters.load(base, adapter) if adapter else base.model), base
+
+
+def export(adapter: Path, output: Path, model_id: str | None, merge: bool) -> str:
+    """Writes a model that needs no adapter (`merge`), or the adapter with its base named so that it is
+    found from anywhere. Into a new folder; returns what was written, in words."""
+    base_id = model_id or _base_of(adapter)
+    if output.exists():
+        raise UserError(f"{output} exists; give a new folder")
+    with folder_whole(output) as aside:
+        if merge:
+            model, base = open_model(base_id, adapter)
+            difference = adapters.merge(model, base, aside)
+            return f"{base.kind} with its adapter merged; logits within {difference:.0e} of the adapter's"
+        if Path(base_id).is_dir():
+            base_id = str(Path(base_id).resolve())
+        shutil.copy(adapter / "adapter_model.safetensors", aside)
+        settings = json.loads((adapter / "adapter_config.json").read_text())
+        settings["base_model_name_or_path"] = base_id
+        (aside / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        return f"the adapter, for {base_id}"
 
 
 def _base_of(adapter: Path) -> str:
@@ -51,9 +73,11 @@ def evaluate_manifest(
     utterances: list[Utterance],
     output: Path,
     batch_seconds: float,
+    language: str = "en",
 ) -> dict[str, Any]:
     """Writes hypotheses.jsonl and scores.json into `output`; returns the scores."""
-    model, base = open_model(model_id, adapter)
+    model, base = open_model(model_id, adapter, language)
+    families.check(base, {u.id: u.duration for u in utterances})
     total = sum(utterance.duration for utterance in utterances)
     with progress("shards", total) as advance:
         data = shards.cached(utterances, advance)
@@ -73,7 +97,7 @@ def evaluate_manifest(
         "fingerprint": {
             "audio": audio.FINGERPRINT,
             "text": text.FINGERPRINT,
-            "decode": {**decode.FINGERPRINT, "batch_seconds": batch_seconds},
+            "decode": {**decode.fingerprint(base), "batch_seconds": batch_seconds},
             "base": base.sha256,
             "adapter": adapters.digest(adapter) if adapter else None,
             "manifest": data.content,
@@ -92,7 +116,7 @@ def audit_model(config: RunConfig, found: Audit, data: Mapping[str, shards.Shard
     model, base = open_model(config.model_id, None)
     training, _ = filter_for_training(data["train"].samples, config.min_seconds, config.max_seconds)
     texts = {s.id: restyle(s.text, config.label_case, config.label_punctuation) for s in training}
-    labels = {identity: families.label_ids(base, text) for identity, text in texts.items()}
+    _, unlearnable = families.label(base, texts, {s.id: s.duration for s in training})
     runtime = Runtime(Accelerator(mixed_precision="no"))
     model.to(runtime.device)
     every = -(-len(data["domain"].samples) // STYLE_SAMPLE)
@@ -100,15 +124,15 @@ def audit_model(config: RunConfig, found: Audit, data: Mapping[str, shards.Shard
     with progress("what the base writes", sample.seconds) as advance:
         heard = evaluate(runtime, model, base, sample, config.eval_batch_seconds, advance) or []
     written = style(hypothesis.hypothesis_raw for hypothesis in heard)
-    found = found.plus(families.audit_labels(base, texts, labels))
+    found = found.plus(unlearnable)
     return found.plus(audit.label_style(style(texts.values()), written))
 
 
 def transcribe_files(
-    model_id: str | None, adapter: Path | None, paths: list[Path]
+    model_id: str | None, adapter: Path | None, paths: list[Path], language: str = "en"
 ) -> Iterator[tuple[Path, str]]:
     """Yields (path, text) file by file; silence gives an empty text."""
-    model, base = open_model(model_id, adapter)
+    model, base = open_model(model_id, adapter, language)
     device = next(model.parameters()).device
     for path in paths:
         try:
@@ -120,4 +144,5 @@ def transcribe_files(
             continue
         waves, mask = batches.pad([pcm])
         seconds = [len(pcm) / audio.SAMPLE_RATE]
+        families.check(base, {str(path): seconds[0]})
         yield path, decode.transcribe(model, base, waves.to(device), mask.to(device), seconds)[0]

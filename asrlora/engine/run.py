@@ -65,7 +65,7 @@ class Run:
         self.fingerprint = {
             "audio": audio.FINGERPRINT,
             "text": text.FINGERPRINT,
-            "decode": {**decode.FINGERPRINT, "batch_seconds": self.config.eval_batch_seconds},
+            "decode": {**decode.fingerprint(self.base), "batch_seconds": self.config.eval_batch_seconds},
             "base": self.base.sha256,
             **{f"{name} manifest": data.content for name, data in self.data.items()},
         }

@@ -207,8 +207,11 @@ class Runtime:
         self.accelerator.end_training()
 
 
-def start() -> Runtime:
-    """Brings the processes up in the way that the launcher was asked for."""
+def start(compiled: bool = False) -> Runtime:
+    """Brings the processes up in the way that the launcher was asked for.
+
+    `compiled`: `prepare` puts torch.compile around the model; `bare_model`, which is evaluated and
+    saved, is always the plain one."""
     # libraries' notes to each other (Accelerate's use of torch, PEFT's of Transformers)
     warnings.filterwarnings("ignore", category=FutureWarning)
     _keep_memory()
@@ -227,8 +230,9 @@ def start() -> Runtime:
         native_ops["deepspeed_shm_comm"] = False
     # mixed precision is ours (step.py), the same under DDP and DeepSpeed
     accelerator = Accelerator(
-        cpu=not on_gpu and not deepspeed, mixed_precision="no", kwargs_handlers=handlers
-    )
+        cpu=not on_gpu and not deepspeed, mixed_precision="no", kwargs_handlers=handlers,
+        dynamo_backend="inductor" if compiled else None,
+    )  # fmt: skip
     if not on_gpu:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         torch.set_num_threads(max(1, (psutil.cpu_count(logical=False) or 1) // local))

@@ -51,7 +51,7 @@ def train_step(
     over all ranks: the loss's denominator, known from the plan without asking the other ranks.
     A loss that is not finite makes every rank's gradient so, and then no rank changes its adapter.
     """
-    runtime.model.train()
+    families.set_training(runtime.model)
     for group in runtime.optimizer.param_groups:
         group["lr"] = learning_rate(config, step)
     # DDP and ZeRO average gradients over ranks; the plan wants their sum

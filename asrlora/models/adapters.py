@@ -1,4 +1,4 @@
-"""LoRA, DoRA and PiSSA adapters by PEFT: attaching, saving, loading, checking."""
+"""LoRA, rsLoRA, DoRA, PiSSA and OLoRA adapters by PEFT: attaching, saving, loading, checking."""
 
 import hashlib
 import os
@@ -11,26 +11,35 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
+from transformers import AutoConfig
 
 from asrlora.config import RunConfig
 from asrlora.errors import UserError
 from asrlora.models import families
-from asrlora.models.families import Base
+from asrlora.models.family import Base
 
+OUTPUTS = ("proj_out", "lm_head", "ctc_head")
 LOGIT_TOLERANCE = 1e-3  # of max |logits|; a right reload gives 1e-6, PEFT's wrong ones 5e-2 and more
 
 
 def find_targets(base: Base, targets: str, module_filter: str | None) -> list[str]:
-    """Full names of the linear modules to adapt. Raises UserError when there is none."""
-    linear = [name for name, m in base.model.named_modules() if isinstance(m, torch.nn.Linear)]
-    output = base.model.get_output_embeddings()
-    linear = [name for name in linear if base.model.get_submodule(name) is not output]
-    attention, ffn = families.ATTENTION[base.family], families.FEED_FORWARD[base.family]
+    """Full names of the linear modules to adapt. Raises UserError when there is none.
+
+    The layer that scores tokens is never among them, nor are layers whose weights the model reads
+    itself: an adapter there would be trained by nothing and heard by nobody.
+    """
+    known = base.family.targets(base.kind)
+    linear = [
+        name
+        for name, module in base.model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and name.rpartition(".")[2] not in (*OUTPUTS, *known.unreachable)
+    ]
     if targets == "all-linear":
         chosen = linear
     else:
-        named = {"attention": attention, "attention+ffn": attention + ffn}
-        wanted = named.get(targets) or tuple(t.strip() for t in targets.split(","))
+        named = {"attention": known.attention, "attention+ffn": known.attention + known.feed_forward}
+        wanted = named[targets] if targets in named else tuple(t.strip() for t in targets.split(","))
         chosen = [name for name in linear if name.rpartition(".")[2] in wanted or name in wanted]
     if module_filter:
         chosen = [name for name in chosen if module_filter in name]
@@ -39,6 +48,10 @@ def find_targets(base: Base, targets: str, module_filter: str | None) -> list[st
         raise UserError(
             f"--lora-targets {targets} --lora-module-filter {module_filter} match no module; there"
             f" are {', '.join(there)}, in modules such as {linear[0]} and {linear[-1]}"
+            + (
+                f"; adapters on {base.kind}'s {', '.join(known.unreachable)} do nothing"
+                * bool(known.unreachable)
+            )
         )
     return chosen
 
@@ -55,7 +68,8 @@ def attach(base: Base, config: RunConfig, initial: Path | None = None) -> Any:
         LoraConfig(
             r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
             target_modules=find_targets(base, config.lora_targets, config.lora_module_filter),
-            use_dora=config.use_dora, init_lora_weights=True if initial else init,
+            use_dora=config.use_dora, use_rslora=config.use_rslora,
+            init_lora_weights=True if initial else init,
             task_type=None,  # the SEQ_2_SEQ_LM wrapper would pass input_ids, and this is audio
         ),
     )  # fmt: skip
@@ -78,7 +92,7 @@ def save_initial(model: Any, folder: Path) -> None:
     """Keeps the adapter as initialised: PiSSA and OLoRA need it to be saved against the true base."""
     adapter_config = model.peft_config["default"]
     init, adapter_config.init_lora_weights = adapter_config.init_lora_weights, True
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, save_embedding_layers=False)
     adapter_config.init_lora_weights = init
 
 
@@ -91,9 +105,12 @@ def save(model: Any, folder: Path, initial: Path | None) -> None:
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     # the conversion renames the live adapter's config while it works, so it gets a copy of it
     if initial is not None:
-        model.save_pretrained(aside, path_initial_model_for_weight_conversion=str(initial))
+        model.save_pretrained(
+            aside, save_embedding_layers=False, path_initial_model_for_weight_conversion=str(initial)
+        )
     else:
-        model.save_pretrained(aside)
+        # embeddings are never trained; left to itself, PEFT asks the hub whether they were resized
+        model.save_pretrained(aside, save_embedding_layers=False)
     (aside / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     for path in aside.iterdir():
         with open(path, "rb+") as file:
@@ -126,20 +143,13 @@ def check_saved(model: Any, base: Base, folder: Path, model_id: str) -> float:
     Returns max |difference| over max |logits|. Raises RuntimeError above LOGIT_TOLERANCE: the run
     must not end with an adapter that is not the one that was evaluated.
     """
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(0)
-    waves = 0.075 * torch.randn(2, 16_000, generator=generator).to(device)
-    mask = torch.ones_like(waves, dtype=torch.long)
-    labels = torch.randint(
-        4, min(30, base.model.config.vocab_size), (2, 8), generator=generator
-    ).to(device)  # fmt: skip
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        live = families.logits(model, base, waves, mask, labels)
-        fresh = families.load_base(model_id)
-        fresh.model.to(device)
-        saved = families.logits(load(fresh, folder), fresh, waves, mask, labels)
+        live = _probe(model, base)
+        fresh = families.load_base(model_id, base.language, base.in_4bit)
+        fresh.model.to(live.device)
+        saved = _probe(load(fresh, folder), fresh)
     model.train(was_training)
     difference = float((live - saved).abs().max() / live.abs().max())
     if not difference <= LOGIT_TOLERANCE:
@@ -148,6 +158,45 @@ def check_saved(model: Any, base: Base, folder: Path, model_id: str) -> float:
             f" its logits differ by {difference:.1e} of their size"
         )
     return difference
+
+
+def merge(model: Any, base: Base, folder: Path) -> float:
+    """Writes base and adapter as one model in Transformers' own format, with the base's tokenizer and
+    feature extractor. `model` is what `load` gave; it is merged in place.
+
+    Returns max |difference| of the logits over max |logits|, reloaded against active adapter. Raises
+    RuntimeError above LOGIT_TOLERANCE.
+    """
+    with torch.inference_mode():
+        active = _probe(model, base)
+    for path in base.folder.iterdir():  # the files themselves: re-saved ones are those of another version
+        if path.suffix in (".json", ".txt", ".model") and not path.name.endswith(".index.json"):
+            shutil.copy(path, folder / path.name)
+    model.merge_and_unload().save_pretrained(folder)
+    settings = AutoConfig.from_pretrained(base.folder)  # without load_base's changes for training
+    settings.dtype = torch.float32  # the sum of base and adapter needs it, whatever the base was saved in
+    settings.save_pretrained(folder)
+    with torch.inference_mode():
+        fresh = families.load_base(str(folder), base.language)
+        merged = _probe(fresh.model, fresh)
+    difference = float((active - merged).abs().max() / active.abs().max())
+    if not difference <= LOGIT_TOLERANCE:
+        raise RuntimeError(
+            f"the merged model in {folder} is not the base with its adapter: its logits differ by"
+            f" {difference:.1e} of their size"
+        )
+    return difference
+
+
+def _probe(model: Any, base: Base) -> torch.Tensor:
+    """Logits for two seconds of fixed noise and fixed labels."""
+    device = next(model.parameters()).device
+    generator = torch.Generator().manual_seed(0)
+    waves = 0.075 * torch.randn(2, 16_000, generator=generator).to(device)
+    labels = torch.randint(4, min(30, base.model.config.vocab_size), (2, 8), generator=generator)
+    return families.logits(
+        model, base, waves, torch.ones_like(waves, dtype=torch.long), labels.to(device)
+    )  # fmt: skip
 
 
 def digest(folder: Path) -> str:

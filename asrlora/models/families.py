@@ -1,76 +1,144 @@
-"""Base models: loading, labels and loss. One family so far: Moonshine.
+"""Base models of every family: loading, labels and loss. What a family must provide: family.py.
 
 Shapes: B utterances, T samples at 16 kHz, L label tokens, V vocabulary.
 """
 
+import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from asrlora.data import audit
+from asrlora.data.audio import SAMPLE_RATE
 from asrlora.data.findings import Finding
 from asrlora.errors import UserError
+from asrlora.models import ctc, moonshine, whisper
+from asrlora.models.family import IGNORED, LABEL_QUANTUM, Family, case_of
+from asrlora.models.family import Base as Base
 from asrlora.models.hub import find_model, hash_weights
 
-LABEL_QUANTUM = 8  # label lengths are multiples of this, for the reason given at batches.pad
-IGNORED = -100  # cross entropy's mark for padding
-
-ATTENTION = {"moonshine": ("q_proj", "k_proj", "v_proj", "o_proj")}
-FEED_FORWARD = {"moonshine": ("fc1", "fc2")}
-
-
-@dataclass(frozen=True)
-class Base:
-    """A base model as loaded: fp32 weights, and what goes with them."""
-
-    model: Any  # transformers.PreTrainedModel, or the PeftModel around it
-    tokenizer: Any
-    family: str
-    folder: Path
-    sha256: str  # of the weights
+FAMILIES: dict[str, Family] = {  # by Transformers' name of the model type
+    "moonshine": moonshine,
+    "moonshine_streaming": moonshine,
+    "whisper": whisper,
+    "wav2vec2": ctc,
+    "hubert": ctc,
+    "wavlm": ctc,
+    "parakeet_ctc": ctc,
+}
 
 
-def load_base(model_id: str) -> Base:
-    """Loads model and tokenizer, in fp32 whatever the file holds, in eval mode."""
-    from transformers import AutoConfig, AutoModelForSpeechSeq2Seq, AutoTokenizer
+def load_base(model_id: str, language: str = "en", in_4bit: bool = False) -> Base:
+    """Loads model, tokenizer and feature extractor; fp32 whatever the file holds, in eval mode."""
+    import transformers
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # asrlora's own lines say what is loaded
     folder = find_model(model_id)
-    family = AutoConfig.from_pretrained(folder).model_type
-    if family not in ATTENTION:
+    config = transformers.AutoConfig.from_pretrained(folder)
+    kind = config.model_type
+    if kind not in FAMILIES:
         raise UserError(
-            f"--model-id {model_id}: models of type {family} are not supported; supported:"
-            f" {', '.join(ATTENTION)}"
+            f"--model-id {model_id}: models of type {kind} are not supported; supported:"
+            f" {', '.join(FAMILIES)}"
         )
-    model = AutoModelForSpeechSeq2Seq.from_pretrained(
+    family = FAMILIES[kind]
+    for part in (config, getattr(config, "encoder_config", None)):
+        _let_torch_alone_draw(part)
+    model, loaded = getattr(transformers, family.MODEL_CLASS).from_pretrained(
         folder,
+        config=config,
+        output_loading_info=True,
         dtype=torch.float32,
         # on a CPU 38 % of a step went into the backward of SDPA's flash attention
         attn_implementation="sdpa" if torch.cuda.is_available() else "eager",
+        **(_in_4bit() if in_4bit else {}),
     )
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    return Base(model.eval(), tokenizer, family, folder, hash_weights(folder))
+    if loaded["missing_keys"]:
+        raise UserError(
+            f"--model-id {model_id}: its weights lack {', '.join(sorted(loaded['missing_keys'])[:3])}, which"
+            " would be random; give a model that was trained to write text"
+        )
+    model.name_or_path = model_id  # what saved adapters name: a hub name, not where the hub's cache lies
+    if hasattr(model, "freeze_feature_encoder"):
+        model.freeze_feature_encoder()  # frozen anyway; else gradients run through its convolutions in vain
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
+    if extractor.sampling_rate != SAMPLE_RATE:
+        raise UserError(
+            f"--model-id {model_id}: hears audio at {extractor.sampling_rate} Hz; only models for"
+            f" {SAMPLE_RATE} Hz are supported"
+        )
+    return Base(
+        model.eval(), tokenizer, extractor, family, kind, language, in_4bit, case_of(tokenizer), folder,
+        hash_weights(folder),
+    )  # fmt: skip
+
+
+def _let_torch_alone_draw(config: Any) -> None:
+    """Dropout is seeded by (seed, step, microbatch) through torch. LayerDrop would leave adapters
+    without gradients, which DDP refuses; SpecAugment draws from NumPy, which nobody seeds."""
+    for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
+        if hasattr(config, name):
+            setattr(config, name, 0.0)
+    if hasattr(config, "apply_spec_augment"):
+        config.apply_spec_augment = False
+
+
+def _in_4bit() -> dict[str, Any]:
+    """QLoRA's base (Dettmers et al., 2023): NF4 weights, opened to the precision of the input."""
+    if not torch.cuda.is_available():
+        raise UserError("--load-in-4bit needs a GPU; leave it out to train on this machine")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError("--load-in-4bit needs bitsandbytes; install asrlora[qlora]")
+    from transformers import BitsAndBytesConfig
+
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,  # autocast lowers it in bf16 training steps
+    )  # fmt: skip
+    return {"quantization_config": quantization, "device_map": {"": torch.cuda.current_device()}}
+
+
+def set_training(model: Any) -> None:
+    """Training mode, except for BatchNorm: the statistics are part of the base, and an adapter that
+    was trained beside drifting ones would not fit the base it is saved for."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
 
 
 def label_ids(base: Base, text: str) -> list[int]:
-    """The tokens a perfect decoder writes for `text`, end of sentence included."""
-    tokens = base.tokenizer(text, add_special_tokens=False).input_ids
-    return [*tokens, base.model.config.eos_token_id]
+    """The tokens of `text` that the loss counts. Raises ValueError where the model cannot write it."""
+    return base.family.label_ids(base, text)
 
 
-def audit_labels(base: Base, texts: Mapping[str, str], labels: Mapping[str, list[int]]) -> list[Finding]:
-    """What of the labels, by utterance id, this model cannot write."""
+def check(base: Base, seconds: Mapping[str, float]) -> None:
+    """Raises UserError naming the first utterance that the model cannot hear whole."""
+    for name, duration in seconds.items():
+        try:
+            base.family.check(base, duration, [])
+        except ValueError as error:
+            raise UserError(f"utterance {name!r} {error}") from None
 
-    def write(text: str) -> str:
-        tokens = base.tokenizer(text, add_special_tokens=False).input_ids
-        return str(base.tokenizer.decode(tokens, skip_special_tokens=True))
 
-    return audit.tokens(texts, labels, base.model.config.max_position_embeddings, write)
+def label(
+    base: Base, texts: Mapping[str, str], seconds: Mapping[str, float]
+) -> tuple[dict[str, list[int]], list[Finding]]:
+    """Label tokens of all utterances that can be learned, by id, and a finding about the others."""
+    labels: dict[str, list[int]] = {}
+    refused: dict[str, str] = {}
+    for identity, text in texts.items():
+        try:
+            tokens = label_ids(base, text)
+            base.family.check(base, seconds[identity], tokens)
+            labels[identity] = tokens
+        except ValueError as error:
+            refused[identity] = str(error)
+    return labels, audit.tokens(refused, len(texts))
 
 
 def pad_labels(labels: list[list[int]]) -> torch.Tensor:
@@ -85,25 +153,17 @@ def pad_labels(labels: list[list[int]]) -> torch.Tensor:
 def logits(
     model: Any, base: Base, waves: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor:
-    """Teacher-forced logits (B, L, V) for waves (B, T), mask (B, T) and labels (B, L).
-
-    `model` is the base, the base with an adapter, or either in DDP's or DeepSpeed's wrapper.
-    """
-    config = base.model.config
-    start = torch.full_like(labels[:, :1], config.decoder_start_token_id)
-    previous = torch.cat([start, labels[:, :-1]], dim=1)
-    previous = previous.masked_fill(previous == IGNORED, config.pad_token_id or 0)
-    out = model(input_values=waves, attention_mask=mask, decoder_input_ids=previous, use_cache=False)
-    return out.logits  # type: ignore[no-any-return]
+    """Logits for waves (B, T), mask (B, T) and labels (B, L); their shape is the family's."""
+    return base.family.logits(model, base, base.family.features(base, waves, mask), labels)
 
 
 def summed_loss(
     model: Any, base: Base, waves: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor:
-    """Cross entropy in nats, summed (not averaged) over the label tokens of the microbatch.
+    """Loss in nats, summed (not averaged) over the label tokens of the microbatch.
 
     The caller divides by the token count of the whole optimizer step: a mean of microbatch means
     would weigh a token by who shares its microbatch, and change with the number of GPUs.
     """
     scores = logits(model, base, waves, mask, labels).float()
-    return cross_entropy(scores.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    return base.family.loss(base, scores, mask, labels)

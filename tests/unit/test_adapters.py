@@ -15,6 +15,10 @@ KINDS = {
     "pissa_niter": {"init_lora_weights": "pissa_niter_4"},
     "olora": {"init_lora_weights": "olora"},
     "gaussian": {"init_lora_weights": "gaussian"},
+    "rslora": {"use_rslora": True},
+    "rslora_dora": {"use_rslora": True, "use_dora": True},
+    "rslora_pissa": {"use_rslora": True, "init_lora_weights": "pissa"},
+    "rslora_olora": {"use_rslora": True, "init_lora_weights": "olora"},
 }
 
 

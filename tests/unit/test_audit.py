@@ -343,51 +343,25 @@ def test_restyling_keeps_the_words_and_a_second_time_changes_nothing(
 
 # --- tokens
 
-LABELS = {"a": [5, 6, 6, 7], "b": [5]}
 
-
-def letters_only(text: str) -> str:
-    return "".join(c for c in text if c in "abcdefghij ")
-
-
-def test_labels_the_model_cannot_write() -> None:
-    texts = {"a": "bad face", "b": "a cab"}
-    assert audit.tokens(texts, LABELS, 4, letters_only) == []
-    (long,) = audit.tokens(texts, LABELS, 3, letters_only)
-    assert (long.stops, long.numbers["examples"]) == (True, ["a"])
-    (odd,) = audit.tokens({**texts, "b": "CAB ß"}, LABELS, 4, letters_only)
-    assert (odd.stops, odd.numbers["characters"], odd.numbers["examples"]) == (True, [*"ABCß"], ["b"])
-    rare = {**{str(i): "a cab" for i in range(200)}, "b": "ß"}
-    assert [f.stops for f in audit.tokens(rare, LABELS, 4, letters_only)] == [False]
-
-
-def test_more_labels_than_ctc_frames_stops() -> None:
-    assert audit.ctc_labels(LABELS, {"a": 5, "b": 1}) == []
-    (long,) = audit.ctc_labels(LABELS, {"a": 4, "b": 1})  # a blank between the two sixes
-    assert (long.stops, long.numbers["examples"]) == (True, ["a"])
-
-
-def test_the_ctc_bound_is_where_torchs_loss_becomes_infinite() -> None:
-    import torch
-
-    label = torch.tensor([[5, 6, 6, 7]])
-    for frames, finite in ((4, False), (5, True)):
-        scores = torch.zeros(frames, 1, 9).log_softmax(-1)
-        loss = torch.nn.functional.ctc_loss(scores, label, torch.tensor([frames]), torch.tensor([4]))
-        assert bool(torch.isfinite(loss)) == finite
-        assert (audit.ctc_labels({"a": LABELS["a"]}, {"a": frames}) == []) == finite
-
-
-def test_the_base_that_ships_writes_lower_case_only() -> None:
+@pytest.mark.parametrize(
+    ("text", "seconds", "why"),
+    [
+        ("turn to port", 2.0, None),
+        ("Turn to port", 2.0, None),  # the base's vocabulary is lower case, and so are its labels
+        ("turn to port.", 2.0, "whose vocabulary lacks ."),
+        ("port " * 60, 2.0, "writes at most"),
+    ],
+)
+def test_texts_the_model_cannot_write_stop_the_run(text: str, seconds: float, why: str | None) -> None:
     from asrlora.models import families
 
     base = families.load_base(str(BASE))
-    for text, lost in (("turn to port", ""), ("Turn to port.", ".T"), ("été", "é")):
-        found = families.audit_labels(base, {"a": text}, {"a": families.label_ids(base, text)})
-        assert "".join(c for f in found for c in f.numbers["characters"]) == lost
-    long = {"a": "port " * 60}
-    found = families.audit_labels(base, long, {"a": families.label_ids(base, long["a"])})
-    assert [f.numbers["what"] for f in found] == ["longest"]
+    times = {"a": 2.0, "b": seconds}
+    labels, found = families.label(base, {"a": "a cab", "b": text}, times)
+    assert set(labels) == ({"a"} if why else {"a", "b"})
+    assert [(f.kind, f.stops, f.numbers["utterances"]) for f in found] == [("tokens", True, 1)] * bool(why)
+    assert all(why in f.message and "'b'" in f.message for f in found if why)
 
 
 # --- detectable effect

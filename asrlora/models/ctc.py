@@ -1,0 +1,121 @@
+"""CTC models: wav2vec2, HuBERT and WavLM on raw audio, Parakeet on log-mel features.
+
+An encoder writes a distribution over tokens and a blank for every frame; a text's probability is
+summed over all ways to spread its tokens over the frames (Graves et al., 2006).
+"""
+
+import itertools
+from typing import Any
+
+import torch
+from torch.nn.functional import ctc_loss, log_softmax
+
+from asrlora.data.audio import SAMPLE_RATE
+from asrlora.models.family import (
+    IGNORED,
+    Base,
+    Features,
+    Targets,
+    normalised,
+    padded_samples,
+    refuse_longer,
+    tokens,
+    unpadded,
+)
+
+MODEL_CLASS = "AutoModelForCTC"
+
+
+def targets(kind: str) -> Targets:
+    if kind == "parakeet_ctc":
+        return Targets(("q_proj", "k_proj", "v_proj", "o_proj"), ("linear1", "linear2"))
+    attention, feed_forward = (
+        ("q_proj", "k_proj", "v_proj", "out_proj"),
+        ("intermediate_dense", "output_dense"),
+    )
+    if kind == "wavlm":
+        # its attention hands the projections' weights to torch, so an adapter on them is never run
+        return Targets((), feed_forward, unreachable=attention)
+    return Targets(attention, feed_forward)
+
+
+def features(base: Base, waves: torch.Tensor, mask: torch.Tensor) -> Features:
+    if base.kind == "parakeet_ctc":
+        extracted = base.extractor(
+            unpadded(waves, mask), sampling_rate=SAMPLE_RATE, return_tensors="pt",
+            padding="max_length", max_length=waves.shape[1],
+        )  # fmt: skip
+        return {name: extracted[name].to(waves.device) for name in ("input_features", "attention_mask")}
+    inputs = {"input_values": normalised(base, waves, mask)}
+    # models with a group norm over time were trained on zeros as padding, without a mask
+    if base.model.config.feat_extract_norm != "group":
+        inputs["attention_mask"] = mask
+    return inputs
+
+
+def label_ids(base: Base, text: str) -> list[int]:
+    return tokens(base, text)
+
+
+def check(base: Base, seconds: float, labels: list[int]) -> None:
+    if base.kind == "parakeet_ctc":  # its positions are a table
+        longest, most = padded_samples(seconds) / SAMPLE_RATE, base.model.config.encoder_config
+        if frames(base, longest) > most.max_position_embeddings:
+            refuse_longer(seconds, most.max_position_embeddings * longest / frames(base, longest))
+    # a blank must stand between two equal tokens
+    needed = len(labels) + sum(a == b for a, b in itertools.pairwise(labels))
+    if needed > frames(base, seconds):
+        raise ValueError(
+            f"has a text of {len(labels)} tokens, which CTC spreads over at least {needed} frames, and"
+            f" {seconds:.2f} s are {frames(base, seconds)}; is it the text of this audio? If so, leave it out"
+        )
+
+
+def frames(base: Base, seconds: float) -> int:
+    return int(_frames(base, torch.tensor([round(seconds * SAMPLE_RATE)]))[0])
+
+
+def logits(model: Any, base: Base, features: Features, labels: torch.Tensor) -> torch.Tensor:
+    return model(**features).logits  # type: ignore[no-any-return]
+
+
+def loss(base: Base, scores: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Over the frames of the audio, never those of the padding.
+
+    Infinite where `check` was not asked and the text does not fit: the step then fails and says so.
+    """
+    return ctc_loss(
+        log_softmax(scores, dim=-1).transpose(0, 1),
+        labels.clamp(min=0),
+        _frames(base, mask.sum(1)),
+        (labels != IGNORED).sum(1),
+        blank=base.model.config.pad_token_id,
+        reduction="sum",
+    )
+
+
+def transcribe(
+    model: Any, base: Base, waves: torch.Tensor, mask: torch.Tensor, seconds: list[float]
+) -> list[str]:
+    """The likeliest token of each frame, runs of one token as one, blanks left out."""
+    best = model(**features(base, waves, mask)).logits.argmax(-1)
+    blank = base.model.config.pad_token_id
+    texts = []
+    for row, length in zip(best.tolist(), _frames(base, mask.sum(1)).tolist(), strict=True):
+        written = [token for token, _ in itertools.groupby(row[:length]) if token != blank]
+        # group_tokens: CTC tokenizers would collapse "ll" a second time
+        texts.append(base.tokenizer.decode(written, skip_special_tokens=True, group_tokens=False).strip())
+    return texts
+
+
+def decoding(base: Base) -> dict[str, Any]:
+    return {"method": "ctc greedy"}
+
+
+def _frames(base: Base, samples: torch.Tensor) -> torch.Tensor:
+    """Encoder frames (B,) of so many samples (B,)."""
+    if base.kind == "parakeet_ctc":
+        lengths = base.model._get_subsampling_output_length(samples // base.extractor.hop_length)
+    else:
+        lengths = base.model._get_feat_extract_output_lengths(samples)
+    return lengths.long().clamp(min=0)  # type: ignore[no-any-return]

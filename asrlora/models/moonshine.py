@@ -1,0 +1,72 @@
+"""Moonshine and Moonshine Streaming: raw audio in, a decoder that writes after a start token."""
+
+import math
+from typing import Any
+
+import torch
+
+from asrlora.data.audio import SAMPLE_RATE
+from asrlora.models import seq2seq
+from asrlora.models.family import Base, Features, Targets, normalised, padded_samples, refuse_longer
+
+MODEL_CLASS = "AutoModelForSpeechSeq2Seq"
+
+# Moonshine's authors cap at 6.5 tokens a second against endless repetition; characters need more
+_TOKENS_PER_SECOND = {"subwords": 6.5, "characters": 30.0}
+_EXTRA_TOKENS = 8
+_CHARACTERS = 256  # a vocabulary up to this size spells; a larger one holds subwords
+
+
+def targets(kind: str) -> Targets:
+    return Targets(("q_proj", "k_proj", "v_proj", "o_proj"), ("fc1", "fc2"))
+
+
+def features(base: Base, waves: torch.Tensor, mask: torch.Tensor) -> Features:
+    return {"input_values": normalised(base, waves, mask), "attention_mask": mask}
+
+
+def label_ids(base: Base, text: str) -> list[int]:
+    return seq2seq.label_ids(base, text)
+
+
+def check(base: Base, seconds: float, labels: list[int]) -> None:
+    config = base.model.config
+    if base.kind == "moonshine_streaming":  # its frames have learned positions
+        longest = padded_samples(seconds) / SAMPLE_RATE
+        if frames(base, longest) > config.max_position_embeddings:
+            refuse_longer(seconds, config.max_position_embeddings * longest / frames(base, longest))
+    seq2seq.refuse_more_labels(labels, config.max_position_embeddings)
+
+
+def frames(base: Base, seconds: float) -> int:
+    return int(base.model._get_feat_extract_output_lengths(round(seconds * SAMPLE_RATE)))
+
+
+def logits(model: Any, base: Base, features: Features, labels: torch.Tensor) -> torch.Tensor:
+    return seq2seq.logits(model, base, features, _prompt(base), labels)
+
+
+def loss(base: Base, scores: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return seq2seq.loss(base, scores, mask, labels)
+
+
+def transcribe(
+    model: Any, base: Base, waves: torch.Tensor, mask: torch.Tensor, seconds: list[float]
+) -> list[str]:
+    limits = [token_limit(base, s) for s in seconds]
+    return seq2seq.transcribe(model, base, features(base, waves, mask), _prompt(base), limits)
+
+
+def token_limit(base: Base, seconds: float) -> int:
+    """The most tokens written for an utterance: a function of that utterance alone."""
+    kind = "characters" if base.model.config.vocab_size <= _CHARACTERS else "subwords"
+    limit = math.ceil(seconds * _TOKENS_PER_SECOND[kind]) + _EXTRA_TOKENS
+    return min(limit, int(base.model.config.max_position_embeddings) - 1)
+
+
+def decoding(base: Base) -> dict[str, Any]:
+    return {"method": "greedy", "tokens_per_second": _TOKENS_PER_SECOND, "extra_tokens": _EXTRA_TOKENS}
+
+
+def _prompt(base: Base) -> list[int]:
+    return [base.model.config.decoder_start_token_id]

@@ -1,0 +1,107 @@
+"""Whisper: log-mel features of exactly 30 s, a decoder told language and task by a prompt."""
+
+import math
+from typing import Any
+
+import torch
+
+from asrlora.data.audio import SAMPLE_RATE
+from asrlora.errors import UserError
+from asrlora.models import seq2seq
+from asrlora.models.family import Base, Features, Targets, refuse_longer, unpadded
+
+MODEL_CLASS = "AutoModelForSpeechSeq2Seq"
+
+# Scripts that the byte-level tokens barely know take several tokens a character: three times English
+_TOKENS_PER_SECOND = 20.0
+_EXTRA_TOKENS = 8
+_MULTILINGUAL = 51_865  # OpenAI's own rule: English-only vocabularies are smaller
+
+
+def targets(kind: str) -> Targets:
+    return Targets(("q_proj", "k_proj", "v_proj", "out_proj"), ("fc1", "fc2"))
+
+
+def features(base: Base, waves: torch.Tensor, mask: torch.Tensor) -> Features:
+    """The encoder has no mask: it has only ever heard 30 s, and hears the zeros as silence. `check`
+    refuses longer audio, which the extractor would cut."""
+    if int(mask.sum(1).max()) > base.extractor.n_samples:
+        raise ValueError(f"audio of more than {base.extractor.n_samples} samples would be cut")
+    extracted = base.extractor(
+        unpadded(waves, mask), sampling_rate=SAMPLE_RATE, return_tensors="pt", device=str(waves.device),
+        return_attention_mask=True,
+    )  # fmt: skip
+    # the mask is not used, but without it Transformers warns of every batch
+    return {name: extracted[name].to(waves.device) for name in ("input_features", "attention_mask")}
+
+
+def label_ids(base: Base, text: str) -> list[int]:
+    """With the space in front that the base writes as part of its first word. Where it is a token of
+    its own, in scripts without spaces, the base never begins with it (begin_suppress_tokens)."""
+    ids = seq2seq.label_ids(base, " " + text.strip())
+    return ids[1:] if ids[0] == base.tokenizer.convert_tokens_to_ids("Ġ") else ids
+
+
+def check(base: Base, seconds: float, labels: list[int]) -> None:
+    refuse_longer(seconds, base.extractor.n_samples / SAMPLE_RATE)
+    seq2seq.refuse_more_labels(labels, _room(base))
+
+
+def frames(base: Base, seconds: float) -> int:
+    return int(base.model.config.max_source_positions)
+
+
+def logits(model: Any, base: Base, features: Features, labels: torch.Tensor) -> torch.Tensor:
+    return seq2seq.logits(model, base, features, prompt(base), labels)
+
+
+def loss(base: Base, scores: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return seq2seq.loss(base, scores, mask, labels)
+
+
+def transcribe(
+    model: Any, base: Base, waves: torch.Tensor, mask: torch.Tensor, seconds: list[float]
+) -> list[str]:
+    limits = [min(math.ceil(s * _TOKENS_PER_SECOND) + _EXTRA_TOKENS, _room(base)) for s in seconds]
+    return seq2seq.transcribe(
+        model, base, features(base, waves, mask), prompt(base), limits, **_suppressed(base)
+    )  # fmt: skip
+
+
+def decoding(base: Base) -> dict[str, Any]:
+    return {
+        "method": "greedy",
+        "tokens_per_second": _TOKENS_PER_SECOND,
+        "extra_tokens": _EXTRA_TOKENS,
+        "prompt": base.tokenizer.convert_ids_to_tokens(prompt(base)),
+        **_suppressed(base),
+    }
+
+
+def prompt(base: Base) -> list[int]:
+    """Start, and for multilingual models language and task; then: no timestamps."""
+    words = ["<|startoftranscript|>"]
+    settings = base.model.generation_config
+    if getattr(settings, "is_multilingual", base.model.config.vocab_size >= _MULTILINGUAL):
+        words += [f"<|{base.language}|>", "<|transcribe|>"]
+    words.append("<|notimestamps|>")
+    vocabulary = base.tokenizer.get_vocab()
+    for word in words:
+        if word not in vocabulary:
+            raise UserError(
+                f"--language {base.language}: the model in {base.folder} has no token {word}; give a"
+                " language by its code, such as en or de"
+            )
+    return [vocabulary[word] for word in words]
+
+
+def _room(base: Base) -> int:
+    """The most tokens after the prompt."""
+    return int(base.model.config.max_target_positions) - len(prompt(base))
+
+
+def _suppressed(base: Base) -> dict[str, Any]:
+    """Tokens that the base's own settings never let it write, such as notes of music."""
+    settings = base.model.generation_config
+    names = ("suppress_tokens", "begin_suppress_tokens")
+    return {name: getattr(settings, name) for name in names if getattr(settings, name, None)}

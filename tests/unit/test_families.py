@@ -1,0 +1,323 @@
+"""Every family against Transformers' own loss and decoding, on tiny random models."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import tiny
+from asrlora.config import RunConfig
+from asrlora.errors import UserError
+from asrlora.models import adapters, decode, families, hub
+from asrlora.models.family import Base
+from test_adapters import config
+
+TEXTS = ["hello all", "be"]
+SECONDS = [1.5, 1.0]
+ADAPTERS = {
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "pissa": {"init_lora_weights": "pissa"},
+}
+# facts of the models: group norms over time hear the padding, and streaming convolutions one frame of it
+HEARS_PADDING = ("moonshine", "moonshine_streaming", "wav2vec2-group")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return {kind: tiny.save(kind, tmp_path_factory.mktemp(kind)) for kind in tiny.KINDS}
+
+
+@pytest.fixture(params=tiny.KINDS)
+def base(request: pytest.FixtureRequest, folders: dict[str, str]) -> Base:
+    return families.load_base(folders[request.param])
+
+
+Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def batch(base: Base, rows: slice = slice(None)) -> Batch:
+    """Waves, mask and labels of two utterances of 1.5 and 1 s, or of one without padding."""
+    longest = round(16_000 * max(SECONDS[rows]))
+    seconds = torch.arange(24_000) / 16_000
+    pitch = torch.stack([200 + 3_000 * seconds, 4_000 - 2_500 * seconds])  # one rises, one falls
+    waves = 0.1 * torch.sin(torch.cumsum(2 * torch.pi * pitch / 16_000, 1))[rows, :longest]
+    lengths = torch.tensor([round(16_000 * s) for s in SECONDS[rows]])
+    mask = (torch.arange(longest) < lengths[:, None]).long()
+    labels = families.pad_labels([families.label_ids(base, text) for text in TEXTS[rows]])
+    return waves * mask, mask, labels
+
+
+def attach(base: Base, **settings: object) -> torch.nn.Module:
+    torch.manual_seed(0)
+    chosen = {"lora_r": 4, "lora_targets": "all-linear", **settings}
+    model: torch.nn.Module = adapters.attach(base, config(**chosen))
+    return model
+
+
+def train(model: torch.nn.Module, base: Base, steps: int, rate: float, enough: float = 0.0) -> float:
+    """Stops once the loss is below `enough`; returns the last one."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], rate)
+    families.set_training(model)
+    for _ in range(steps):
+        loss = families.summed_loss(model, base, *batch(base))
+        if float(loss.detach()) < enough:
+            break
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    return float(loss.detach())
+
+
+@torch.inference_mode()
+def test_the_loss_is_the_models_own_mean_times_the_tokens(base: Base) -> None:
+    for row in (slice(0, 1), slice(1, 2)):
+        waves, mask, labels = batch(base, row)
+        features = base.family.features(base, waves, mask)
+        count = int((labels >= 0).sum())
+        if base.family.MODEL_CLASS == "AutoModelForCTC":
+            base.model.config.ctc_loss_reduction = "mean"
+            own = base.model(**features, labels=labels).loss
+        elif base.kind == "whisper":
+            prompt = torch.tensor([families.whisper.prompt(base)])
+            whole = torch.cat([torch.full_like(prompt[:, 1:], -100), labels], 1)
+            previous = torch.cat([prompt, labels.clamp(min=0)], 1)[:, : whole.shape[1]]
+            own = base.model(**features, decoder_input_ids=previous, labels=whole).loss
+        else:
+            own = base.model(**features, labels=labels).loss
+        ours = families.summed_loss(base.model, base, waves, mask, labels)
+        assert float(ours) == pytest.approx(float(own) * count, rel=1e-5)
+
+
+@torch.inference_mode()
+def test_a_batch_costs_the_sum_of_its_utterances(base: Base, request: pytest.FixtureRequest) -> None:
+    together = float(families.summed_loss(base.model, base, *batch(base)))
+    alone = sum(
+        float(families.summed_loss(base.model, base, *batch(base, slice(row, row + 1)))) for row in range(2)
+    )
+    tolerance = 2e-2 if request.node.callspec.params["base"] in HEARS_PADDING else 1e-5
+    assert together == pytest.approx(alone, rel=tolerance)
+
+
+@torch.inference_mode()
+def test_greedy_hypotheses_are_transformers_own(base: Base) -> None:
+    waves, mask, _ = batch(base, slice(0, 1))
+    features = base.family.features(base, waves, mask)
+    if base.family.MODEL_CLASS == "AutoModelForCTC":
+        # The tokenizers of CTC models collapse runs and drop blanks themselves, but wav2vec2's in the
+        # wrong order where it is to skip special tokens too: "ll" becomes "l".
+        own = base.tokenizer.batch_decode(base.model(**features).logits.argmax(-1))
+        own = [re.sub("<s>|</s>|<unk>", "", text) for text in own]
+    else:
+        settings = {"num_beams": 1, "do_sample": False}
+        if base.kind == "whisper":
+            settings["max_new_tokens"] = min(38, 48 - len(families.whisper.prompt(base)))
+            if base.model.generation_config.is_multilingual:
+                settings |= {"language": "en", "task": "transcribe"}
+        else:
+            settings["max_new_tokens"] = base.family.token_limit(base, SECONDS[0])  # type: ignore[attr-defined]
+        own = base.tokenizer.batch_decode(
+            base.model.generate(**features, **settings), skip_special_tokens=True
+        )  # fmt: skip
+    ours = decode.transcribe(base.model, base, waves, mask, SECONDS[:1])
+    assert ours == [own[0].strip()]
+
+
+@pytest.mark.parametrize("kind", ["moonshine", "moonshine_streaming", "whisper", "wav2vec2", "parakeet"])
+def test_two_utterances_can_be_learned_and_are_then_written(kind: str, folders: dict[str, str]) -> None:
+    base = families.load_base(folders[kind])
+    model = attach(base, lora_r=16, lora_alpha=32)
+    frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
+    statistics = {n: b.clone() for n, b in model.named_buffers()}
+    rate = 1e-3 if base.family is families.ctc else 3e-3
+    assert train(model, base, 300, rate, enough=1.0) < 1.0  # nats, of 40 and more at first
+    with torch.inference_mode():
+        waves, mask, _ = batch(base)
+        heard = decode.transcribe(model, base, waves, mask, SECONDS)
+    assert [text.lower() for text in heard] == TEXTS
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad or torch.equal(parameter, frozen[name]), name
+    for name, buffer in model.named_buffers():  # Parakeet's BatchNorm
+        assert torch.equal(buffer, statistics[name]), name
+    assert hub.hash_weights(Path(folders[kind])) == base.sha256
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_adapters_start_as_nothing_and_reload_and_merge(base: Base, adapter: str, tmp_path: Path) -> None:
+    settings = ADAPTERS[adapter]
+    with torch.inference_mode():
+        untouched = families.logits(base.model, base, *batch(base))
+    model = attach(base, **settings)
+    with torch.inference_mode():
+        attached = families.logits(model, base, *batch(base))
+    assert torch.allclose(attached, untouched, atol=float(1e-4 * untouched.abs().max()))
+    initial = tmp_path / "initial" if "init_lora_weights" in settings else None
+    if initial:
+        adapters.save_initial(model, initial)
+    train(model, base, 3, 1e-2)
+    adapters.save(model, tmp_path / "adapter", initial)
+    assert adapters.check_saved(model, base, tmp_path / "adapter", str(base.folder)) < 1e-4
+    with torch.inference_mode():
+        active = families.logits(model, base, *batch(base))
+        assert (active - untouched).abs().max() > 1e-2 * untouched.abs().max(), "the adapter is frozen"
+        merged = families.logits(model.merge_and_unload(), base, *batch(base))
+    assert torch.allclose(active, merged, atol=float(1e-4 * untouched.abs().max()))
+
+
+def test_every_adapter_tensor_learns_the_same_with_checkpointing(base: Base) -> None:
+    """With all linear layers as targets, so that one whose weights are read past its adapter shows."""
+    model = attach(base, init_lora_weights="gaussian", use_dora=True)
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            base.model.gradient_checkpointing_enable({"use_reentrant": False})
+        families.set_training(model)
+        torch.manual_seed(3)
+        families.summed_loss(model, base, *batch(base)).backward()
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+        model.zero_grad()
+    adapter = {n for n, p in model.named_parameters() if p.requires_grad}
+    assert gradients[0].keys() == adapter == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradient, gradients[1][name], atol=1e-5, rtol=1e-4), name
+        # B starts as zeros, so A learns nothing in the first step
+        assert gradient.abs().sum() > 0 or "lora_A" in name, f"{name} gets no gradient"
+
+
+def test_default_targets_are_there_and_no_convolution_or_output_is_one(base: Base) -> None:
+    default = RunConfig.model_fields["lora_targets"].default
+    found = adapters.find_targets(base, default, None)
+    known = base.family.targets(base.kind)
+    assert {name.rpartition(".")[2] for name in found} == {*known.attention, *known.feed_forward}
+    for name in adapters.find_targets(base, "all-linear", None):
+        assert isinstance(base.model.get_submodule(name), torch.nn.Linear)
+        assert name.rpartition(".")[2] not in ("proj_out", "lm_head", "ctc_head")
+
+
+def test_adapters_that_wavlms_attention_would_pass_by_are_refused(folders: dict[str, str]) -> None:
+    base = families.load_base(folders["wavlm"])
+    for targets in ("attention", "q_proj,v_proj"):
+        with pytest.raises(
+            UserError, match="adapters on wavlm's q_proj, k_proj, v_proj, out_proj do nothing"
+        ):
+            adapters.find_targets(base, targets, None)
+
+
+def test_batchnorm_would_drift_in_plain_training_mode(folders: dict[str, str]) -> None:
+    """What set_training is for; were it model.train(), the test of learning above would be red."""
+    base = families.load_base(folders["parakeet"])
+    before = {n: b.clone() for n, b in base.model.named_buffers() if "running" in n}
+    families.summed_loss(base.model.train(), base, *batch(base))
+    assert any(not torch.equal(b, before[n]) for n, b in base.model.named_buffers() if n in before)
+
+
+def test_labels_are_in_the_models_case_and_never_unknown(folders: dict[str, str]) -> None:
+    capitals, small = (families.load_base(folders[kind]) for kind in ("wav2vec2", "parakeet"))
+    assert capitals.tokenizer.decode(families.label_ids(capitals, "to be"), group_tokens=False) == "TO BE"
+    assert small.tokenizer.decode(families.label_ids(small, "TO BE"), group_tokens=False) == "to be"
+    for base in (capitals, small):
+        with pytest.raises(ValueError, match=r"cannot be written .* whose vocabulary lacks 9 [éÉ];"):
+            families.label_ids(base, "é 99")
+
+
+def test_whispers_labels_begin_with_a_space_only_as_part_of_a_word(folders: dict[str, str]) -> None:
+    base = families.load_base(folders["whisper"])
+    first = [base.tokenizer.convert_ids_to_tokens(families.label_ids(base, t))[0] for t in ("hat", "bat")]
+    assert first == ["Ġh", "b"]
+    forbidden = decode.fingerprint(base)["begin_suppress_tokens"]
+    assert not {families.label_ids(base, text)[0] for text in TEXTS} & set(forbidden)
+
+
+def test_whispers_language_is_in_the_prompt_and_the_fingerprint(folders: dict[str, str]) -> None:
+    german = families.load_base(folders["whisper"], "de")
+    assert decode.fingerprint(german)["prompt"][1:3] == ["<|de|>", "<|transcribe|>"]
+    english_only = families.load_base(folders["whisper.en"], "de")
+    assert decode.fingerprint(english_only)["prompt"] == ["<|startoftranscript|>", "<|notimestamps|>"]
+    with pytest.raises(UserError, match=r"--language xx: .* no token <\|xx\|>"):
+        decode.fingerprint(families.load_base(folders["whisper"], "xx"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "seconds"), [("whisper", 2.01), ("moonshine_streaming", 4.1), ("parakeet", 401.0)]
+)
+def test_longer_audio_than_the_model_takes_names_the_utterance(
+    kind: str, seconds: float, folders: dict[str, str]
+) -> None:
+    base = families.load_base(folders[kind])
+    families.check(base, {"fits": 1.9})
+    with pytest.raises(UserError, match=rf"utterance 'long' lasts {seconds:.2f} s, .* hears at most"):
+        families.check(base, {"fits": 1.9, "long": seconds})
+
+
+def test_whisper_never_cuts_audio(folders: dict[str, str]) -> None:
+    base = families.load_base(folders["whisper"])
+    waves = torch.zeros(1, 40_000)
+    with pytest.raises(ValueError, match="would be cut"):
+        base.family.features(base, waves, torch.ones_like(waves, dtype=torch.long))
+
+
+@pytest.mark.parametrize("kind", ["wav2vec2", "hubert", "wavlm", "parakeet"])
+def test_a_text_that_ctc_cannot_spread_over_its_frames_is_refused(kind: str, folders: dict[str, str]) -> None:
+    """Exactly the texts whose loss would be infinite: room for a blank between equal tokens counts."""
+    base = families.load_base(folders[kind])
+    waves = torch.randn(1, 16_000) * 0.075
+    mask = torch.ones_like(waves, dtype=torch.long)
+    frames = base.family.frames(base, 1.0)
+    assert frames == base.model(**base.family.features(base, waves, mask)).logits.shape[1]
+    first, second = families.label_ids(base, "ab")[-2:]
+    for labels in ([first, second] * frames, [first] * frames):
+        most = frames if labels[1] == second else (frames + 1) // 2
+        for length, fits in ((most, True), (most + 1, False)):
+            loss = families.summed_loss(base.model, base, waves, mask, torch.tensor([labels[:length]]))
+            assert bool(torch.isfinite(loss)) == fits
+            if fits:
+                base.family.check(base, 1.0, labels[:length])
+            else:
+                with pytest.raises(ValueError, match=r"has a text of .* is it the text of this"):
+                    base.family.check(base, 1.0, labels[:length])
+
+
+def test_a_model_without_a_trained_head_is_refused(folders: dict[str, str], tmp_path: Path) -> None:
+    """A pretrained wav2vec2 has none, and Transformers would make one up."""
+    base = families.load_base(folders["wav2vec2"])
+    base.model.wav2vec2.save_pretrained(tmp_path)
+    base.tokenizer.save_pretrained(tmp_path)
+    base.extractor.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"its weights lack lm_head\.bias, lm_head\.weight"):
+        families.load_base(str(tmp_path))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tells what a machine without a GPU tells")
+def test_4_bits_need_a_gpu(folders: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="--load-in-4bit needs a GPU"):
+        families.load_base(folders["moonshine"], in_4bit=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("load_in_4bit", [False, True])
+def test_bf16_steps_learn_on_a_gpu(load_in_4bit: bool, base: Base) -> None:
+    if load_in_4bit:
+        pytest.importorskip("bitsandbytes", reason="asrlora[qlora] is not installed")
+    loaded = families.load_base(str(base.folder), in_4bit=load_in_4bit)
+    model = attach(loaded).to("cuda")
+    families.set_training(model)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
+    losses = []
+    for _ in range(20):
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = families.summed_loss(model, loaded, *(t.cuda() for t in batch(loaded)))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.gpu
+def test_a_compiled_step_has_the_same_loss_on_a_gpu(base: Base) -> None:
+    model = attach(base).to("cuda")
+    inputs = [t.cuda() for t in batch(base)]
+    plain = float(families.summed_loss(model, base, *inputs))
+    assert float(families.summed_loss(torch.compile(model), base, *inputs)) == pytest.approx(plain, rel=1e-3)
