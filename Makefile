@@ -9,7 +9,7 @@ demo: install
 	$(UV) run asrlora demo
 
 test: install lint
-	$(UV) run pytest
+	$(UV) run pytest -n 2 --dist loadfile
 
 lint: install
 	$(UV) run ruff check .

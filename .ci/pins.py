@@ -18,7 +18,7 @@ project = (ROOT / "pyproject.toml").read_text()
 with tempfile.TemporaryDirectory() as folder:
     (Path(folder) / "pyproject.toml").write_text(LIST.sub("constraint-dependencies = [\n]\n", project))
     compiled = subprocess.run(
-        [uv, "pip", "compile", "pyproject.toml", "--group", "dev", "--universal", "--quiet",
+        [uv, "pip", "compile", "pyproject.toml", "--group", "dev", "--all-extras", "--universal", "--quiet",
          "--python-version", "3.11", "--no-annotate", "--no-header"],
         cwd=folder, check=True, stdout=subprocess.PIPE, text=True,
     ).stdout  # fmt: skip

@@ -4,6 +4,10 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch; threads of several workers get in each other's way
+
 import pytest
 
 from asrlora.demo import corpus
