@@ -233,8 +233,9 @@ def start(compiled: bool = False) -> Runtime:
         cpu=not on_gpu and not deepspeed, mixed_precision="no", kwargs_handlers=handlers,
         dynamo_backend="inductor" if compiled else None,
     )  # fmt: skip
-    if not on_gpu:
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    # OMP_NUM_THREADS is obeyed where it is the user's word; among several ranks it is torchrun's
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if not on_gpu and (local > 1 or "OMP_NUM_THREADS" not in os.environ):
         torch.set_num_threads(max(1, (psutil.cpu_count(logical=False) or 1) // local))
     runtime = Runtime(accelerator)
     _check_launch(runtime, deepspeed)

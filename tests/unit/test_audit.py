@@ -676,6 +676,6 @@ def test_the_model_shows_what_it_cannot_and_does_not_write(
     assert [line for line in told if line.startswith("STOP")] == [
         line for line in told if "160 of 160 training utterances cannot be learned" in line
     ]
-    (style_told,) = (line for line in told if "label style" in line)
-    assert "in CAPITALS and the model writes lower case" in style_told
-    assert "--label-case lower" in style_told
+    style_told = [line for line in told if "label style" in line]
+    assert any("in CAPITALS and the model writes lower case" in line for line in style_told)
+    assert any(line.endswith("--label-case lower") for line in style_told)
