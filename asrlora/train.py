@@ -159,8 +159,11 @@ def train(config: RunConfig, inputs: Inputs) -> int:
         # 5. the verdict
         run.finish()
     except BaseException as error:
-        run.fail(error)
-        raise
+        told = run.explain(error)
+        run.fail(told)
+        if told is error:
+            raise
+        raise told from error
     runtime.close()
     return 0
 

@@ -1,6 +1,7 @@
 """What a run keeps while the loop goes on: evaluations, the best adapter, the record."""
 
 import contextlib
+import errno
 import hashlib
 import sys
 import time
@@ -322,8 +323,21 @@ class Run:
         if self.record is not None:
             self.record.end("failed", reason)
 
+    def explain(self, error: BaseException) -> BaseException:
+        """A UserError where the run directory cannot be written any more; any other error as it is."""
+        folder = str(self.config.output_dir)
+        if isinstance(error, OSError) and (
+            error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) or folder in str(error.filename)
+        ):
+            return UserError(
+                f"--output-dir {folder} cannot be written ({error}); mend that, and give --resume auto"
+            )
+        return error
+
     def fail(self, error: BaseException) -> None:
         self._bar.close()
         if self.record is not None:
-            self.record.end("failed", f"{type(error).__name__}: {error}")
+            with contextlib.suppress(OSError):  # the directory may be what has failed
+                if self.config.output_dir.exists():
+                    self.record.end("failed", f"{type(error).__name__}: {error}")
             tracking.finish(self.tracker, None, failed=True)

@@ -19,7 +19,7 @@ WAYS = {
     "zero2": [ACCELERATE, "launch", "--config_file", "accelerate_configs/cpu_zero2.yaml"],
 }
 SETTINGS = {
-    "max_steps": 6, "eval_interval": 6, "learning_rate": 1e-3, "batch_size": 4,
+    "max_steps": 40, "eval_interval": 40, "learning_rate": 1e-3, "batch_size": 4,
     "gradient_accumulation_steps": 4,
 }  # fmt: skip
 
@@ -72,6 +72,7 @@ def test_losses_equal_those_of_one_process(runs: dict[str, Path], name: str) -> 
 
 @pytest.mark.parametrize("name", ["ddp", "zero2"])
 def test_adapters_equal_those_of_one_process(runs: dict[str, Path], name: str) -> None:
+    """AdamW divides by the root of its second moment, so rounding of tiny gradients shows."""
     ours = load_file(runs[name] / "adapter_best" / "adapter_model.safetensors")
     one = load_file(runs["one"] / "adapter_best" / "adapter_model.safetensors")
     assert ours.keys() == one.keys()

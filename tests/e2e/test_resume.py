@@ -128,6 +128,19 @@ def test_a_frozen_rank_takes_the_run_down_and_is_named(frozen: tuple[Path, list[
     assert "has not answered" in identity["reason"]
 
 
+def test_a_vanished_run_directory_is_a_clear_end(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    ranks = start(2, undisturbed.speech.flags(run, **SETTINGS), tmp_path / "log")
+    until_step(run, 2)
+    run.rename(tmp_path / "gone")
+    codes = wait(ranks, 60)
+    told = (tmp_path / "log").read_text()
+    assert codes[0] == 2, told
+    assert codes[1] not in (0, None)
+    assert f"error: --output-dir {run} cannot be written" in told or "checkpoint of step" in told
+    assert list((tmp_path / "gone" / "checkpoints").glob("step-*/state.json"))
+
+
 def test_the_time_is_kept(undisturbed: Undisturbed, tmp_path: Path) -> None:
     """Ends by itself, saved, before --max-minutes are over."""
     flags = undisturbed.speech.flags(
