@@ -58,7 +58,8 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         if not (path / STATE).exists() or _hashes(path) != hashes:
             shutil.rmtree(path, ignore_errors=True)
             shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
+            folder.mkdir(exist_ok=True)  # not its parents: a run directory that has vanished stays so
+            aside.mkdir()
             for name, data in files.items():
                 _write(aside / name, data)
             aside.rename(path)
