@@ -132,7 +132,7 @@ def test_a_frozen_rank_takes_the_run_down_and_is_named(frozen: tuple[Path, list[
 def test_a_vanished_run_directory_is_a_clear_end(undisturbed: Undisturbed, tmp_path: Path) -> None:
     run = tmp_path / "run"
     ranks = start(2, undisturbed.speech.flags(run, **SETTINGS), tmp_path / "log")
-    until_step(run, 2)
+    until_step(run, 3)  # the checkpoint of step 2 is there
     run.rename(tmp_path / "gone")
     codes = wait(ranks, 60)
     told = (tmp_path / "log").read_text()
