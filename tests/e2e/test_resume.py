@@ -31,7 +31,6 @@ class Undisturbed:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     folder = tmp_path_factory.mktemp("resume")
     speech = kill_resume.small(folder / "speech")
-    kill_resume.prepare()
     found = {world: kill_resume.undisturbed(speech, folder / str(world), world) for world in (1, 2)}
     results, seconds = ({world: one[i] for world, one in found.items()} for i in (0, 1))
     return Undisturbed(speech, folder, results, seconds)  # type: ignore[arg-type]
