@@ -6,22 +6,58 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Replaces `path` in one step: a reader, or a crash, sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.tmp")
-    with open(aside, "wb") as file:
-        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+    write_synced(aside, content.encode("utf-8") if isinstance(content, str) else content)
+    aside.replace(path)
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Writes a file that nobody reads yet, down to the disk."""
+    with open(path, "wb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(path)
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file that appears under its name only when all of it is on disk; several may write it at once."""
+    descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(descriptor)
+        os.chmod(aside, 0o644)
+        os.rename(aside, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(aside)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Puts a folder's list of names on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager
 def folder_whole(path: Path) -> Iterator[Path]:
-    """A folder to fill that becomes `path` at the end of the block, synced; after an error, nothing does."""
+    """A folder to fill that becomes `path` at the end of the block, synced, in the place of an older one.
+
+    After an error nothing does, and the older one stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
@@ -30,6 +66,11 @@ def folder_whole(path: Path) -> Iterator[Path]:
             with open(file, "rb+") as opened:
                 os.fsync(opened.fileno())
         aside.chmod(0o755)
+        old = path.with_name(f".{path.name}-old")
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            path.rename(old)
         aside.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -98,7 +98,8 @@ def train(config: RunConfig, inputs: Inputs) -> int:
     for held in evaluation.values():
         families.check(base, {s.id: s.duration for s in held.samples})
     texts = {s.id: restyle(s.text, config.label_case, config.label_punctuation) for s in samples}
-    labels, unlearnable = families.label(base, texts, {s.id: s.duration for s in samples})
+    seconds = dict(zip(texts, training.samples.durations.tolist(), strict=True))
+    labels, unlearnable = families.label(base, texts, seconds)
     found = found.plus(unlearnable).check()
     run = Run(config, runtime, base, evaluation)
 
@@ -144,7 +145,7 @@ def train(config: RunConfig, inputs: Inputs) -> int:
             spent = time.perf_counter() - start
             run.skip(step, result, used)
             run.log(
-                step, used, loss=result.loss, grad_norm=result.grad_norm, tokens=tokens,
+                step, used, spent, loss=result.loss, grad_norm=result.grad_norm, tokens=tokens,
                 epoch=epoch, learning_rate=learning_rate(config, step),
                 data_wait=sum(batch.waited for batch in share) / spent,
             )  # fmt: skip

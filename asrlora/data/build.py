@@ -8,7 +8,6 @@ Threads, not processes: decoding, FLAC and sha256 leave Python's lock alone, tor
 and a script without a `__main__` guard starts nothing twice.
 """
 
-import contextlib
 import hashlib
 import io
 import json
@@ -16,18 +15,18 @@ import os
 import shutil
 import sys
 import tarfile
-import tempfile
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from asrlora.data import audio, index
 from asrlora.data.index import Sample, shard_name
 from asrlora.data.manifest import Utterance, fingerprint
 from asrlora.errors import UserError
+from asrlora.files import sync_folder, written_whole
 
 FORMAT = 2
 SAMPLES_PER_SHARD = 256
@@ -157,7 +156,7 @@ def finish(out: Path) -> None:
     except OSError:
         shutil.rmtree(work)  # another process was faster, and its bytes are the same
         raise
-    _sync_folder(out.parent)
+    sync_folder(out.parent)
     for path in out.iterdir():
         if path.name not in files and path.name != META:
             path.unlink()
@@ -201,8 +200,7 @@ class _Encoded:
 def _encode(utterance: Utterance) -> _Encoded | None:
     """None for silence."""
     try:
-        duration = None if utterance.whole_file else utterance.duration
-        pcm, source = audio.read_measured(utterance.audio, utterance.offset, duration)
+        pcm, source = audio.read_measured(utterance.audio, utterance.offset, utterance.cut)
     except audio.AudioError as error:
         raise UserError(f"the audio file {utterance.audio} {error}; mend or remove it") from None
     if audio.is_silent(pcm):
@@ -250,29 +248,3 @@ def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
     member.size, member.mode, member.mtime = len(data), 0o644, 0
     tar.addfile(member, io.BytesIO(data))
     return tar.offset - -(-len(data) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-
-
-@contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name only when all of it is on disk."""
-    descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(descriptor)
-        os.chmod(aside, 0o644)
-        os.rename(aside, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(aside)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

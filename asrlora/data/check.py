@@ -85,8 +85,7 @@ def find_undecodable(utterances: Sequence[Utterance]) -> dict[str, BadLine]:
     with progress("looking for all faults", sum(utterance.duration for utterance in utterances)) as advance:
         for utterance in utterances:
             try:
-                duration = None if utterance.whole_file else utterance.duration
-                audio.read_audio(utterance.audio, utterance.offset, duration)
+                audio.read_audio(utterance.audio, utterance.offset, utterance.cut)
             except audio.AudioError as error:
                 reason = f"audio {str(error).split(' (')[0]}"
                 wrong[utterance.id] = BadLine(reason, f"the audio file {utterance.audio} {error}")

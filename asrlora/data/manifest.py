@@ -34,6 +34,11 @@ class Utterance:
     extra: dict[str, Any] = field(default_factory=dict)  # further keys, kept
     whole_file: bool = True  # no segment was asked for: read to the end of the file
 
+    @property
+    def cut(self) -> float | None:
+        """How much of the file to read from `offset`, in seconds; None: to its end."""
+        return None if self.whole_file else self.duration
+
 
 @dataclass(frozen=True)
 class BadLine:

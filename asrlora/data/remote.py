@@ -15,9 +15,10 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from asrlora.data.build import META, written_whole
+from asrlora.data.build import META
 from asrlora.data.index import open_plain
 from asrlora.errors import UserError
+from asrlora.files import written_whole
 
 SCHEMES = ("http", "https", "s3", "gs", "file", "memory")
 LIMIT = 100 * 10**9  # bytes of tars, over all remote folders; $ASRLORA_CACHE_BYTES

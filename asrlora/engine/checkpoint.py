@@ -9,7 +9,6 @@ step), and the learning rate is a function of the step.
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors.torch import save as serialise
 
 from asrlora.console import console
 from asrlora.errors import UserError
+from asrlora.files import sync_folder, write_synced
 
 Tensors = dict[str, torch.Tensor]
 
@@ -61,12 +61,12 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             folder.mkdir(exist_ok=True)  # not its parents: a run directory that has vanished stays so
             aside.mkdir()
             for name, data in files.items():
-                _write(aside / name, data)
+                write_synced(aside / name, data)
             aside.rename(path)
-        _write(path / f".{STATE}", state.encode())
+        write_synced(path / f".{STATE}", state.encode())
         (path / f".{STATE}").rename(path / STATE)
         for changed in (path, folder):
-            _sync(changed)
+            sync_folder(changed)
         for old in find(folder)[:-keep]:
             # its mark goes first: a deletion that is cut short must not leave half a checkpoint
             (old / STATE).unlink()
@@ -107,19 +107,3 @@ def _hashes(path: Path) -> dict[str, str]:
     """sha256 of the files of tensors that are on the disk."""
     there = (name for name in (ADAPTER, OPTIMIZER) if (path / name).exists())
     return {name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in there}
-
-
-def _write(path: Path, data: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """Puts a folder's list of names on the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

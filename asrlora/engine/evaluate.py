@@ -1,10 +1,10 @@
 """Distributed evaluation: each utterance once, hypotheses gathered by id, integer counts."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from asrlora.data import plan
+from asrlora.data import audio, plan
 from asrlora.data.batches import read_batches
 from asrlora.data.shards import Shards
 from asrlora.engine.runtime import Runtime
@@ -39,6 +39,22 @@ def score(identity: str, reference_raw: str, hypothesis_raw: str) -> Hypothesis:
         identity, reference, hypothesis, reference_raw, hypothesis_raw,
         counts.substitutions, counts.deletions, counts.insertions, counts.words,
     )  # fmt: skip
+
+
+def fingerprint(base: Base, batch_seconds: float) -> dict[str, Any]:
+    """What decides hypotheses and scores, but for adapter and manifest."""
+    return {
+        "audio": audio.FINGERPRINT,
+        "text": text.FINGERPRINT,
+        "decode": {**decode.fingerprint(base), "batch_seconds": batch_seconds},
+        "base": base.sha256,
+    }
+
+
+def summary(hypotheses: list[Hypothesis]) -> dict[str, Any]:
+    """WER, a fraction, its integer counts, and the number of utterances, as scores.json holds them."""
+    counts = wer.total(h.counts for h in hypotheses)
+    return {"wer": counts.wer, **asdict(counts), "utterances": len(hypotheses)}
 
 
 def evaluate(

@@ -14,15 +14,14 @@ from asrlora.config import RunConfig
 from asrlora.console import progress
 from asrlora.data import audio, audit, batches, shards
 from asrlora.data.findings import Audit
-from asrlora.data.manifest import Utterance, filter_for_training
+from asrlora.data.manifest import Utterance
 from asrlora.data.style import restyle, style
-from asrlora.engine.evaluate import evaluate
+from asrlora.engine.evaluate import evaluate, fingerprint, summary
 from asrlora.engine.runtime import Runtime
 from asrlora.errors import UserError
 from asrlora.files import folder_whole
 from asrlora.models import adapters, decode, families
 from asrlora.runs.record import to_lines, write_whole
-from asrlora.score import text, wer
 
 
 def open_model(model_id: str | None, adapter: Path | None, language: str = "en") -> tuple[Any, families.Base]:
@@ -86,19 +85,13 @@ def evaluate_manifest(
     start = time.monotonic()
     with progress("evaluation", data.seconds) as advance:
         hypotheses = evaluate(runtime, model, base, data, batch_seconds, advance) or []
-    counts = wer.total(h.counts for h in hypotheses)
     scores: dict[str, Any] = {
-        "wer": counts.wer,
-        **asdict(counts),
-        "utterances": len(hypotheses),
+        **summary(hypotheses),
         "left_out": data.rejected,
         "audio_seconds": round(data.seconds, 2),
         "seconds": round(time.monotonic() - start, 2),
         "fingerprint": {
-            "audio": audio.FINGERPRINT,
-            "text": text.FINGERPRINT,
-            "decode": {**decode.fingerprint(base), "batch_seconds": batch_seconds},
-            "base": base.sha256,
+            **fingerprint(base, batch_seconds),
             "adapter": adapters.digest(adapter) if adapter else None,
             "manifest": data.content,
         },
@@ -114,9 +107,10 @@ STYLE_SAMPLE = 64  # utterances; enough to see how a model writes
 def audit_model(config: RunConfig, found: Audit, data: Mapping[str, shards.Shards]) -> Audit:
     """Adds what the base model shows: labels it cannot write, and its style on a sample of domain."""
     model, base = open_model(config.model_id, None)
-    training, _ = filter_for_training(data["train"].samples, config.min_seconds, config.max_seconds)
-    texts = {s.id: restyle(s.text, config.label_case, config.label_punctuation) for s in training}
-    _, unlearnable = families.label(base, texts, {s.id: s.duration for s in training})
+    training, _ = shards.for_training(data["train"], config.min_seconds, config.max_seconds)
+    texts = {s.id: restyle(s.text, config.label_case, config.label_punctuation) for s in training.samples}
+    seconds = dict(zip(texts, training.durations.tolist(), strict=True))
+    _, unlearnable = families.label(base, texts, seconds)
     runtime = Runtime(Accelerator(mixed_precision="no"))
     model.to(runtime.device)
     every = -(-len(data["domain"].samples) // STYLE_SAMPLE)

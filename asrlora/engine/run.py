@@ -12,20 +12,20 @@ from typing import Any
 
 from asrlora.config import RunConfig
 from asrlora.console import Advance, console, progress
-from asrlora.data import audio, manifest
+from asrlora.data import manifest
 from asrlora.data.audit import baseline
 from asrlora.data.findings import Audit
 from asrlora.data.shards import Sample, Shards
 from asrlora.engine import checkpoint, launcher
 from asrlora.engine.checkpoint import Checkpoint
-from asrlora.engine.evaluate import Hypothesis, evaluate
+from asrlora.engine.evaluate import Hypothesis, evaluate, fingerprint, summary
 from asrlora.engine.runtime import Runtime
 from asrlora.engine.step import StepResult
 from asrlora.errors import UserError
-from asrlora.models import adapters, decode
+from asrlora.models import adapters
 from asrlora.models.families import Base
 from asrlora.runs import record, report, tracking
-from asrlora.score import text, verdict, wer
+from asrlora.score import verdict
 
 
 class Run:
@@ -41,6 +41,7 @@ class Run:
         self.initial = config.output_dir / "adapter_initial" if adapters.rewrites_base(config) else None
         self.checkpoints = config.output_dir / "checkpoints"
         self.nonfinite = 0  # steps in a row
+        self.step_seconds = 0.0  # of the last step
         self.baseline: dict[str, float] = {}
         self.best_step, self.best_wer = 0, float("inf")
         self.stopped: str | None = None
@@ -64,10 +65,7 @@ class Run:
         """`found` is the audit so far, and `texts` what the labels say; the baseline adds to the audit."""
         self.found, self.texts = found, texts
         self.fingerprint = {
-            "audio": audio.FINGERPRINT,
-            "text": text.FINGERPRINT,
-            "decode": {**decode.fingerprint(self.base), "batch_seconds": self.config.eval_batch_seconds},
-            "base": self.base.sha256,
+            **fingerprint(self.base, self.config.eval_batch_seconds),
             **{f"{name} manifest": data.content for name, data in self.data.items()},
         }
         described = manifest.describe(len(training.samples), left_out)
@@ -161,8 +159,7 @@ class Run:
         if self.best_step == step:
             self._save_best(self.runtime.bare_model())
         self.record.update(best_step=self.best_step)
-        step_seconds = self._window[-1][1] - self._window[-2][1] if len(self._window) > 1 else 0.0
-        self.runtime.reserve = 5 + 2 * (step_seconds + time.monotonic() - start)
+        self.runtime.reserve = 5 + 2 * (self.step_seconds + time.monotonic() - start)
 
     def evaluate(self, step: int, model: Any) -> bool:
         """Collective. Scores all sets; returns False where a rank was asked to stop meanwhile.
@@ -226,8 +223,7 @@ class Run:
             "seconds": round(time.monotonic() - start, 2),
         }  # fmt: skip
         for name, hypotheses in results.items():
-            counts = wer.total(h.counts for h in hypotheses)
-            scores[name] = {"wer": counts.wer, **asdict(counts), "utterances": len(hypotheses)}
+            scores[name] = summary(hypotheses)
         if self.record is not None:
             lines = {name: [asdict(h) for h in found] for name, found in results.items()}
             self.record.write_evaluation(step, lines, scores)
@@ -268,7 +264,9 @@ class Run:
                 " their utterances stand in nonfinite.jsonl"
             )
 
-    def log(self, step: int, samples: Sequence[Sample], **values: float) -> None:
+    def log(self, step: int, samples: Sequence[Sample], seconds: float, **values: float) -> None:
+        """Notes a step that took so many seconds; `values` go to metrics.jsonl and W&B as they are."""
+        self.step_seconds = seconds
         if self.record is None:
             return
         audio_seconds = sum(sample.duration for sample in samples)

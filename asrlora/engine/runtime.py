@@ -117,11 +117,10 @@ class Runtime:
             read, read_moment = zero.safe_get_full_fp32_param, zero.safe_get_full_optimizer_state
         else:
             read, read_moment = torch.Tensor.detach, lambda p, key: self.optimizer.state[p][key]
-        adapter = {name: _on_cpu(read(p)) for name, p in self.trained().items()}
+        trained = self.trained()
+        adapter = {name: _on_cpu(read(p)) for name, p in trained.items()}
         moments = {
-            f"{name}/{key}": _on_cpu(read_moment(p, key))
-            for name, p in self.trained().items()
-            for key in MOMENTS
+            f"{name}/{key}": _on_cpu(read_moment(p, key)) for name, p in trained.items() for key in MOMENTS
         }
         return adapter, moments
 

@@ -25,7 +25,7 @@ def watch(rank: int, world_size: int, on_silence: Callable[[str], None]) -> Call
     After SILENCE without a count from some rank, calls `on_silence` with a message that names it, and ends
     this process and, where it is on this machine, that rank.
     """
-    store = dist.TCPStore(  # type: ignore[attr-defined]
+    store = dist.TCPStore(  # type: ignore[attr-defined]  # documented, but not in torch's __all__
         os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, wait_for_workers=False
     )
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")

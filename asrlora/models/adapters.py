@@ -1,9 +1,7 @@
 """LoRA, rsLoRA, DoRA, PiSSA and OLoRA adapters by PEFT: attaching, saving, loading, checking."""
 
 import hashlib
-import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ from transformers import AutoConfig
 
 from asrlora.config import RunConfig
 from asrlora.errors import UserError
+from asrlora.files import folder_whole
 from asrlora.models import families
 from asrlora.models.family import Base
 
@@ -101,29 +100,12 @@ def save(model: Any, folder: Path, initial: Path | None) -> None:
 
     `initial` is what save_initial wrote, for initialisations that rewrite the base.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     # the conversion renames the live adapter's config while it works, so it gets a copy of it
-    if initial is not None:
-        model.save_pretrained(
-            aside, save_embedding_layers=False, path_initial_model_for_weight_conversion=str(initial)
-        )
-    else:
+    converted = {"path_initial_model_for_weight_conversion": str(initial)} if initial else {}
+    with folder_whole(folder) as aside:
         # embeddings are never trained; left to itself, PEFT asks the hub whether they were resized
-        model.save_pretrained(aside, save_embedding_layers=False)
-    (aside / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-    for path in aside.iterdir():
-        with open(path, "rb+") as file:
-            os.fsync(file.fileno())
-    aside.chmod(0o755)
-    if folder.exists():
-        old = folder.with_name(f".{folder.name}-old")
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-        aside.rename(folder)
-        shutil.rmtree(old)
-    else:
-        aside.rename(folder)
+        model.save_pretrained(aside, save_embedding_layers=False, **converted)
+        (aside / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
 
 
 def load(base: Base, folder: Path) -> Any:
@@ -151,13 +133,11 @@ def check_saved(model: Any, base: Base, folder: Path, model_id: str) -> float:
         fresh.model.to(live.device)
         saved = _probe(load(fresh, folder), fresh)
     model.train(was_training)
-    difference = float((live - saved).abs().max() / live.abs().max())
-    if not difference <= LOGIT_TOLERANCE:
-        raise RuntimeError(
-            f"the adapter saved in {folder} is not the one that was trained: reloaded on a fresh base,"
-            f" its logits differ by {difference:.1e} of their size"
-        )
-    return difference
+    return _same(
+        live,
+        saved,
+        f"the adapter saved in {folder} is not the one that was trained, reloaded on a fresh base",
+    )
 
 
 def merge(model: Any, base: Base, folder: Path) -> float:
@@ -179,12 +159,14 @@ def merge(model: Any, base: Base, folder: Path) -> float:
     with torch.inference_mode():
         fresh = families.load_base(str(folder), base.language)
         merged = _probe(fresh.model, fresh)
-    difference = float((active - merged).abs().max() / active.abs().max())
+    return _same(active, merged, f"the merged model in {folder} is not the base with its adapter")
+
+
+def _same(one: torch.Tensor, other: torch.Tensor, fault: str) -> float:
+    """max |difference| over max |logits|. Raises RuntimeError with the fault above LOGIT_TOLERANCE."""
+    difference = float((one - other).abs().max() / one.abs().max())
     if not difference <= LOGIT_TOLERANCE:
-        raise RuntimeError(
-            f"the merged model in {folder} is not the base with its adapter: its logits differ by"
-            f" {difference:.1e} of their size"
-        )
+        raise RuntimeError(f"{fault}: its logits differ by {difference:.1e} of their size")
     return difference
 
 

@@ -76,7 +76,8 @@ def frames(base: Base, seconds: float) -> int:
 
 
 def logits(model: Any, base: Base, features: Features, labels: torch.Tensor) -> torch.Tensor:
-    return model(**features).logits  # type: ignore[no-any-return]
+    scores: torch.Tensor = model(**features).logits
+    return scores
 
 
 def loss(base: Base, scores: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -118,4 +119,5 @@ def _frames(base: Base, samples: torch.Tensor) -> torch.Tensor:
         lengths = base.model._get_subsampling_output_length(samples // base.extractor.hop_length)
     else:
         lengths = base.model._get_feat_extract_output_lengths(samples)
-    return lengths.long().clamp(min=0)  # type: ignore[no-any-return]
+    counts: torch.Tensor = lengths.long().clamp(min=0)
+    return counts

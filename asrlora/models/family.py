@@ -125,7 +125,8 @@ def normalised(base: Base, waves: torch.Tensor, mask: torch.Tensor) -> torch.Ten
         unpadded(waves, mask), sampling_rate=SAMPLE_RATE, return_tensors="pt",
         padding="max_length", max_length=waves.shape[1], return_attention_mask=True,
     )  # fmt: skip
-    return extracted.input_values.to(waves.device)  # type: ignore[no-any-return]
+    normal: torch.Tensor = extracted.input_values.to(waves.device)
+    return normal
 
 
 def padded_samples(seconds: float) -> int:

@@ -11,6 +11,8 @@ from asrlora.models.family import Base, Features, Targets, normalised, padded_sa
 
 MODEL_CLASS = "AutoModelForSpeechSeq2Seq"
 
+label_ids, loss = seq2seq.label_ids, seq2seq.loss
+
 # Moonshine's authors cap at 6.5 tokens a second against endless repetition; characters need more
 _TOKENS_PER_SECOND = {"subwords": 6.5, "characters": 30.0}
 _EXTRA_TOKENS = 8
@@ -23,10 +25,6 @@ def targets(kind: str) -> Targets:
 
 def features(base: Base, waves: torch.Tensor, mask: torch.Tensor) -> Features:
     return {"input_values": normalised(base, waves, mask), "attention_mask": mask}
-
-
-def label_ids(base: Base, text: str) -> list[int]:
-    return seq2seq.label_ids(base, text)
 
 
 def check(base: Base, seconds: float, labels: list[int]) -> None:
@@ -44,10 +42,6 @@ def frames(base: Base, seconds: float) -> int:
 
 def logits(model: Any, base: Base, features: Features, labels: torch.Tensor) -> torch.Tensor:
     return seq2seq.logits(model, base, features, _prompt(base), labels)
-
-
-def loss(base: Base, scores: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return seq2seq.loss(base, scores, mask, labels)
 
 
 def transcribe(

@@ -33,8 +33,8 @@ def logits(
     start = torch.tensor(prompt, device=labels.device).expand(len(labels), -1)
     previous = torch.cat([start, labels[:, :-1]], dim=1)
     previous = previous.masked_fill(previous == IGNORED, base.model.config.pad_token_id or 0)
-    out = model(**features, decoder_input_ids=previous, use_cache=False)
-    return out.logits[:, len(prompt) - 1 :]  # type: ignore[no-any-return]
+    scores: torch.Tensor = model(**features, decoder_input_ids=previous, use_cache=False).logits
+    return scores[:, len(prompt) - 1 :]
 
 
 def loss(base: Base, scores: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

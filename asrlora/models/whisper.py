@@ -12,6 +12,8 @@ from asrlora.models.family import Base, Features, Targets, refuse_longer, unpadd
 
 MODEL_CLASS = "AutoModelForSpeechSeq2Seq"
 
+loss = seq2seq.loss
+
 # Scripts that the byte-level tokens barely know take several tokens a character: three times English
 _TOKENS_PER_SECOND = 20.0
 _EXTRA_TOKENS = 8
@@ -53,10 +55,6 @@ def frames(base: Base, seconds: float) -> int:
 
 def logits(model: Any, base: Base, features: Features, labels: torch.Tensor) -> torch.Tensor:
     return seq2seq.logits(model, base, features, prompt(base), labels)
-
-
-def loss(base: Base, scores: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return seq2seq.loss(base, scores, mask, labels)
 
 
 def transcribe(

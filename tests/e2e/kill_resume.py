@@ -55,7 +55,7 @@ def _rank(rank: int, world: int, port: int, flags: list[str], log: Path) -> None
             "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
             "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
         }  # fmt: skip
-    sys.stdout = sys.stderr = open(log, "a", buffering=1)  # noqa: SIM115
+    sys.stdout = sys.stderr = open(log, "a", buffering=1)  # noqa: SIM115 - open as long as the rank lives
     os.dup2(sys.stdout.fileno(), 1)
     os.dup2(sys.stdout.fileno(), 2)
     from asrlora import train
@@ -76,7 +76,7 @@ def start(world: int, flags: list[str], log: Path) -> list[multiprocessing.Proce
     ranks = [server.Process(target=_rank, args=(r, world, port, flags, log)) for r in range(world)]
     for rank in ranks:
         rank.start()
-    return ranks  # type: ignore[return-value]
+    return ranks
 
 
 def wait(ranks: list[multiprocessing.Process], seconds: float) -> list[int | None]:

@@ -33,7 +33,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     speech = kill_resume.small(folder / "speech")
     found = {world: kill_resume.undisturbed(speech, folder / str(world), world) for world in (1, 2)}
     results, seconds = ({world: one[i] for world, one in found.items()} for i in (0, 1))
-    return Undisturbed(speech, folder, results, seconds)  # type: ignore[arg-type]
+    return Undisturbed(speech, folder, results, seconds)
 
 
 def test_two_runs_with_one_seed_are_identical_to_the_byte(undisturbed: Undisturbed, tmp_path: Path) -> None:

@@ -289,7 +289,7 @@ def test_a_foreign_style_is_told_with_a_mend_that_silences_it(
     expected = [f"case {case}"] * bool(case) + [f"punctuation {punctuation}"] * bool(punctuation)
     assert mends == expected
     assert not any(f.stops for f in found)
-    mended = [restyle(text, case or "keep", punctuation or "keep") for text in labels]  # type: ignore[arg-type]
+    mended = [restyle(text, case or "keep", punctuation or "keep") for text in labels]
     assert audit.label_style(style(mended), style(model)) == []
 
 

@@ -58,7 +58,7 @@ def test_a_full_disk_at_any_moment_leaves_the_one_before(
     tmp_path: Path, call: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint.save(tmp_path, make(5), keep=1)
-    honest, calls = checkpoint._write, []
+    honest, calls = checkpoint.write_synced, []
 
     def fails(path: Path, data: bytes) -> None:
         calls.append(path)
@@ -67,7 +67,7 @@ def test_a_full_disk_at_any_moment_leaves_the_one_before(
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_write", fails)
+        patch.setattr(checkpoint, "write_synced", fails)
         with pytest.raises(UserError, match=r"step 10 cannot be written .* \(No space left on device\)"):
             checkpoint.save(tmp_path, make(10), keep=1)
     assert same(checkpoint.load_newest(tmp_path), make(5))

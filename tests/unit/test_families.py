@@ -117,7 +117,7 @@ def test_greedy_hypotheses_are_transformers_own(base: Base) -> None:
             if base.model.generation_config.is_multilingual:
                 settings |= {"language": "en", "task": "transcribe"}
         else:
-            settings["max_new_tokens"] = base.family.token_limit(base, SECONDS[0])  # type: ignore[attr-defined]
+            settings["max_new_tokens"] = base.family.token_limit(base, SECONDS[0])
         own = base.tokenizer.batch_decode(
             base.model.generate(**features, **settings), skip_special_tokens=True
         )  # fmt: skip
