@@ -148,15 +148,19 @@ def encode_flac(pcm: Pcm) -> bytes:
 def decode_flac(data: bytes, frames: int) -> Pcm:
     """The inverse of `encode_flac`, sample by sample: no step of the audio path is repeated.
 
-    Raises AudioError unless the data is mono FLAC of `frames` samples at 16 kHz, before it decodes.
+    By dr_flac, which takes half of libFLAC's time; this is nearly all that a loader does. Raises
+    AudioError unless the data is mono, 16-bit FLAC of `frames` samples at 16 kHz, before it decodes.
     """
+    import miniaudio
+
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            if (file.format, file.channels, file.samplerate, file.frames) != ("FLAC", 1, SAMPLE_RATE, frames):
-                raise AudioError(f"is not mono FLAC of {frames} samples at {SAMPLE_RATE} Hz")
-            pcm: Pcm = file.read(dtype="int16")
-    except (soundfile.LibsndfileError, RuntimeError) as error:
+        head = miniaudio.flac_get_info(data)
+        found = (head.nchannels, head.sample_width, head.sample_rate, head.num_frames)
+        if found != (1, 2, SAMPLE_RATE, frames):
+            raise AudioError(f"is not mono, 16-bit FLAC of {frames} samples at {SAMPLE_RATE} Hz")
+        pcm = np.frombuffer(miniaudio.flac_read_s16(data).samples, np.int16)
+    except miniaudio.DecodeError as error:
         raise AudioError(f"cannot be decoded ({error})") from error
-    if len(pcm) != frames:
+    if len(pcm) != frames:  # dr_flac ends at the first broken block without a word
         raise AudioError(f"holds {len(pcm)} samples, not {frames}")
     return pcm
