@@ -1,10 +1,10 @@
 """Checkpoints: all that a run needs to go on, on any number of processes, by DDP or ZeRO-2.
 
 `checkpoints/step-NNNNNN/` holds `adapter.safetensors` (fp32, as it is trained), `optimizer.safetensors`
-(AdamW's moments by parameter name) and `state.json` (step, best so far, sha256 of the two others). The
-folder is written aside, synced and renamed, and `state.json` comes last of all: a folder without it is no
-checkpoint. Random numbers need no place in it: dropout, augmentation and the plan are drawn from (seed,
-step), and the learning rate is a function of the step.
+(AdamW's moments, end to end in the order of the adapter's names) and `state.json` (step, best so far,
+sha256 of the two others). The folder is written aside, synced and renamed, and `state.json` comes last of
+all: a folder without it is no checkpoint. Random numbers need no place in it: dropout, augmentation and
+the plan are drawn from (seed, step), and the learning rate is a function of the step.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ class State:
 class Checkpoint:
     state: State
     adapter: Tensors  # fp32, by parameter name
-    moments: Tensors  # fp32, "NAME/exp_avg" and "NAME/exp_avg_sq"
+    moments: Tensors  # fp32, "exp_avg" and "exp_avg_sq", each end to end in the order of the adapter's names
 
 
 def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:

@@ -136,6 +136,7 @@ class Run:
 
         Step 0 is a candidate for the best adapter like any other: it changes nothing.
         """
+        self.frozen = adapters.digest_frozen(model) if self.record is not None else None
         if found is None:
             if self.record is not None:
                 if self.initial is not None:
@@ -293,6 +294,8 @@ class Run:
     def finish(self) -> None:
         if self.record is None:
             return
+        if adapters.digest_frozen(self.runtime.bare_model()) != self.frozen:
+            raise RuntimeError("training has changed weights of the base, and not the adapter alone")
         judged = record.judge_run(self.config.output_dir)
         self._spent("verdict")
         stages = {name: round(seconds, 1) for name, seconds in self.stages.items()}

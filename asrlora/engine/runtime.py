@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import math
 import os
 import signal
@@ -9,7 +10,7 @@ import time
 import types
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import psutil
@@ -40,6 +41,8 @@ class Runtime:
     deadline: float = math.inf  # seconds since 1970
     reserve: float = 10.0  # seconds that one more step and a save take; measured as the run goes on
     end_watch: Callable[[], None] | None = None
+    unreached: set[str] = field(default_factory=set)  # adapter tensors that no gradient has come to yet
+    _marks: list[Any] = field(default_factory=list)  # the hooks that find that out
 
     @property
     def rank(self) -> int:
@@ -68,7 +71,26 @@ class Runtime:
 
     def prepare(self, model: Any, optimizer: torch.optim.Optimizer) -> None:
         """Collective. Wraps model and optimizer for the way this run is launched."""
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                self.unreached.add(name)
+                self._marks.append(parameter.register_hook(functools.partial(self._mark, name)))
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+
+    def _mark(self, name: str, gradient: torch.Tensor) -> None:
+        self.unreached.discard(name)
+
+    def _check_reached(self) -> None:
+        """At the first update of a run. An adapter that the model computes past would be saved, loaded
+        and evaluated without a complaint, and never learn."""
+        if self.unreached:
+            raise UserError(
+                f"{len(self.unreached)} tensors of the adapter got no gradient in the first step, such as"
+                f" {min(self.unreached)}: the model computes past them; choose other --lora-targets"
+            )
+        for mark in self._marks:
+            mark.remove()
+        self._marks.clear()
 
     def bare_model(self) -> Any:
         """The model without DDP's or DeepSpeed's wrapper, the adapter still active."""
@@ -93,8 +115,10 @@ class Runtime:
     def update(self) -> float:
         """Collective. Applies the gradients; returns their norm before clipping.
 
-        Where the norm is not finite, on any rank, no rank applies anything.
+        Where the norm is not finite, on any rank, no rank applies anything. Raises UserError when the
+        first gradients did not reach all of the adapter.
         """
+        self._check_reached()
         if self.is_deepspeed:  # it has done so in `backward`, and skips such a step by itself
             return float(self.accelerator.deepspeed_engine_wrapped.get_global_grad_norm() or 0.0)
         trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -105,11 +129,12 @@ class Runtime:
         return norm
 
     def trained(self) -> dict[str, torch.nn.Parameter]:
-        """The parameters of the adapter by name, the same with DDP's or DeepSpeed's wrapper and without."""
-        return {name: p for name, p in self.bare_model().named_parameters() if p.requires_grad}
+        """The parameters of the adapter in order of their names, which no wrapper changes."""
+        return dict(sorted((n, p) for n, p in self.bare_model().named_parameters() if p.requires_grad))
 
     def state(self) -> tuple[Tensors, Tensors]:
-        """Collective. The adapter and AdamW's moments, whole, in fp32, on the CPU, on every rank."""
+        """Collective. The adapter, and AdamW's moments end to end in the order of the adapter's names:
+        whole, in fp32, on the CPU, on every rank."""
         if self.is_deepspeed:
             from deepspeed import utils as zero
 
@@ -120,7 +145,8 @@ class Runtime:
         trained = self.trained()
         adapter = {name: _on_cpu(read(p)) for name, p in trained.items()}
         moments = {
-            f"{name}/{key}": _on_cpu(read_moment(p, key)) for name, p in trained.items() for key in MOMENTS
+            key: torch.cat([_on_cpu(read_moment(p, key)).flatten() for p in trained.values()])
+            for key in MOMENTS
         }
         return adapter, moments
 
@@ -128,11 +154,17 @@ class Runtime:
         """Puts back what `state` gave after optimizer step `step`, in a run of any world size."""
         taken = torch.tensor(float(step))  # as torch's AdamW counts its steps
         trained = self.trained()
+        sizes = [parameter.numel() for parameter in trained.values()]
+        apart = {key: dict(zip(trained, torch.split(moments[key], sizes), strict=True)) for key in MOMENTS}
+
+        def moment(key: str, name: str) -> torch.Tensor:
+            return torch.clone(apart[key][name].view_as(trained[name])).to(self.device)
+
         for name, parameter in trained.items():
             parameter.data.copy_(adapter[name])
         if not self.is_deepspeed:
             for name, parameter in trained.items():
-                found = {key: moments[f"{name}/{key}"].to(self.device) for key in MOMENTS}
+                found = {key: moment(key, name) for key in MOMENTS}
                 self.optimizer.state[parameter] = {"step": taken.clone(), **found}
             return
         from deepspeed import utils as zero
@@ -145,7 +177,7 @@ class Runtime:
         for name, parameter in trained.items():
             zero.safe_set_full_fp32_param(parameter, adapter[name].to(self.device))
             for key in MOMENTS:
-                zero.safe_set_full_optimizer_state(parameter, moments[f"{name}/{key}"].to(self.device), key)
+                zero.safe_set_full_optimizer_state(parameter, moment(key, name), key)
 
     def sum(self, *values: float) -> list[float]:
         """Collective. The sums over ranks, in double precision."""

@@ -189,3 +189,15 @@ def digest(folder: Path) -> str:
     for name in sorted(weights):
         hasher.update(name.encode() + weights[name].numpy().tobytes())
     return hasher.hexdigest()
+
+
+def digest_frozen(model: Any) -> str:
+    """sha256 of all that training must leave as it is: weights without gradient, and buffers such as
+    BatchNorm's statistics."""
+    hasher = hashlib.sha256()
+    kept = {name: p for name, p in model.named_parameters() if not p.requires_grad}
+    for name, tensor in sorted({**kept, **dict(model.named_buffers())}.items()):
+        values = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        hasher.update(name.encode())
+        hasher.update(values.data)
+    return hasher.hexdigest()

@@ -25,7 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from conftest import Speech, speak
+from conftest import ROOT, Speech, speak
 
 SETTINGS = {
     "max_steps": 12, "eval_interval": 6, "save_interval": 2, "learning_rate": 3e-3, "batch_size": 2,
@@ -49,8 +49,13 @@ def small(folder: Path) -> Speech:
     return whole
 
 
-def _rank(rank: int, world: int, port: int, flags: list[str], log: Path) -> None:
-    if world > 1:  # as the launcher does
+def _rank(rank: int, world: int, port: int, flags: list[str], log: Path, zero2: bool) -> None:
+    if zero2:  # as the launcher does
+        os.environ |= {
+            "ACCELERATE_USE_DEEPSPEED": "true",
+            "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(ROOT / "ds_configs" / "zero2.json"),
+        }
+    if world > 1 or zero2:
         os.environ |= {
             "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
             "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
@@ -67,13 +72,13 @@ def _rank(rank: int, world: int, port: int, flags: list[str], log: Path) -> None
     os._exit(code)
 
 
-def start(world: int, flags: list[str], log: Path) -> list[multiprocessing.Process]:
+def start(world: int, flags: list[str], log: Path, zero2: bool = False) -> list[multiprocessing.Process]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(PRELOAD)
-    ranks = [server.Process(target=_rank, args=(r, world, port, flags, log)) for r in range(world)]
+    ranks = [server.Process(target=_rank, args=(r, world, port, flags, log, zero2)) for r in range(world)]
     for rank in ranks:
         rank.start()
     return ranks
@@ -103,10 +108,12 @@ def result(run: Path) -> dict[str, str]:
     return {**found, "metrics.jsonl": json.dumps(metrics)}
 
 
-def undisturbed(speech: Speech, folder: Path, world: int) -> tuple[dict[str, str], float]:
+def undisturbed(
+    speech: Speech, folder: Path, world: int, zero2: bool = False
+) -> tuple[dict[str, str], float]:
     """An undisturbed run: its result, and the seconds that it took."""
     begin = time.monotonic()
-    codes = wait(start(world, speech.flags(folder, **SETTINGS), folder.with_suffix(".log")), 300)
+    codes = wait(start(world, speech.flags(folder, **SETTINGS), folder.with_suffix(".log"), zero2), 300)
     assert codes == [0] * world, folder.with_suffix(".log").read_text()[-3000:]
     return result(folder), time.monotonic() - begin
 
@@ -116,14 +123,20 @@ def differences(one: dict[str, str], other: dict[str, str]) -> list[str]:
 
 
 def trial(
-    number: int, speech: Speech, folder: Path, world: int, expected: dict[str, str], took: float
+    number: int,
+    speech: Speech,
+    folder: Path,
+    world: int,
+    expected: dict[str, str],
+    took: float,
+    zero2: bool = False,
 ) -> list[str]:
     """One run with its kills; returns what was done to it. Raises AssertionError on a difference."""
     rng = random.Random(number)
     run, log, done = folder / f"trial-{number}", folder / f"trial-{number}.log", []
     flags = speech.flags(run, **SETTINGS)
     for _ in range(KILLS):
-        ranks = start(world, flags, log)
+        ranks = start(world, flags, log, zero2)
         moment = rng.uniform(0.0, took)
         if any(code is not None for code in wait(ranks[:1], moment)):
             break  # it was faster than the kill
@@ -137,7 +150,7 @@ def trial(
         for rank in ranks:  # as the launcher does with ranks that are left, waiting for one that is dead
             rank.kill()
         wait(ranks, 60)
-    codes = wait(start(world, flags, log), 300)
+    codes = wait(start(world, flags, log, zero2), 300)
     assert codes == [0] * world, f"trial {number}: {done}, then {codes}\n{log.read_text()[-3000:]}"
     odd = differences(result(run), expected)
     assert not odd, f"trial {number}: {done}; these files differ: {odd}\n{log.read_text()[-3000:]}"
@@ -149,18 +162,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--trials", type=int, default=10)
     parser.add_argument("--world", type=int, default=2)
+    parser.add_argument("--zero2", action="store_true", help="under DeepSpeed ZeRO-2")
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="kill-resume-"))
     os.environ["ASRLORA_CACHE"] = str(folder / "cache")
     speech = small(folder / "speech")
-    expected, took = undisturbed(speech, folder / "undisturbed", args.world)
+    expected, took = undisturbed(speech, folder / "undisturbed", args.world, args.zero2)
     print(f"undisturbed: {took:.1f} s, {len(expected)} files", flush=True)
     kills = 0
     for number in range(args.trials):
-        done = trial(number, speech, folder, args.world, expected, took)
+        done = trial(number, speech, folder, args.world, expected, took, args.zero2)
         kills += len(done)
         print(f"trial {number}: {'; '.join(done) or 'faster than the kill'}: the same", flush=True)
-    print(f"{args.trials} of {args.trials} trials at world {args.world} ended the same, after {kills} kills")
+    kind = f"world {args.world}{', ZeRO-2' if args.zero2 else ''}"
+    print(f"{args.trials} of {args.trials} trials at {kind} ended the same, after {kills} kills")
     shutil.rmtree(folder)
     return 0
 

@@ -87,11 +87,11 @@ def test_a_signal_saves_and_ends_with_75_and_the_run_goes_on(
 def test_going_on_with_other_numbers_of_processes_reads_the_same(
     undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    """1, then 2, then 1 process: the same batches, and the same adapter but for rounding."""
+    """1 process, 2, 2 by ZeRO-2, 1: the same batches, and the same adapter but for rounding."""
     run = tmp_path / "run"
     flags = undisturbed.speech.flags(run, **SETTINGS)
-    for world, until in ((1, 4), (2, 9)):
-        ranks = start(world, flags, tmp_path / "log")
+    for world, until, zero2 in ((1, 3, False), (2, 6, False), (2, 9, True)):
+        ranks = start(world, flags, tmp_path / "log", zero2)
         until_step(run, until)
         for rank in ranks:
             os.kill(rank.pid or 0, signal.SIGTERM)
@@ -104,8 +104,9 @@ def test_going_on_with_other_numbers_of_processes_reads_the_same(
     path = "checkpoints/step-000012/adapter.safetensors"
     ours, theirs = load_file(run / path), load_file(whole / path)
     assert max(float((ours[name] - theirs[name]).abs().max()) for name in theirs) < 2e-4
-    worlds = [attempt["world_size"] for attempt in record.read_json(run / "run.json")["attempts"]]
-    assert worlds == [1, 2, 1]
+    attempts = record.read_json(run / "run.json")["attempts"]
+    assert [attempt["world_size"] for attempt in attempts] == [1, 2, 2, 1]
+    assert attempts[2]["launch"] == "ZeRO-2"
 
 
 @pytest.fixture

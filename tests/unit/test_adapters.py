@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import tiny
 from asrlora.config import RunConfig
 from asrlora.errors import UserError
 from asrlora.models import adapters, families, hub
@@ -143,3 +144,15 @@ def test_targets_that_match_nothing_list_what_there_is() -> None:
 def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no adapter_config\.json"):
         adapters.load(families.load_base(str(BASE)), tmp_path)
+
+
+def test_a_change_of_what_is_frozen_changes_the_digest(tmp_path: Path) -> None:
+    base = families.load_base(tiny.save("parakeet", tmp_path))
+    model = adapters.attach(base, config())
+    before = adapters.digest_frozen(model)
+    with torch.no_grad():
+        next(p for p in model.parameters() if p.requires_grad).add_(1)
+    assert adapters.digest_frozen(model) == before
+    statistics = next(b for name, b in model.named_buffers() if name.endswith("running_mean"))
+    statistics.add_(1e-6)
+    assert adapters.digest_frozen(model) != before
