@@ -19,6 +19,7 @@ RECIPE = """max_steps batch_size batch_seconds gradient_accumulation_steps min_s
 label_case label_punctuation""".split()
 
 if TYPE_CHECKING:
+    from asrlora.bench import Figures
     from asrlora.data.manifest import Utterance
 
 
@@ -146,6 +147,10 @@ def _parser() -> argparse.ArgumentParser:
     bench_data.set_defaults(run=_bench_data)
     bench_data.add_argument("--output", type=Path, help="write the figures here as JSON")
     bench_data.add_argument("--small", action="store_true", help="a hundredth of everything: does it run?")
+    bench_engine = bench_steps.add_parser("engine", help="checkpoints and going on, on the demo (3 minutes)")
+    bench_engine.set_defaults(run=_bench_engine)
+    bench_engine.add_argument("--data-dir", type=Path, default=Path("data/demo"), help="the demo's corpus")
+    bench_engine.add_argument("--output", type=Path, help="write the figures here as JSON")
 
     evaluate = commands.add_parser("eval", help="hypotheses and WER of a model on a manifest")
     evaluate.set_defaults(run=_eval)
@@ -378,14 +383,27 @@ def _shards_verify(args: argparse.Namespace) -> int:
 
 
 def _bench_data(args: argparse.Namespace) -> int:
-    from asrlora.bench import bench_data, tell
+    from asrlora.bench import bench_data
 
-    figures = bench_data(0.01 if args.small else 1.0)
+    return _tell_figures(bench_data(0.01 if args.small else 1.0), args.output)
+
+
+def _bench_engine(args: argparse.Namespace) -> int:
+    from asrlora.bench_engine import bench_engine
+    from asrlora.demo.demo import make_corpus
+
+    make_corpus(args.data_dir)
+    return _tell_figures(bench_engine(args.data_dir), args.output)
+
+
+def _tell_figures(figures: "Figures", output: Path | None) -> int:
+    from asrlora.bench import tell
+
     tell(figures)
-    if args.output:
+    if output:
         from asrlora.runs.record import write_whole
 
-        write_whole(args.output, json.dumps(figures, indent=1) + "\n")
+        write_whole(output, json.dumps(figures, indent=1) + "\n")
     return 0
 
 

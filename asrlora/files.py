@@ -1,9 +1,11 @@
 """Writing files so that nobody ever sees half of one."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -74,3 +76,19 @@ def folder_whole(path: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def lock(path: Path, seconds: float) -> BinaryIO | None:
+    """Holds `path` until the result is closed or the process is gone, however it goes; None where somebody
+    else holds it for that long. (flock: on NFS it holds between machines too, by Linux's emulation.)"""
+    file = open(path, "ab")  # noqa: SIM115 - held open on purpose
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError:
+            if time.monotonic() > end:
+                file.close()
+                return None
+            time.sleep(0.1)

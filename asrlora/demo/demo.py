@@ -90,22 +90,7 @@ def run_demo(data: Path, output: Path, seed: int) -> int:
     with _timed("corpus", times):
         seconds = make_corpus(data)
     console.print(f"corpus: {seconds / 3600:.2f} h of speech in {data}")
-    names = {
-        "--dataset-path": "train_manifest_expanded.jsonl",
-        "--manifest-path": "domain_manifest.jsonl",
-        "--safety-manifest-path": "heldout_manifest.jsonl",
-    }
-    flags = {
-        "--model-id": _from_here(ROOT / "asrlora" / "demo" / "base"),
-        **{flag: _from_here(data / name) for flag, name in names.items()},
-        "--output-dir": _from_here(output), "--seed": str(seed), **FLAGS,
-    }  # fmt: skip
-    command = [
-        str(Path(sys.executable).parent / "accelerate"), "launch",
-        "--config_file", _from_here(ROOT / "accelerate_configs" / "cpu.yaml"),
-        _from_here(ROOT / "asrlora" / "train.py"),
-        *(word for pair in flags.items() for word in pair),
-    ]  # fmt: skip
+    command = training_command(data, output, {"--seed": str(seed)})
     with _timed("audit, shards, baseline, training, verdict", times):
         # torchrun sets one thread a process anyway, with a banner
         finished = subprocess.run(command, env={"OMP_NUM_THREADS": "1", **os.environ})
@@ -113,6 +98,25 @@ def run_demo(data: Path, output: Path, seed: int) -> int:
         console.print(f"training ended with code {finished.returncode}; its last words are above")
         return 1
     return _tell(output, times)
+
+
+def training_command(data: Path, output: Path, settings: dict[str, str]) -> list[str]:
+    """The demo's training on two processes; `settings` are flags that win over its own."""
+    flags = {
+        "--model-id": _from_here(ROOT / "asrlora" / "demo" / "base"),
+        "--dataset-path": _from_here(data / "train_manifest_expanded.jsonl"),
+        "--manifest-path": _from_here(data / "domain_manifest.jsonl"),
+        "--safety-manifest-path": _from_here(data / "heldout_manifest.jsonl"),
+        "--output-dir": _from_here(output),
+        **FLAGS,
+        **settings,
+    }
+    return [
+        str(Path(sys.executable).parent / "accelerate"), "launch",
+        "--config_file", _from_here(ROOT / "accelerate_configs" / "cpu.yaml"),
+        _from_here(ROOT / "asrlora" / "train.py"),
+        *(word for pair in flags.items() for word in pair),
+    ]  # fmt: skip
 
 
 def _from_here(path: Path) -> str:

@@ -45,7 +45,9 @@ class Run:
         self.baseline: dict[str, float] = {}
         self.best_step, self.best_wer = 0, float("inf")
         self.stopped: str | None = None
-        self.stages = {"start and shards": 0.0, "baseline": 0.0, "training": 0.0, "evaluations": 0.0}
+        self.stages = dict.fromkeys(
+            ("start and shards", "baseline", "adapter", "training", "evaluations", "checkpoints"), 0.0
+        )
         self._mark = launcher.process_start()
         self._bar = contextlib.ExitStack()  # the training bar of a terminal; evaluations have their own
         self._advance: Advance | None = None
@@ -137,28 +139,31 @@ class Run:
         Step 0 is a candidate for the best adapter like any other: it changes nothing.
         """
         self.frozen = adapters.digest_frozen(model) if self.record is not None else None
-        if found is None:
-            if self.record is not None:
-                if self.initial is not None:
-                    adapters.save_initial(model, self.initial)
-                self.record.update(trained_parameters=sum(p.numel() for p in self.runtime.trained().values()))
-                self._save_best(model)
-            return 0
-        self.runtime.restore(found.adapter, found.moments, found.state.step)
-        self.best_step, self.best_wer = found.state.best_step, found.state.best_wer
-        return found.state.step
+        if found is not None:
+            self.runtime.restore(found.adapter, found.moments, found.state.step)
+            self.best_step, self.best_wer = found.state.best_step, found.state.best_wer
+        elif self.record is not None:
+            if self.initial is not None:
+                adapters.save_initial(model, self.initial)
+            self.record.update(trained_parameters=sum(p.numel() for p in self.runtime.trained().values()))
+            self._save_best(model)
+        self._spent("adapter")
+        return found.state.step if found else 0
 
     def save(self, step: int) -> None:
         """Collective. A checkpoint after optimizer step `step`, and the adapter if it is the best."""
+        self._spent("training")
         adapter, moments = self.runtime.state()
         if self.record is None:
             return
         start = time.monotonic()
         state = checkpoint.State(step, self.best_step, self.best_wer)
         checkpoint.save(self.checkpoints, Checkpoint(state, adapter, moments), self.config.keep_checkpoints)
+        self._spent("checkpoints")
         # After the checkpoint: an adapter_best that is newer than it could not be accounted for.
         if self.best_step == step:
             self._save_best(self.runtime.bare_model())
+            self._spent("adapter")
         self.record.update(best_step=self.best_step)
         self.runtime.reserve = 5 + 2 * (self.step_seconds + time.monotonic() - start)
 

@@ -2,13 +2,14 @@
 
 A process that dies is the launcher's to notice. One that is frozen (stopped, swapped out, on a machine that
 hangs) holds all others in their next collective, for half an hour by torch's default. So a thread of every
-rank counts aloud in the store that the launcher keeps, and listens to the others.
+rank counts aloud in the store that the launcher keeps, and listens to the others. Where the launcher itself
+is gone, nobody is left to end the others and to tell how it went: then the run ends too.
 """
 
+import contextlib
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -54,15 +55,18 @@ def watch(rank: int, world_size: int, on_silence: Callable[[str], None]) -> Call
     def guarded() -> None:
         try:
             run()
-        except RuntimeError as error:
-            # the store is gone, and with it the launcher: the main thread learns it from its collective
+        except RuntimeError:
             if not ended.is_set():
-                print(f"asrlora: the watch over the other ranks ended ({error})", file=sys.stderr, flush=True)
+                # With the store goes the launcher, which alone can end the others and say how all this
+                # went; ranks that went on without it would write into the next attempt's files.
+                on_silence("the launcher, which keeps the ranks' store, is gone")
+                os._exit(1)
 
     def end() -> None:
         ended.set()
         thread.join()
-        store.set(keys[rank], "left")
+        with contextlib.suppress(RuntimeError):  # the store may be another rank's, which has ended before
+            store.set(keys[rank], "left")
 
     thread = threading.Thread(target=guarded, name="asrlora-watchdog", daemon=True)
     thread.start()

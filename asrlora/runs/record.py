@@ -15,13 +15,15 @@ import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from asrlora.errors import UserError
+from asrlora.files import lock
 from asrlora.files import write_whole as write_whole  # callers of this module use it too
 from asrlora.score import verdict
 from asrlora.score.wer import Counts
 
+LEFT_BEHIND = 30.0  # seconds that ranks may live on after their launcher or a peer was killed
 LIBRARIES = ("torch", "accelerate", "deepspeed", "transformers", "peft", "webdataset", "jiwer")
 
 
@@ -45,15 +47,30 @@ def check_free(folder: Path) -> None:
         raise UserError(f"--output-dir {folder} cannot be written to ({existing} is read-only)")
 
 
+def _lock(folder: Path) -> BinaryIO:
+    """Two attempts at one run would write into each other's files: an orphan of a killed launcher, or a task
+    that was requeued too early. The first ones end within this time (see engine/watchdog.py)."""
+    held = lock(folder / ".lock", LEFT_BEHIND)
+    if held is None:
+        raise UserError(
+            f"--output-dir {folder} is in use by another attempt at this run; wait for its end, or stop it"
+        )
+    return held
+
+
 @dataclass
 class RunRecord:
     """Writes one run's files. Only rank 0 holds one."""
 
     folder: Path
     identity: dict[str, Any]
+    lock: BinaryIO  # held until the attempt ends
 
     @classmethod
     def create(cls, folder: Path, **identity: Any) -> "RunRecord":
+        folder.mkdir(parents=True, exist_ok=True)
+        held = _lock(folder)
+        check_free(folder)
         record = cls(
             folder,
             {
@@ -67,6 +84,7 @@ class RunRecord:
                 "versions": versions(),
                 "attempts": [],
             },
+            held,
         )
         record._write()
         return record
@@ -77,6 +95,7 @@ class RunRecord:
 
         Raises UserError when one of `same` (fingerprint, data) differs from what the run began with.
         """
+        held = _lock(folder)
         identity = read_json(folder / "run.json")
         for key, value in same.items():
             before, now = identity[key], json.loads(json.dumps(value))
@@ -87,7 +106,7 @@ class RunRecord:
                     f"--resume auto: {', '.join(odd) or key} of the run in {folder} has changed since it"
                     " began; put it back, or start another run in a new --output-dir"
                 )
-        return cls(folder, identity)
+        return cls(folder, identity, held)
 
     def begin_attempt(self, step: int, **how: Any) -> None:
         """Notes that these processes take the run on after optimizer step `step`."""
@@ -110,6 +129,7 @@ class RunRecord:
 
     def end(self, state: str, reason: str | None) -> None:
         self.update(state=state, reason=reason, ended=_now())
+        self.lock.close()
 
     def log(self, entry: dict[str, Any], file_name: str = "metrics.jsonl") -> None:
         """Appends one line to metrics.jsonl, or to another file of lines."""

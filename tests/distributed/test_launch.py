@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from safetensors.torch import load_file
 
@@ -121,3 +122,25 @@ def test_a_signal_to_the_launcher_stops_its_ranks_with_a_checkpoint(speech: Spee
     identity = json.loads((run / "run.json").read_text())
     assert identity["state"] == "preempted"
     assert len(list((run / "checkpoints").glob("step-*/state.json"))) == 1
+
+
+def test_ranks_end_when_their_launcher_is_killed(speech: Speech, tmp_path: Path) -> None:
+    """Else they would write into the files of the attempt that goes on with the run."""
+    run = tmp_path / "run"
+    flags = speech.flags(run, **{**SETTINGS, "max_steps": 5000, "eval_interval": 5000})
+    with subprocess.Popen([*WAYS["ddp"], "asrlora/train.py", *flags], cwd=ROOT) as launcher:
+        end = time.monotonic() + 200
+        while not (run / "metrics.jsonl").exists():
+            assert launcher.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        ranks = psutil.Process(launcher.pid).children(recursive=True)
+        launcher.kill()
+    gone, left = psutil.wait_procs(ranks, timeout=30)
+    for rank in left:
+        rank.kill()
+    assert len(gone) >= 2
+    assert not left
+    identity = json.loads((run / "run.json").read_text())
+    assert identity["state"] == "failed"
+    assert "launcher" in identity["reason"]

@@ -106,3 +106,12 @@ def test_the_report_is_one_page_with_the_figures(tmp_path: Path) -> None:
         "http://creativecommons", ""
     )
     assert "src=" not in page
+
+
+def test_two_attempts_at_once_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "LEFT_BEHIND", 0.0)
+    first = record.RunRecord.create(tmp_path / "run")
+    with pytest.raises(UserError, match="in use by another attempt"):
+        record.RunRecord.reopen(tmp_path / "run")
+    first.end("preempted", None)
+    record.RunRecord.reopen(tmp_path / "run").end("complete", None)

@@ -1,0 +1,101 @@
+"""What surviving costs: `asrlora bench engine`, on the demo's training with a save every 50 steps.
+
+One run is left alone, one is killed and gone on with. Their own records (run.json) hold the seconds of
+each stage. The evaluation sets are a few utterances: they are not what is measured.
+"""
+
+import json
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from asrlora.bench import Figures
+from asrlora.console import console
+from asrlora.demo.demo import training_command
+from asrlora.engine import checkpoint
+from asrlora.runs.record import read_json, read_lines
+
+STEPS, SAVE_INTERVAL, KILLED_AFTER = 200, 50, 110
+EVALUATED = 8  # utterances of domain and of heldout
+PATIENCE = 300.0  # seconds
+
+
+def bench_engine(data: Path) -> Figures:
+    """All figures; `data` is the demo's corpus."""
+    with tempfile.TemporaryDirectory(prefix="asrlora-bench-") as name:
+        folder = Path(name)
+        settings = {"--max-steps": str(STEPS), "--save-interval": str(SAVE_INTERVAL), "--resume": "auto"}
+        for flag, part in (("--manifest-path", "domain"), ("--safety-manifest-path", "heldout")):
+            settings[flag] = str(_few(data / f"{part}_manifest.jsonl", folder / f"{part}.jsonl"))
+        commands = {
+            run: [
+                *training_command(data, folder / run, settings),
+                "--allow-outside",
+                "--wandb-mode",
+                "disabled",
+            ]
+            for run in ("whole", "killed")
+        }
+        console.print("bench: a run that is left alone")
+        subprocess.run(commands["whole"], check=True, stdout=subprocess.DEVNULL)
+        console.print("bench: a run that is killed and gone on with")
+        _kill(commands["killed"], folder / "killed")
+        subprocess.run(commands["killed"], check=True, stdout=subprocess.DEVNULL)
+        return {"checkpoints": _checkpoints(folder / "whole"), "resume": _resume(folder / "killed")}
+
+
+def _few(manifest: Path, copy: Path) -> Path:
+    """The first utterances of a manifest, their audio where it was."""
+    few = [json.loads(line) for line in manifest.read_text().splitlines()[:EVALUATED]]
+    lines = [json.dumps({**one, "audio": str((manifest.parent / one["audio"]).resolve())}) for one in few]
+    copy.write_text("".join(f"{line}\n" for line in lines))
+    return copy
+
+
+def _kill(command: list[str], run: Path) -> None:
+    """Starts the run and kills all of it once KILLED_AFTER steps are done."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    end = time.monotonic() + PATIENCE
+    while not (run / "metrics.jsonl").exists() or len(read_lines(run / "metrics.jsonl")) < KILLED_AFTER:
+        if process.poll() is not None or time.monotonic() > end:
+            raise RuntimeError(f"the run to be killed did not come to step {KILLED_AFTER}")
+        time.sleep(0.1)
+    launcher = psutil.Process(process.pid)
+    for one in [*launcher.children(recursive=True), launcher]:
+        one.kill()
+    process.wait()
+
+
+def _checkpoints(run: Path) -> dict[str, Any]:
+    stages = read_json(run / "run.json")["stage_seconds"]
+    newest = checkpoint.find(run / "checkpoints")[-1]
+    adapter = (newest / checkpoint.ADAPTER).stat().st_size
+    size = sum(path.stat().st_size for path in newest.iterdir())
+    return {
+        "steps": STEPS,
+        "checkpoints": STEPS // SAVE_INTERVAL,
+        "seconds of training": stages["training"],
+        "seconds of checkpoints": stages["checkpoints"],
+        "overhead": stages["checkpoints"] / stages["training"],
+        "bytes": size,
+        "bytes, times the adapter's file": size / adapter,
+    }
+
+
+def _resume(run: Path) -> dict[str, Any]:
+    identity = read_json(run / "run.json")
+    before = (
+        "start and shards",
+        "baseline",
+        "adapter",
+    )  # the last with a copy of the best adapter at the end
+    return {
+        "went on after step": identity["attempts"][-1]["from_step"],
+        "seconds to the first step, imports and model load included": sum(
+            identity["stage_seconds"][stage] for stage in before
+        ),
+    }
