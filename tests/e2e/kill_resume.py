@@ -113,7 +113,7 @@ def result(run: Path) -> dict[str, str]:
 
 
 def undisturbed(
-    speech: Speech, folder: Path, world: int, zero2: bool = False
+    speech: Speech, folder: Path, world: int, zero2: bool = False, **settings: object
 ) -> tuple[dict[str, str], float]:
     """An undisturbed run: its result, and the seconds that it took without the server's imports, so that
     kills at a random moment of it do hit a run."""
@@ -121,7 +121,9 @@ def undisturbed(
     first.start()
     first.join()
     begin = time.monotonic()
-    codes = wait(start(world, speech.flags(folder, **SETTINGS), folder.with_suffix(".log"), zero2), 300)
+    codes = wait(
+        start(world, speech.flags(folder, **{**SETTINGS, **settings}), folder.with_suffix(".log"), zero2), 300
+    )
     assert codes == [0] * world, folder.with_suffix(".log").read_text()[-3000:]
     return result(folder), time.monotonic() - begin
 
