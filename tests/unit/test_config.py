@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from asrlora import train
 from asrlora.config import RunConfig, parse_run
+from asrlora.data.manifest import Utterance
 from asrlora.errors import UserError
 
 REQUIRED = ["--dataset-path", "t.jsonl", "--manifest-path", "d.jsonl", "--output-dir", "out"]
@@ -75,3 +77,13 @@ def test_the_predecessors_commands_work_with_the_script_replaced() -> None:
         assert config.max_seconds == 20
     assert isinstance(json.loads(config.model_dump_json()), dict)
     assert RunConfig.model_validate(config.model_dump()) == config
+
+
+def test_speakers_are_asked_for_before_anything_starts() -> None:
+    config = parse_run([*REQUIRED, "--resample-by", "speaker"])
+    utterances = [Utterance(name, Path("a.wav"), "x", 1.0, speaker=name) for name in "ab"]
+    train._check_scores(config, {"domain": utterances})
+    with pytest.raises(UserError, match="1 utterances of the heldout manifest name no speaker, such as 'c'"):
+        train._check_scores(
+            config, {"domain": utterances, "heldout": [Utterance("c", Path("a.wav"), "x", 1.0)]}
+        )
