@@ -23,7 +23,7 @@ from asrlora.engine import launcher
 from asrlora.errors import UserError, exit_code
 from asrlora.models.hub import find_model
 from asrlora.runs import record
-from asrlora.score import text, words
+from asrlora.score import text, verdict, words
 
 if TYPE_CHECKING:
     from asrlora.engine.run import Run
@@ -77,12 +77,8 @@ def _check_scores(config: RunConfig, evaluation: dict[str, list[manifest.Utteran
     normaliser = text.normaliser(config.text_normaliser, config.language)
     words.choose(config.domain_words, config.general_text, [], None, normaliser)
     for name, utterances in evaluation.items():
-        without = [utterance.id for utterance in utterances if utterance.speaker is None]
-        if config.resample_by == "speaker" and without:
-            raise UserError(
-                f"--resample-by speaker: {len(without)} utterances of the {name} manifest name no speaker,"
-                f" such as {without[0]!r}; add the field speaker, or resample by utterance"
-            )
+        if config.resample_by == "speaker":
+            verdict.check_speakers(f"the {name} manifest", {u.id: u.speaker for u in utterances})
 
 
 def _read(place: Path | str, config: RunConfig) -> list[manifest.Utterance] | shards.Shards:

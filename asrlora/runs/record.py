@@ -185,7 +185,9 @@ def compare_files(old: Path, new: Path, resample_by: str = "utterance") -> verdi
                 f"{old} and {new}: the reference of {i!r} differs ({before[i]['reference']!r} and"
                 f" {after[i]['reference']!r}), so the texts were normalised in two ways; score both alike"
             )
-    speakers = _speakers(old, before) if resample_by == "speaker" else None
+    speakers = None
+    if resample_by == "speaker":
+        speakers = verdict.check_speakers(str(old), {i: h.get("speaker") for i, h in before.items()})
     segments = [
         segment
         for i in both
@@ -194,16 +196,6 @@ def compare_files(old: Path, new: Path, resample_by: str = "utterance") -> verdi
         )
     ]
     return verdict.compare(counts(before), counts(after), speakers, segments)
-
-
-def _speakers(path: Path, lines: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    without = [i for i, line in lines.items() if line.get("speaker") is None]
-    if without:
-        raise UserError(
-            f"--resample-by speaker: {path} names no speaker of {len(without)} utterances, such as"
-            f" {without[0]!r}; give the manifest a speaker in every line, or resample by utterance"
-        )
-    return {i: line["speaker"] for i, line in lines.items()}
 
 
 def counts(lines: Mapping[str, Mapping[str, Any]]) -> dict[str, Counts]:

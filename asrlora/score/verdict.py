@@ -20,6 +20,9 @@ from asrlora.score.wer import Counts
 RESAMPLES = 10_000
 BATCH = 250  # resamples drawn at a time, to bound memory: 10 MB for 5,000 utterances
 SEED = 20_260_219
+# A percentile interval of n normal units covers what a t of n - 1 degrees does within
+# 1.96 sqrt((n - 1) / n): 93 % with 20 units, 90 % with 10, 75 % with 3, where 95 % is promised.
+MIN_SPEAKERS = 20
 EXIT_CODES = {"accept": 0, "reject": 3, "inconclusive": 4}
 
 
@@ -91,6 +94,24 @@ def compare_rows(
         "utterance" if speakers is None else "speaker", len(units),
         None if segments is None else mapsswe.test(segments),
     )  # fmt: skip
+
+
+def check_speakers(what: str, speakers: Mapping[str, str | None]) -> dict[str, str]:
+    """The speakers of `what`, by utterance id. Raises UserError where they cannot be resampled."""
+    known = {i: speaker for i, speaker in speakers.items() if speaker is not None}
+    without = sorted(speakers.keys() - known.keys())
+    if without:
+        raise UserError(
+            f"--resample-by speaker: {what} names no speaker of {len(without)} utterances, such as"
+            f" {without[0]!r}; add the field speaker, or resample by utterance"
+        )
+    count = len(set(known.values()))
+    if count < MIN_SPEAKERS:
+        raise UserError(
+            f"--resample-by speaker: {what} has {count} speakers, and an interval from fewer than"
+            f" {MIN_SPEAKERS} is too narrow; resample by utterance"
+        )
+    return known
 
 
 def _sums(groups: Sequence[str], rows: np.ndarray) -> np.ndarray:

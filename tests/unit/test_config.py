@@ -81,9 +81,12 @@ def test_the_predecessors_commands_work_with_the_script_replaced() -> None:
 
 def test_speakers_are_asked_for_before_anything_starts() -> None:
     config = parse_run([*REQUIRED, "--resample-by", "speaker"])
-    utterances = [Utterance(name, Path("a.wav"), "x", 1.0, speaker=name) for name in "ab"]
+    utterances = [Utterance(f"u{i}", Path("a.wav"), "x", 1.0, speaker=f"s{i // 2}") for i in range(40)]
     train._check_scores(config, {"domain": utterances})
-    with pytest.raises(UserError, match="1 utterances of the heldout manifest name no speaker, such as 'c'"):
+    with pytest.raises(UserError, match="the heldout manifest names no speaker of 1 utterances, such as 'c'"):
         train._check_scores(
-            config, {"domain": utterances, "heldout": [Utterance("c", Path("a.wav"), "x", 1.0)]}
+            config,
+            {"domain": utterances, "heldout": [*utterances, Utterance("c", Path("a.wav"), "x", 1.0)]},
         )
+    with pytest.raises(UserError, match="has 19 speakers, and an interval from fewer than 20"):
+        train._check_scores(config, {"domain": utterances[:38]})

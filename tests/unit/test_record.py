@@ -27,7 +27,7 @@ def make_run(folder: Path, best_step: int = 2, **fingerprint: Any) -> record.Run
         training={"set": "9 utterances kept", "content": "0"}, best_step=best_step, trained_parameters=10,
     )  # fmt: skip
     for step, hypothesis in ((0, "a wrong c"), (2, "a b c")):
-        hypotheses = [asdict(scored(f"u{i}", "a b c", hypothesis, f"s{i // 8}")) for i in range(40)]
+        hypotheses = [asdict(scored(f"u{i}", "a b c", hypothesis, f"s{i // 2}")) for i in range(40)]
         scores = {"step": step, "fingerprint": {"base": "b", **(fingerprint if step else {})}}
         scores |= {name: {"wer": 0.0 if step else 1 / 3} for name in ("domain", "heldout")}
         run.write_evaluation(step, {"domain": hypotheses, "heldout": hypotheses}, scores)
@@ -91,7 +91,7 @@ def test_a_run_is_judged_again_by_speakers(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     assert record.judge_run(tmp_path / "run")["domain"]["resampled"] == {"by": "utterance", "units": 40}
     judged = record.judge_run(tmp_path / "run", "speaker")
-    assert judged["domain"]["resampled"] == {"by": "speaker", "units": 5}
+    assert judged["domain"]["resampled"] == {"by": "speaker", "units": 20}
     assert judged["domain"]["mapsswe"]["segments"] == 40
     assert judged["domain"]["improvement_probability"] == 1
     run.update(config={**CONFIG, "resample_by": "speaker"})
