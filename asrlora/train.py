@@ -23,6 +23,7 @@ from asrlora.engine import launcher
 from asrlora.errors import UserError, exit_code
 from asrlora.models.hub import find_model
 from asrlora.runs import record
+from asrlora.score import text, verdict, words
 
 if TYPE_CHECKING:
     from asrlora.engine.run import Run
@@ -59,6 +60,7 @@ def check(config: RunConfig) -> Inputs:
     evaluation = {"domain": manifest.read_manifest(config.manifest_path, config.allow_outside)}
     if config.safety_manifest_path:
         evaluation["heldout"] = manifest.read_manifest(config.safety_manifest_path, config.allow_outside)
+    _check_scores(config, evaluation)
     train = [
         item
         for items in (source, replay)
@@ -69,6 +71,14 @@ def check(config: RunConfig) -> Inputs:
     find_model(config.model_id)
     sets: dict[str, list[manifest.Utterance] | shards.Shards] = {"train": source, **evaluation}
     return Inputs(sets if replay is None else {**sets, "replay": replay}, found)
+
+
+def _check_scores(config: RunConfig, evaluation: dict[str, list[manifest.Utterance]]) -> None:
+    normaliser = text.normaliser(config.text_normaliser, config.language)
+    words.choose(config.domain_words, config.general_text, [], None, normaliser)
+    for name, utterances in evaluation.items():
+        if config.resample_by == "speaker":
+            verdict.check_speakers(f"the {name} manifest", {u.id: u.speaker for u in utterances})
 
 
 def _read(place: Path | str, config: RunConfig) -> list[manifest.Utterance] | shards.Shards:

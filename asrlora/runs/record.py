@@ -12,7 +12,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 from asrlora.errors import UserError
 from asrlora.files import lock
 from asrlora.files import write_whole as write_whole  # callers of this module use it too
-from asrlora.score import verdict
+from asrlora.score import mapsswe, verdict
 from asrlora.score.wer import Counts
 
 LEFT_BEHIND = 30.0  # seconds that ranks may live on after their launcher or a peer was killed
@@ -181,25 +181,59 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path}: not valid JSON lines ({error})") from None
 
 
-def read_counts(path: Path) -> dict[str, Counts]:
-    """Integer counts by utterance id. Raises UserError when an id stands there twice."""
+def read_hypotheses(path: Path) -> dict[str, dict[str, Any]]:
+    """Scored lines by utterance id. Raises UserError when an id stands there twice."""
     records = read_lines(path)
-    counts = {
-        r["id"]: Counts(r["substitutions"], r["deletions"], r["insertions"], r["words"]) for r in records
-    }
-    if len(counts) != len(records):
+    by_id = {record["id"]: record for record in records}
+    if len(by_id) != len(records):
         raise UserError(
-            f"{path}: {len(records) - len(counts)} utterances are there twice; every utterance counts once"
+            f"{path}: {len(records) - len(by_id)} utterances are there twice; every utterance counts once"
         )
-    return counts
+    return by_id
 
 
-def judge_run(run: Path) -> dict[str, Any]:
+def compare_files(old: Path, new: Path, resample_by: str = "utterance") -> verdict.Comparison:
+    """Two systems' scored lines. Raises UserError unless both were scored against the same references.
+
+    `resample_by` is "utterance" or "speaker"; the latter needs lines that name the speaker.
+    """
+    before, after = read_hypotheses(old), read_hypotheses(new)
+    both = sorted(before.keys() & after.keys())  # compare() refuses what only one of them has
+    for i in both:
+        if before[i]["reference"] != after[i]["reference"]:
+            raise UserError(
+                f"{old} and {new}: the reference of {i!r} differs ({before[i]['reference']!r} and"
+                f" {after[i]['reference']!r}), so the texts were normalised in two ways; score both alike"
+            )
+    speakers = None
+    if resample_by == "speaker":
+        speakers = verdict.check_speakers(str(old), {i: h.get("speaker") for i, h in before.items()})
+    segments = [
+        segment
+        for i in both
+        for segment in mapsswe.segments(
+            before[i]["reference"], before[i]["hypothesis"], after[i]["hypothesis"]
+        )
+    ]
+    return verdict.compare(counts(before), counts(after), speakers, segments)
+
+
+def counts(lines: Mapping[str, Mapping[str, Any]]) -> dict[str, Counts]:
+    return {
+        i: Counts(line["substitutions"], line["deletions"], line["insertions"], line["words"])
+        for i, line in lines.items()
+    }
+
+
+def judge_run(run: Path, resample_by: str | None = None) -> dict[str, Any]:
     """The verdict of a run from its files alone; writes verdict.json and returns it.
 
-    Raises UserError when the baseline and the best step were scored with different fingerprints.
+    `resample_by` is the run's own setting unless given. Raises UserError when the baseline and the
+    best step were scored with different fingerprints.
     """
-    best = read_json(run / "run.json")["best_step"]
+    identity = read_json(run / "run.json")
+    best = identity["best_step"]
+    by = resample_by or identity["config"].get("resample_by", "utterance")
     old, new = step_folder(run, 0), step_folder(run, best)
     before, after = (read_json(folder / "scores.json")["fingerprint"] for folder in (old, new))
     for name in sorted(before.keys() | after.keys()):
@@ -209,7 +243,7 @@ def judge_run(run: Path) -> dict[str, Any]:
                 f" {after.get(name)}); they cannot be compared"
             )
     comparisons = {
-        name: verdict.compare(read_counts(old / f"{name}.jsonl"), read_counts(new / f"{name}.jsonl"))
+        name: compare_files(old / f"{name}.jsonl", new / f"{name}.jsonl", by)
         for name in ("domain", "heldout")
         if (old / f"{name}.jsonl").exists()
     }

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from asrlora import train
 from asrlora.config import RunConfig, parse_run
+from asrlora.data.manifest import Utterance
 from asrlora.errors import UserError
 
 REQUIRED = ["--dataset-path", "t.jsonl", "--manifest-path", "d.jsonl", "--output-dir", "out"]
@@ -75,3 +77,16 @@ def test_the_predecessors_commands_work_with_the_script_replaced() -> None:
         assert config.max_seconds == 20
     assert isinstance(json.loads(config.model_dump_json()), dict)
     assert RunConfig.model_validate(config.model_dump()) == config
+
+
+def test_speakers_are_asked_for_before_anything_starts() -> None:
+    config = parse_run([*REQUIRED, "--resample-by", "speaker"])
+    utterances = [Utterance(f"u{i}", Path("a.wav"), "x", 1.0, speaker=f"s{i // 2}") for i in range(40)]
+    train._check_scores(config, {"domain": utterances})
+    with pytest.raises(UserError, match="the heldout manifest names no speaker of 1 utterances, such as 'c'"):
+        train._check_scores(
+            config,
+            {"domain": utterances, "heldout": [*utterances, Utterance("c", Path("a.wav"), "x", 1.0)]},
+        )
+    with pytest.raises(UserError, match="has 19 speakers, and an interval from fewer than 20"):
+        train._check_scores(config, {"domain": utterances[:38]})
