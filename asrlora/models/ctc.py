@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import ctc_loss, log_softmax
 
 from asrlora.data.audio import SAMPLE_RATE
+from asrlora.models import padding
 from asrlora.models.family import (
     IGNORED,
     Base,
@@ -39,6 +40,19 @@ def targets(kind: str) -> Targets:
     return Targets(attention, feed_forward)
 
 
+def ignore_padding(model: Any, kind: str) -> None:
+    """Norms over time are those of the smaller wav2vec2 and HuBERT; all else is masked as it is."""
+    if getattr(model.config, "feat_extract_norm", None) != "group":
+        return
+    first = model.base_model.feature_extractor.conv_layers[0]
+    norm = padding.mask_norm(first, "layer_norm")
+
+    def count(inputs: dict[str, Any]) -> None:
+        norm.frames = padding.conv_frames(inputs["attention_mask"].sum(1), first.conv)
+
+    padding.before(model.base_model, count)
+
+
 def features(base: Base, waves: torch.Tensor, mask: torch.Tensor) -> Features:
     if base.kind == "parakeet_ctc":
         extracted = base.extractor(
@@ -46,11 +60,7 @@ def features(base: Base, waves: torch.Tensor, mask: torch.Tensor) -> Features:
             padding="max_length", max_length=waves.shape[1],
         )  # fmt: skip
         return {name: extracted[name].to(waves.device) for name in ("input_features", "attention_mask")}
-    inputs = {"input_values": normalised(base, waves, mask)}
-    # models with a group norm over time were trained on zeros as padding, without a mask
-    if base.model.config.feat_extract_norm != "group":
-        inputs["attention_mask"] = mask
-    return inputs
+    return {"input_values": normalised(base, waves, mask), "attention_mask": mask}
 
 
 def label_ids(base: Base, text: str) -> list[int]:

@@ -61,6 +61,7 @@ def load_base(model_id: str, language: str = "en", in_4bit: bool = False) -> Bas
             f"--model-id {model_id}: its weights lack {', '.join(sorted(loaded['missing_keys'])[:3])}, which"
             " would be random; give a model that was trained to write text"
         )
+    family.ignore_padding(model, kind)
     model.name_or_path = model_id  # what saved adapters name: a hub name, not where the hub's cache lies
     if hasattr(model, "freeze_feature_encoder"):
         model.freeze_feature_encoder()  # frozen anyway; else gradients run through its convolutions in vain

@@ -38,6 +38,9 @@ class Family(Protocol):
     def targets(self, kind: str) -> Targets:
         """Of models of Transformers' type `kind`."""
 
+    def ignore_padding(self, model: Any, kind: str) -> None:
+        """Changes a loaded model so that it hears an utterance in a batch as it would hear it alone."""
+
     def features(self, base: "Base", waves: torch.Tensor, mask: torch.Tensor) -> Features:
         """Waves (B, T) and their mask (B, T), as the audio path made them, to the model's input."""
 
@@ -63,7 +66,7 @@ class Family(Protocol):
     def transcribe(
         self, model: Any, base: "Base", waves: torch.Tensor, mask: torch.Tensor, seconds: list[float]
     ) -> list[str]:
-        """Greedy hypotheses, each a function of its utterance (and, where norms run over padding, batch)."""
+        """Greedy hypotheses, each a function of its utterance."""
 
     def decoding(self, base: "Base") -> dict[str, Any]:
         """Everything that decides how `transcribe` writes, for the fingerprint."""

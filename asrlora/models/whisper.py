@@ -24,6 +24,10 @@ def targets(kind: str) -> Targets:
     return Targets(("q_proj", "k_proj", "v_proj", "out_proj"), ("fc1", "fc2"))
 
 
+def ignore_padding(model: Any, kind: str) -> None:
+    """Nothing to do: an utterance is always heard as 30 s."""
+
+
 def features(base: Base, waves: torch.Tensor, mask: torch.Tensor) -> Features:
     """The encoder has no mask: it has only ever heard 30 s, and hears the zeros as silence. `check`
     refuses longer audio, which the extractor would cut."""
