@@ -154,7 +154,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--manifest-path", type=Path, required=True)
     evaluate.add_argument("--output-dir", type=Path, required=True)
     evaluate.add_argument("--eval-batch-seconds", type=float, default=160.0)
-    _language(evaluate)
+    _decoding(evaluate)
     _allow_outside(evaluate)
 
     judge = commands.add_parser("verdict", help="judge a run again from its files")
@@ -166,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     transcribe.add_argument("audio", type=Path, nargs="+")
     transcribe.add_argument("--model-id", help="default: the base of the adapter, else the demo's base")
     transcribe.add_argument("--adapter-dir", type=Path)
-    _language(transcribe)
+    _decoding(transcribe)
 
     export = commands.add_parser("export", help="an adapter to use elsewhere, or merged into its base")
     export.set_defaults(run=_export)
@@ -186,8 +186,11 @@ def _allow_outside(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-outside", action="store_true", help=ALLOW_OUTSIDE)
 
 
-def _language(parser: argparse.ArgumentParser) -> None:
+def _decoding(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--language", default="en", help="of multilingual Whisper models (default: en)")
+    parser.add_argument(
+        "--num-beams", type=_count, default=1, help="of models with a decoder (default: 1, greedy)"
+    )
 
 
 def _count(text: str) -> int:
@@ -398,15 +401,19 @@ def _eval(args: argparse.Namespace) -> int:
     if scores_path.exists():
         raise UserError(f"--output-dir {args.output_dir} holds another evaluation; give a new folder")
     from asrlora.engine.offline import evaluate_manifest
+    from asrlora.score import odd
 
     scores = evaluate_manifest(
-        args.model_id, args.adapter_dir, utterances, args.output_dir, args.eval_batch_seconds, args.language
-    )
+        args.model_id, args.adapter_dir, utterances, args.output_dir, args.eval_batch_seconds, args.language,
+        args.num_beams,
+    )  # fmt: skip
     console.print(
         f"WER {scores['wer']:.2%} ({scores['substitutions']} substitutions, {scores['deletions']}"
         f" deletions, {scores['insertions']} insertions in {scores['words']} words,"
-        f" {scores['utterances']} utterances, {scores['audio_seconds'] / scores['seconds']:,.0f} audio-s/s)"
+        f" {scores['utterances']} utterances, {scores['rtfx']:,.0f} audio-s/s)"
     )
+    if strange := odd.told(scores):
+        console.print(f"of the hypotheses {strange}")
     return 0
 
 
@@ -425,7 +432,9 @@ def _transcribe(args: argparse.Namespace) -> int:
             raise UserError(f"the audio file {path} does not exist")
     from asrlora.engine.offline import transcribe_files
 
-    for path, text in transcribe_files(args.model_id, args.adapter_dir, args.audio, args.language):
+    for path, text in transcribe_files(
+        args.model_id, args.adapter_dir, args.audio, args.language, args.num_beams
+    ):
         print(text if len(args.audio) == 1 else f"{path}\t{text}", flush=True)
     return 0
 

@@ -10,7 +10,8 @@ from asrlora.data.shards import Shards
 from asrlora.engine.runtime import Runtime
 from asrlora.models import decode
 from asrlora.models.families import Base
-from asrlora.score import text, wer
+from asrlora.models.family import Written
+from asrlora.score import odd, text, wer
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,12 @@ def score(identity: str, reference_raw: str, hypothesis_raw: str) -> Hypothesis:
     )  # fmt: skip
 
 
-def fingerprint(base: Base, batch_seconds: float) -> dict[str, Any]:
+def fingerprint(base: Base) -> dict[str, Any]:
     """What decides hypotheses and scores, but for adapter and manifest."""
     return {
         "audio": audio.FINGERPRINT,
         "text": text.FINGERPRINT,
-        "decode": {**decode.fingerprint(base), "batch_seconds": batch_seconds},
+        "decode": decode.fingerprint(base),
         "base": base.sha256,
     }
 
@@ -57,6 +58,12 @@ def summary(hypotheses: list[Hypothesis]) -> dict[str, Any]:
     return {"wer": counts.wer, **asdict(counts), "utterances": len(hypotheses)}
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    hypotheses: list[Hypothesis]  # sorted by id
+    odd: dict[str, int]  # see score/odd.py
+
+
 def evaluate(
     runtime: Runtime,
     model: Any,
@@ -64,25 +71,25 @@ def evaluate(
     shards: Shards,
     batch_seconds: float,
     progress: Callable[[float], None] = lambda seconds: None,
-) -> list[Hypothesis] | None:
-    """Collective. Hypotheses of all utterances, sorted by id, on rank 0; an empty list elsewhere.
+) -> Evaluation | None:
+    """Collective. Hypotheses of all utterances on rank 0; none elsewhere.
 
     None, on all ranks, where one of them was asked to stop before all was done.
 
-    `model` is evaluated as it is, with its adapter active. Batches are planned before they are dealt
-    out, so that no hypothesis depends on the number of processes. `progress` gets the audio-seconds
-    of each finished batch of this rank, times the world size.
+    `model` is evaluated as it is, with its adapter active. No hypothesis depends on the budget of
+    padded audio-seconds in a batch, on who shares it, or on the number of processes (models/decode).
+    `progress` gets the audio-seconds of each finished batch of this rank, times the world size.
     """
     batches = plan.plan_evaluation([sample.id for sample in shards.samples], shards.durations, batch_seconds)
     mine = plan.share(batches, runtime.rank, runtime.world_size)
     was_training = model.training
     model.eval()
-    pairs: list[tuple[str, str]] = []
+    pairs: list[tuple[str, Written]] = []
     for batch in read_batches(shards, ((0, batch) for batch in mine)):
         seconds = [sample.duration for sample in batch.samples]
         waves, mask = batch.to(runtime.device)
-        texts = decode.transcribe(model, base, waves, mask, seconds)
-        pairs += [(s.id, hypothesis) for s, hypothesis in zip(batch.samples, texts, strict=True)]
+        written = decode.transcribe(model, base, waves, mask, seconds)
+        pairs += [(s.id, one) for s, one in zip(batch.samples, written, strict=True)]
         progress(sum(seconds) * runtime.world_size)
         if runtime.stop_requested:
             break
@@ -91,7 +98,13 @@ def evaluate(
     (stops,) = runtime.sum(runtime.stop_requested)
     if stops:
         return None
-    return assemble(shards, gathered) if gathered is not None else []
+    if gathered is None:
+        return Evaluation([], {})
+    hypotheses = assemble(shards, [(identity, one.text) for identity, one in gathered])
+    unfinished = {identity for identity, one in gathered if one.unfinished}
+    return Evaluation(
+        hypotheses, odd.count((h.reference, h.hypothesis, h.id in unfinished) for h in hypotheses)
+    )
 
 
 def assemble(shards: Shards, pairs: list[tuple[str, str]]) -> list[Hypothesis]:

@@ -24,11 +24,13 @@ from asrlora.models import adapters, decode, families
 from asrlora.runs.record import to_lines, write_whole
 
 
-def open_model(model_id: str | None, adapter: Path | None, language: str = "en") -> tuple[Any, families.Base]:
+def open_model(
+    model_id: str | None, adapter: Path | None, language: str = "en", num_beams: int = 1
+) -> tuple[Any, families.Base]:
     """The model to use, its adapter active, and its base."""
     if model_id is None:
         model_id = str(_base_of(adapter)) if adapter else str(_demo_base())
-    base = families.load_base(model_id, language)
+    base = families.load_base(model_id, language, num_beams=num_beams)
     return (adapters.load(base, adapter) if adapter else base.model), base
 
 
@@ -73,9 +75,10 @@ def evaluate_manifest(
     output: Path,
     batch_seconds: float,
     language: str = "en",
+    num_beams: int = 1,
 ) -> dict[str, Any]:
     """Writes hypotheses.jsonl and scores.json into `output`; returns the scores."""
-    model, base = open_model(model_id, adapter, language)
+    model, base = open_model(model_id, adapter, language, num_beams)
     families.check(base, {u.id: u.duration for u in utterances})
     total = sum(utterance.duration for utterance in utterances)
     with progress("shards", total) as advance:
@@ -84,19 +87,23 @@ def evaluate_manifest(
     model.to(runtime.device)
     start = time.monotonic()
     with progress("evaluation", data.seconds) as advance:
-        hypotheses = evaluate(runtime, model, base, data, batch_seconds, advance) or []
+        found = evaluate(runtime, model, base, data, batch_seconds, advance)
+    assert found is not None, "nobody can ask this to stop"
+    seconds = time.monotonic() - start
     scores: dict[str, Any] = {
-        **summary(hypotheses),
+        **summary(found.hypotheses),
+        **found.odd,
         "left_out": data.rejected,
         "audio_seconds": round(data.seconds, 2),
-        "seconds": round(time.monotonic() - start, 2),
+        "seconds": round(seconds, 2),
+        "rtfx": round(data.seconds / seconds, 1),
         "fingerprint": {
-            **fingerprint(base, batch_seconds),
+            **fingerprint(base),
             "adapter": adapters.digest(adapter) if adapter else None,
             "manifest": data.content,
         },
     }
-    write_whole(output / "hypotheses.jsonl", to_lines(asdict(h) for h in hypotheses))
+    write_whole(output / "hypotheses.jsonl", to_lines(asdict(h) for h in found.hypotheses))
     write_whole(output / "scores.json", json.dumps(scores, indent=1) + "\n")
     return scores
 
@@ -116,17 +123,18 @@ def audit_model(config: RunConfig, found: Audit, data: Mapping[str, shards.Shard
     every = -(-len(data["domain"].samples) // STYLE_SAMPLE)
     sample = data["domain"].subset(range(0, len(data["domain"].samples), every))
     with progress("what the base writes", sample.seconds) as advance:
-        heard = evaluate(runtime, model, base, sample, config.eval_batch_seconds, advance) or []
-    written = style(hypothesis.hypothesis_raw for hypothesis in heard)
+        heard = evaluate(runtime, model, base, sample, config.eval_batch_seconds, advance)
+    assert heard is not None, "nobody can ask this to stop"
+    written = style(hypothesis.hypothesis_raw for hypothesis in heard.hypotheses)
     found = found.plus(unlearnable)
     return found.plus(audit.label_style(style(texts.values()), written))
 
 
 def transcribe_files(
-    model_id: str | None, adapter: Path | None, paths: list[Path], language: str = "en"
+    model_id: str | None, adapter: Path | None, paths: list[Path], language: str = "en", num_beams: int = 1
 ) -> Iterator[tuple[Path, str]]:
     """Yields (path, text) file by file; silence gives an empty text."""
-    model, base = open_model(model_id, adapter, language)
+    model, base = open_model(model_id, adapter, language, num_beams)
     device = next(model.parameters()).device
     for path in paths:
         try:
@@ -139,4 +147,4 @@ def transcribe_files(
         waves, mask = batches.pad([pcm])
         seconds = [len(pcm) / audio.SAMPLE_RATE]
         families.check(base, {str(path): seconds[0]})
-        yield path, decode.transcribe(model, base, waves.to(device), mask.to(device), seconds)[0]
+        yield path, decode.transcribe(model, base, waves.to(device), mask.to(device), seconds)[0].text

@@ -17,6 +17,7 @@ from asrlora.models.family import (
     Base,
     Features,
     Targets,
+    Written,
     normalised,
     padded_samples,
     refuse_longer,
@@ -107,15 +108,19 @@ def loss(base: Base, scores: torch.Tensor, mask: torch.Tensor, labels: torch.Ten
 
 def transcribe(
     model: Any, base: Base, waves: torch.Tensor, mask: torch.Tensor, seconds: list[float]
-) -> list[str]:
+) -> list[Written]:
     """The likeliest token of each frame, runs of one token as one, blanks left out."""
-    best = model(**features(base, waves, mask)).logits.argmax(-1)
+    nats, best = model(**features(base, waves, mask)).logits.topk(2)  # (B, F, 2)
+    counts = _frames(base, mask.sum(1))
+    margins = (nats[..., 0] - nats[..., 1]).masked_fill(~padding.up_to(counts, nats.shape[1]), torch.inf)
+    closest = margins.amin(1).tolist()
     blank = base.model.config.pad_token_id
     texts = []
-    for row, length in zip(best.tolist(), _frames(base, mask.sum(1)).tolist(), strict=True):
+    for row, length, margin in zip(best[..., 0].tolist(), counts.tolist(), closest, strict=True):
         written = [token for token, _ in itertools.groupby(row[:length]) if token != blank]
         # group_tokens: CTC tokenizers would collapse "ll" a second time
-        texts.append(base.tokenizer.decode(written, skip_special_tokens=True, group_tokens=False).strip())
+        text = base.tokenizer.decode(written, skip_special_tokens=True, group_tokens=False)
+        texts.append(Written(text.strip(), margin))
     return texts
 
 

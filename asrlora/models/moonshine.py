@@ -7,7 +7,7 @@ import torch
 
 from asrlora.data.audio import SAMPLE_RATE
 from asrlora.models import padding, seq2seq
-from asrlora.models.family import Base, Features, Targets, normalised, padded_samples, refuse_longer
+from asrlora.models.family import Base, Features, Targets, Written, normalised, padded_samples, refuse_longer
 
 MODEL_CLASS = "AutoModelForSpeechSeq2Seq"
 
@@ -75,7 +75,7 @@ def logits(model: Any, base: Base, features: Features, labels: torch.Tensor) -> 
 
 def transcribe(
     model: Any, base: Base, waves: torch.Tensor, mask: torch.Tensor, seconds: list[float]
-) -> list[str]:
+) -> list[Written]:
     limits = [token_limit(base, s) for s in seconds]
     return seq2seq.transcribe(model, base, features(base, waves, mask), _prompt(base), limits)
 
@@ -88,7 +88,7 @@ def token_limit(base: Base, seconds: float) -> int:
 
 
 def decoding(base: Base) -> dict[str, Any]:
-    return {"method": "greedy", "tokens_per_second": _TOKENS_PER_SECOND, "extra_tokens": _EXTRA_TOKENS}
+    return {**seq2seq.method(base), "tokens_per_second": _TOKENS_PER_SECOND, "extra_tokens": _EXTRA_TOKENS}
 
 
 def _prompt(base: Base) -> list[int]:
