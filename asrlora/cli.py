@@ -19,6 +19,7 @@ RECIPE = """max_steps batch_size batch_seconds gradient_accumulation_steps min_s
 label_case label_punctuation""".split()
 
 if TYPE_CHECKING:
+    from asrlora.bench import Figures
     from asrlora.data.manifest import Utterance
 
 
@@ -146,6 +147,11 @@ def _parser() -> argparse.ArgumentParser:
     bench_data.set_defaults(run=_bench_data)
     bench_data.add_argument("--output", type=Path, help="write the figures here as JSON")
     bench_data.add_argument("--small", action="store_true", help="a hundredth of everything: does it run?")
+
+    bench_eval = bench_steps.add_parser("eval", help="evaluation against Transformers' pipeline (5 minutes)")
+    bench_eval.set_defaults(run=_bench_eval)
+    bench_eval.add_argument("--output", type=Path, help="write the figures here as JSON")
+    bench_eval.add_argument("--utterances", type=_count, default=300, help="to speak (default: 300)")
 
     evaluate = commands.add_parser("eval", help="hypotheses and WER of a model on a manifest")
     evaluate.set_defaults(run=_eval)
@@ -381,14 +387,24 @@ def _shards_verify(args: argparse.Namespace) -> int:
 
 
 def _bench_data(args: argparse.Namespace) -> int:
-    from asrlora.bench import bench_data, tell
+    from asrlora.bench import bench_data
 
-    figures = bench_data(0.01 if args.small else 1.0)
+    return _tell_figures(bench_data(0.01 if args.small else 1.0), args.output)
+
+
+def _bench_eval(args: argparse.Namespace) -> int:
+    from asrlora.bench_eval import bench_eval
+
+    return _tell_figures(bench_eval(args.utterances), args.output)
+
+
+def _tell_figures(figures: "Figures", output: Path | None) -> int:
+    from asrlora.bench import tell
+    from asrlora.runs.record import write_whole
+
     tell(figures)
-    if args.output:
-        from asrlora.runs.record import write_whole
-
-        write_whole(args.output, json.dumps(figures, indent=1) + "\n")
+    if output:
+        write_whole(output, json.dumps(figures, indent=1) + "\n")
     return 0
 
 

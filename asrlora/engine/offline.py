@@ -17,7 +17,7 @@ from asrlora.data.findings import Audit
 from asrlora.data.manifest import Utterance
 from asrlora.data.style import restyle, style
 from asrlora.engine.evaluate import evaluate, fingerprint, summary
-from asrlora.engine.runtime import Runtime
+from asrlora.engine.runtime import Runtime, keep_memory
 from asrlora.errors import UserError
 from asrlora.files import folder_whole
 from asrlora.models import adapters, decode, families
@@ -32,6 +32,12 @@ def open_model(
         model_id = str(_base_of(adapter)) if adapter else str(_demo_base())
     base = families.load_base(model_id, language, num_beams=num_beams)
     return (adapters.load(base, adapter) if adapter else base.model), base
+
+
+def one_process() -> Runtime:
+    """A runtime that needs no launcher."""
+    keep_memory()
+    return Runtime(Accelerator(mixed_precision="no"))
 
 
 def export(adapter: Path, output: Path, model_id: str | None, merge: bool) -> str:
@@ -83,7 +89,7 @@ def evaluate_manifest(
     total = sum(utterance.duration for utterance in utterances)
     with progress("shards", total) as advance:
         data = shards.cached(utterances, advance)
-    runtime = Runtime(Accelerator(mixed_precision="no"))
+    runtime = one_process()
     model.to(runtime.device)
     start = time.monotonic()
     with progress("evaluation", data.seconds) as advance:
@@ -118,7 +124,7 @@ def audit_model(config: RunConfig, found: Audit, data: Mapping[str, shards.Shard
     texts = {s.id: restyle(s.text, config.label_case, config.label_punctuation) for s in training.samples}
     seconds = dict(zip(texts, training.durations.tolist(), strict=True))
     _, unlearnable = families.label(base, texts, seconds)
-    runtime = Runtime(Accelerator(mixed_precision="no"))
+    runtime = one_process()
     model.to(runtime.device)
     every = -(-len(data["domain"].samples) // STYLE_SAMPLE)
     sample = data["domain"].subset(range(0, len(data["domain"].samples), every))

@@ -25,13 +25,14 @@ class MaskedGroupNorm(torch.nn.GroupNorm):
         if self.frames is None:
             return super().forward(input)
         valid = up_to(self.frames, input.shape[2])[:, None, None]
-        grouped = input.float().unflatten(1, (self.num_groups, -1))
+        grouped = input.float().view(len(input), self.num_groups, -1, input.shape[2])
         count = self.frames.view(-1, 1, 1, 1) * grouped.shape[2]
         mean = (grouped * valid).sum((2, 3), keepdim=True) / count
         centred = (grouped - mean) * valid
         variance = centred.square().sum((2, 3), keepdim=True) / count
-        normal = (centred * (variance + self.eps).rsqrt()).flatten(1, 2)
-        return (normal * self.weight[:, None] + self.bias[:, None]).to(input.dtype)
+        normal = (centred * (variance + self.eps).rsqrt()).view_as(input)
+        scaled: torch.Tensor = normal * self.weight[:, None] + self.bias[:, None]
+        return scaled.to(input.dtype)
 
 
 def mask_norm(parent: torch.nn.Module, name: str) -> MaskedGroupNorm:
