@@ -31,7 +31,7 @@ def ignore_padding(model: Any, kind: str) -> None:
 
         def cut(module: torch.nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
             frames, _ = output
-            # its convolutions pad on the left, so that each has one frame for every second one
+            # its convolutions are padded on the left, so each gives ceil(frames / stride)
             step = embedder.frame_len * embedder.conv1.stride[0] * embedder.conv2.stride[0]
             counts = -(-kwargs["padding_mask"].sum(1) // step)
             return frames, padding.up_to(counts, frames.shape[1])
@@ -45,7 +45,8 @@ def ignore_padding(model: Any, kind: str) -> None:
     def count(inputs: dict[str, Any]) -> None:
         samples = inputs["attention_mask"].sum(1)
         norm.frames = padding.conv_frames(samples, encoder.conv1)
-        # the encoder takes every 384th of the mask, of which a frame's last sample is not the first
+        # of the mask the encoder takes every 384th sample, by which a frame that begins in the audio and
+        # ends in the padding would be heard
         heard = step * padding.conv_frames(samples, *convolutions)
         inputs["attention_mask"] = padding.up_to(heard, inputs["attention_mask"].shape[1])
 

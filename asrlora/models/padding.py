@@ -17,22 +17,20 @@ import torch
 
 class MaskedGroupNorm(torch.nn.GroupNorm):
     """GroupNorm (Wu and He, 2018) over channels and time, with the statistics of the first `frames`
-    (B,) of each utterance; of all frames, as in torch, where `frames` is None."""
+    (B,) of each utterance."""
 
-    frames: torch.Tensor | None = None  # of the forward that runs: set before it by a hook
+    frames: torch.Tensor  # of the forward that runs: set before it by a hook
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:  # (B, C, F)
-        if self.frames is None:
-            return super().forward(input)
         valid = up_to(self.frames, input.shape[2])[:, None, None]
         grouped = input.float().view(len(input), self.num_groups, -1, input.shape[2])
         count = self.frames.view(-1, 1, 1, 1) * grouped.shape[2]
         mean = (grouped * valid).sum((2, 3), keepdim=True) / count
-        centred = (grouped - mean) * valid
-        variance = centred.square().sum((2, 3), keepdim=True) / count
-        normal = (centred * (variance + self.eps).rsqrt()).view_as(input)
-        scaled: torch.Tensor = normal * self.weight[:, None] + self.bias[:, None]
-        return scaled.to(input.dtype)
+        variance = (grouped - mean).mul_(valid).square().sum((2, 3), keepdim=True) / count
+        weight, bias = (p.view(1, self.num_groups, -1, 1) for p in (self.weight, self.bias))
+        scale = weight * (variance + self.eps).rsqrt()
+        normal = torch.addcmul(bias - mean * scale, grouped, scale)  # in one pass: the input is large
+        return normal.view_as(input).to(input.dtype)
 
 
 def mask_norm(parent: torch.nn.Module, name: str) -> MaskedGroupNorm:
