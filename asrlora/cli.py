@@ -157,6 +157,11 @@ def _parser() -> argparse.ArgumentParser:
     bench_verdict.set_defaults(run=_bench_verdict)
     bench_verdict.add_argument("--trials", type=_count, default=2000, help="a row (default: 2000)")
 
+    bench_eval = bench_steps.add_parser("eval", help="evaluation against Transformers' pipeline (5 minutes)")
+    bench_eval.set_defaults(run=_bench_eval)
+    bench_eval.add_argument("--output", type=Path, help="write the figures here as JSON")
+    bench_eval.add_argument("--utterances", type=_count, default=300, help="to speak (default: 300)")
+
     evaluate = commands.add_parser("eval", help="hypotheses and WER of a model on a manifest")
     evaluate.set_defaults(run=_eval)
     source = evaluate.add_mutually_exclusive_group(required=True)
@@ -171,7 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--output-dir", type=Path, required=True)
     evaluate.add_argument("--eval-batch-seconds", type=float, default=160.0)
     add_flags(evaluate, ("text_normaliser", "domain_words", "general_text"))
-    _language(evaluate)
+    _decoding(evaluate)
     _allow_outside(evaluate)
 
     judge = commands.add_parser("verdict", help="judge a run again from its files")
@@ -186,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     transcribe.add_argument("audio", type=Path, nargs="+")
     transcribe.add_argument("--model-id", help="default: the base of the adapter, else the demo's base")
     transcribe.add_argument("--adapter-dir", type=Path)
-    _language(transcribe)
+    _decoding(transcribe)
 
     export = commands.add_parser("export", help="an adapter to use elsewhere, or merged into its base")
     export.set_defaults(run=_export)
@@ -206,8 +211,11 @@ def _allow_outside(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-outside", action="store_true", help=ALLOW_OUTSIDE)
 
 
-def _language(parser: argparse.ArgumentParser) -> None:
+def _decoding(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--language", default="en", help="of multilingual Whisper models (default: en)")
+    parser.add_argument(
+        "--num-beams", type=_count, default=1, help="of models with a decoder (default: 1, greedy)"
+    )
 
 
 def _count(text: str) -> int:
@@ -411,6 +419,12 @@ def _bench_engine(args: argparse.Namespace) -> int:
     return _tell_figures(bench_engine(args.data_dir), args.output)
 
 
+def _bench_eval(args: argparse.Namespace) -> int:
+    from asrlora.bench_eval import bench_eval
+
+    return _tell_figures(bench_eval(args.utterances), args.output)
+
+
 def _tell_figures(figures: "Figures", output: Path | None) -> int:
     from asrlora.bench import tell
 
@@ -435,7 +449,7 @@ def _bench_verdict(args: argparse.Namespace) -> int:
 def _eval(args: argparse.Namespace) -> int:
     from asrlora.data import manifest
     from asrlora.runs.scores import score_file
-    from asrlora.score import text, words
+    from asrlora.score import odd, text, words
 
     if args.hypotheses and args.adapter_dir:
         raise UserError("--hypotheses and --adapter-dir exclude each other; nothing is decoded")
@@ -457,14 +471,16 @@ def _eval(args: argparse.Namespace) -> int:
 
         scores = evaluate_manifest(
             args.model_id, args.adapter_dir, utterances, args.output_dir, args.eval_batch_seconds,
-            args.language, chosen, domain_words,
+            args.language, chosen, domain_words, args.num_beams,
         )  # fmt: skip
-        speed = f"{scores['audio_seconds'] / scores['seconds']:,.0f} audio-s/s"
+        speed = f"{scores['rtfx']:,.0f} audio-s/s"
     console.print(
         f"WER {scores['wer']:.2%} ({scores['substitutions']} substitutions, {scores['deletions']}"
         f" deletions, {scores['insertions']} insertions in {scores['words']} words,"
         f" {scores['utterances']} utterances, {speed}), CER {scores['cer']:.2%}"
     )
+    if strange := odd.told(scores):
+        console.print(f"of the hypotheses {strange}")
     _tell_breakdown(scores)
     return 0
 
@@ -511,7 +527,9 @@ def _transcribe(args: argparse.Namespace) -> int:
             raise UserError(f"the audio file {path} does not exist")
     from asrlora.engine.offline import transcribe_files
 
-    for path, text in transcribe_files(args.model_id, args.adapter_dir, args.audio, args.language):
+    for path, text in transcribe_files(
+        args.model_id, args.adapter_dir, args.audio, args.language, args.num_beams
+    ):
         print(text if len(args.audio) == 1 else f"{path}\t{text}", flush=True)
     return 0
 

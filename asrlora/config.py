@@ -134,6 +134,7 @@ class RunConfig(pydantic.BaseModel):
         "utterance", description="what the verdict's bootstrap draws: speaker where speakers are many"
     )
     eval_batch_seconds: Seconds = Field(160.0, description="padded audio in an evaluation batch, seconds")
+    num_beams: Count = Field(1, description="beams of evaluation, where the model has a decoder; 1 is greedy")
     save_interval: Count | None = Field(
         None, description="steps between checkpoints; there is always one after an evaluation"
     )

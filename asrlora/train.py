@@ -103,7 +103,7 @@ def train(config: RunConfig, inputs: Inputs) -> int:
     training, evaluation = open_sets(config, inputs.sets, runtime)
     samples = training.samples.samples
     found = audit.deep(inputs.audit, {"train": training.samples, **evaluation}).check()
-    base = families.load_base(config.model_id, config.language, config.load_in_4bit)
+    base = families.load_base(config.model_id, config.language, config.load_in_4bit, config.num_beams)
     base.model.to(runtime.device)
     for held in evaluation.values():
         families.check(base, {s.id: s.duration for s in held.samples})

@@ -141,10 +141,10 @@ def mix(ours: int, replay: int, ratio: float, *, seed: int, epoch: int) -> Membe
 def plan_evaluation(
     ids: Sequence[str], durations: Sequence[float] | Seconds, batch_seconds: float
 ) -> list[Microbatch]:
-    """Batches for evaluation: longest first, every utterance exactly once.
+    """Batches for evaluation: every utterance exactly once, those of similar length together, which pads
+    least, and the longest first, so that what does not fit into memory fails at once and ranks end together.
 
-    Depends on the set of (id, duration) only, not on the order of the manifest or the world size:
-    some models hear who shares their batch, so the batches must not change with either.
+    Depends on the set of (id, duration) only, not on the order of the manifest or the world size.
     """
     order = np.array(sorted(range(len(ids)), key=lambda i: (-durations[i], ids[i])), np.int64)
     length = np.asarray(durations, dtype=np.float64)[order]

@@ -1,6 +1,7 @@
 """Distributed evaluation: each utterance once, hypotheses gathered by id, integer counts."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from asrlora.data import audio, plan
@@ -9,18 +10,26 @@ from asrlora.data.shards import Shards
 from asrlora.engine.runtime import Runtime
 from asrlora.models import decode
 from asrlora.models.families import Base
+from asrlora.models.family import Written
+from asrlora.score import odd
 from asrlora.score.hypotheses import Hypothesis, score
 from asrlora.score.text import Normaliser
 
 
-def fingerprint(base: Base, batch_seconds: float, normaliser: Normaliser) -> dict[str, Any]:
+def fingerprint(base: Base, normaliser: Normaliser) -> dict[str, Any]:
     """What decides hypotheses and scores, but for adapter and manifest."""
     return {
         "audio": audio.FINGERPRINT,
         "text": normaliser.fingerprint,
-        "decode": {**decode.fingerprint(base), "batch_seconds": batch_seconds},
+        "decode": decode.fingerprint(base),
         "base": base.sha256,
     }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    hypotheses: list[Hypothesis]  # sorted by id
+    odd: dict[str, int]  # see score/odd.py
 
 
 def evaluate(
@@ -31,25 +40,25 @@ def evaluate(
     batch_seconds: float,
     normaliser: Normaliser,
     progress: Callable[[float], None] = lambda seconds: None,
-) -> list[Hypothesis] | None:
-    """Collective. Hypotheses of all utterances, sorted by id, on rank 0; an empty list elsewhere.
+) -> Evaluation | None:
+    """Collective. Hypotheses of all utterances on rank 0; none elsewhere.
 
     None, on all ranks, where one of them was asked to stop before all was done.
 
-    `model` is evaluated as it is, with its adapter active. Batches are planned before they are dealt
-    out, so that no hypothesis depends on the number of processes. `progress` gets the audio-seconds
-    of each finished batch of this rank, times the world size.
+    `model` is evaluated as it is, with its adapter active. No hypothesis depends on the budget of
+    padded audio-seconds in a batch, on who shares it, or on the number of processes (models/decode).
+    `progress` gets the audio-seconds of each finished batch of this rank, times the world size.
     """
     batches = plan.plan_evaluation([sample.id for sample in shards.samples], shards.durations, batch_seconds)
     mine = plan.share(batches, runtime.rank, runtime.world_size)
     was_training = model.training
     model.eval()
-    pairs: list[tuple[str, str]] = []
+    pairs: list[tuple[str, Written]] = []
     for batch in read_batches(shards, ((0, batch) for batch in mine)):
         seconds = [sample.duration for sample in batch.samples]
         waves, mask = batch.to(runtime.device)
-        texts = decode.transcribe(model, base, waves, mask, seconds)
-        pairs += [(s.id, hypothesis) for s, hypothesis in zip(batch.samples, texts, strict=True)]
+        written = decode.transcribe(model, base, waves, mask, seconds)
+        pairs += [(s.id, one) for s, one in zip(batch.samples, written, strict=True)]
         progress(sum(seconds) * runtime.world_size)
         if runtime.stop_requested:
             break
@@ -58,7 +67,13 @@ def evaluate(
     (stops,) = runtime.sum(runtime.stop_requested)
     if stops:
         return None
-    return assemble(shards, gathered, normaliser) if gathered is not None else []
+    if gathered is None:
+        return Evaluation([], {})
+    hypotheses = assemble(shards, [(identity, one.text) for identity, one in gathered], normaliser)
+    unfinished = {identity for identity, one in gathered if one.unfinished}
+    return Evaluation(
+        hypotheses, odd.count((h.reference, h.hypothesis, h.id in unfinished) for h in hypotheses)
+    )
 
 
 def assemble(shards: Shards, pairs: list[tuple[str, str]], normaliser: Normaliser) -> list[Hypothesis]:

@@ -16,7 +16,7 @@ from asrlora.data.findings import Audit
 from asrlora.data.manifest import Utterance
 from asrlora.data.style import restyle, style
 from asrlora.engine.evaluate import evaluate, fingerprint
-from asrlora.engine.runtime import Runtime
+from asrlora.engine.runtime import Runtime, keep_memory
 from asrlora.errors import UserError
 from asrlora.files import folder_whole
 from asrlora.models import adapters, decode, families
@@ -24,12 +24,20 @@ from asrlora.runs.scores import write_scores
 from asrlora.score import text
 
 
-def open_model(model_id: str | None, adapter: Path | None, language: str = "en") -> tuple[Any, families.Base]:
+def open_model(
+    model_id: str | None, adapter: Path | None, language: str = "en", num_beams: int = 1
+) -> tuple[Any, families.Base]:
     """The model to use, its adapter active, and its base."""
     if model_id is None:
         model_id = str(_base_of(adapter)) if adapter else str(_demo_base())
-    base = families.load_base(model_id, language)
+    base = families.load_base(model_id, language, num_beams=num_beams)
     return (adapters.load(base, adapter) if adapter else base.model), base
+
+
+def one_process() -> Runtime:
+    """A runtime that needs no launcher."""
+    keep_memory()
+    return Runtime(Accelerator(mixed_precision="no"))
 
 
 def export(adapter: Path, output: Path, model_id: str | None, merge: bool) -> str:
@@ -75,26 +83,31 @@ def evaluate_manifest(
     language: str = "en",
     text_normaliser: str | None = None,
     domain_words: frozenset[str] = frozenset(),
+    num_beams: int = 1,
 ) -> dict[str, Any]:
     """Writes hypotheses.jsonl and scores.json into `output`; returns the scores."""
     normaliser = text.normaliser(text_normaliser, language)
-    model, base = open_model(model_id, adapter, language)
+    model, base = open_model(model_id, adapter, language, num_beams)
     families.check(base, {u.id: u.duration for u in utterances})
     total = sum(utterance.duration for utterance in utterances)
     with progress("shards", total) as advance:
         data = shards.cached(utterances, advance)
-    runtime = Runtime(Accelerator(mixed_precision="no"))
+    runtime = one_process()
     model.to(runtime.device)
     start = time.monotonic()
     with progress("evaluation", data.seconds) as advance:
-        hypotheses = evaluate(runtime, model, base, data, batch_seconds, normaliser, advance) or []
+        found = evaluate(runtime, model, base, data, batch_seconds, normaliser, advance)
+    assert found is not None, "nobody can ask this to stop"
+    seconds = time.monotonic() - start
     return write_scores(
-        output, hypotheses, domain_words,
+        output, found.hypotheses, domain_words,
+        **found.odd,
         left_out=data.rejected,
         audio_seconds=round(data.seconds, 2),
-        seconds=round(time.monotonic() - start, 2),
+        seconds=round(seconds, 2),
+        rtfx=round(data.seconds / seconds, 1),
         fingerprint={
-            **fingerprint(base, batch_seconds, normaliser),
+            **fingerprint(base, normaliser),
             "adapter": adapters.digest(adapter) if adapter else None,
             "manifest": data.content,
         },
@@ -112,22 +125,23 @@ def audit_model(config: RunConfig, found: Audit, data: Mapping[str, shards.Shard
     texts = {s.id: restyle(s.text, config.label_case, config.label_punctuation) for s in training.samples}
     seconds = dict(zip(texts, training.durations.tolist(), strict=True))
     _, unlearnable = families.label(base, texts, seconds)
-    runtime = Runtime(Accelerator(mixed_precision="no"))
+    runtime = one_process()
     model.to(runtime.device)
     every = -(-len(data["domain"].samples) // STYLE_SAMPLE)
     sample = data["domain"].subset(range(0, len(data["domain"].samples), every))
     with progress("what the base writes", sample.seconds) as advance:
-        heard = evaluate(runtime, model, base, sample, config.eval_batch_seconds, normaliser, advance) or []
-    written = style(hypothesis.hypothesis_raw for hypothesis in heard)
+        heard = evaluate(runtime, model, base, sample, config.eval_batch_seconds, normaliser, advance)
+    assert heard is not None, "nobody can ask this to stop"
+    written = style(hypothesis.hypothesis_raw for hypothesis in heard.hypotheses)
     found = found.plus(unlearnable)
     return found.plus(audit.label_style(style(texts.values()), written))
 
 
 def transcribe_files(
-    model_id: str | None, adapter: Path | None, paths: list[Path], language: str = "en"
+    model_id: str | None, adapter: Path | None, paths: list[Path], language: str = "en", num_beams: int = 1
 ) -> Iterator[tuple[Path, str]]:
     """Yields (path, text) file by file; silence gives an empty text."""
-    model, base = open_model(model_id, adapter, language)
+    model, base = open_model(model_id, adapter, language, num_beams)
     device = next(model.parameters()).device
     for path in paths:
         try:
@@ -140,4 +154,4 @@ def transcribe_files(
         waves, mask = batches.pad([pcm])
         seconds = [len(pcm) / audio.SAMPLE_RATE]
         families.check(base, {str(path): seconds[0]})
-        yield path, decode.transcribe(model, base, waves.to(device), mask.to(device), seconds)[0]
+        yield path, decode.transcribe(model, base, waves.to(device), mask.to(device), seconds)[0].text

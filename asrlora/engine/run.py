@@ -25,7 +25,7 @@ from asrlora.errors import UserError
 from asrlora.models import adapters
 from asrlora.models.families import Base
 from asrlora.runs import record, report, tracking
-from asrlora.score import text, verdict, words
+from asrlora.score import odd, text, verdict, words
 from asrlora.score.hypotheses import Hypothesis, summary
 
 
@@ -70,7 +70,7 @@ class Run:
         """`found` is the audit so far, and `texts` what the labels say; the baseline adds to the audit."""
         self.found, self.texts = found, texts
         self.fingerprint = {
-            **fingerprint(self.base, self.config.eval_batch_seconds, self.normaliser),
+            **fingerprint(self.base, self.normaliser),
             **{f"{name} manifest": data.content for name, data in self.data.items()},
         }
         described = manifest.describe(len(training.samples), left_out)
@@ -215,13 +215,15 @@ class Run:
                     f"stopped at step {step}: {name} WER {value:.2%} passed {limit:g} times its"
                     f" baseline of {self.baseline[name]:.2%}"
                 )
-        rate = sum(data.seconds for data in self.data.values()) / max(scores["seconds"], 0.01)
         self.tell(
             f"step {step}: "
             + ", ".join(f"{name} WER {value:.2%}" for name, value in wers.items())
-            + f" ({rate:,.0f} audio-s/s)"
+            + f" ({scores['rtfx']:,.0f} audio-s/s)"
             + (", best so far" if best else "")
         )
+        for name in self.data:
+            if strange := odd.told(scores[name]):
+                self.tell(f"{name}: of the hypotheses {strange}")
         if self.stopped:
             self.tell(self.stopped)
         tracking.log(self.tracker, step, {f"wer/{name}": value for name, value in wers.items()})
@@ -231,6 +233,7 @@ class Run:
     def _score(self, step: int, model: Any) -> dict[str, Any] | None:
         """Collective. Evaluates all sets and writes hypotheses and scores; None where it was dropped."""
         results: dict[str, list[Hypothesis]] = {}
+        strange: dict[str, dict[str, int]] = {}
         total = sum(data.seconds for data in self.data.values())
         start = time.monotonic()
         with progress(f"evaluation at step {step}", total, self.runtime.is_main) as advance:
@@ -241,13 +244,14 @@ class Run:
                 )  # fmt: skip
                 if found is None:
                     return None
-                results[name] = found
+                results[name], strange[name] = found.hypotheses, found.odd
+        seconds = time.monotonic() - start
         scores: dict[str, Any] = {
-            "step": step, "fingerprint": self.fingerprint,
-            "seconds": round(time.monotonic() - start, 2),
+            "step": step, "fingerprint": self.fingerprint, "seconds": round(seconds, 2),
+            "rtfx": round(total / seconds, 1),
         }  # fmt: skip
         for name, hypotheses in results.items():
-            scores[name] = summary(hypotheses)
+            scores[name] = {**summary(hypotheses), **strange[name]}
         scores["domain"] |= words.summary(results["domain"], self.domain_words)
         if self.record is not None:
             lines = {name: [asdict(h) for h in found] for name, found in results.items()}

@@ -245,7 +245,7 @@ def start(compiled: bool = False) -> Runtime:
     saved, is always the plain one."""
     # libraries' notes to each other (Accelerate's use of torch, PEFT's of Transformers)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    _keep_memory()
+    keep_memory()
     on_gpu = torch.cuda.is_available()
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False)]
@@ -305,7 +305,7 @@ def _on_cpu(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to("cpu", torch.float32, copy=True)
 
 
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Lets glibc keep freed blocks. A CPU step frees and takes the same large ones again and again;
     giving each back to the kernel costs up to a third of the step."""
     with contextlib.suppress(OSError, AttributeError):

@@ -11,11 +11,13 @@ import torch
 from torch.nn.functional import ctc_loss, log_softmax
 
 from asrlora.data.audio import SAMPLE_RATE
+from asrlora.models import padding
 from asrlora.models.family import (
     IGNORED,
     Base,
     Features,
     Targets,
+    Written,
     normalised,
     padded_samples,
     refuse_longer,
@@ -39,6 +41,19 @@ def targets(kind: str) -> Targets:
     return Targets(attention, feed_forward)
 
 
+def ignore_padding(model: Any, kind: str) -> None:
+    """Norms over time are those of the smaller wav2vec2 and HuBERT; all else is masked as it is."""
+    if getattr(model.config, "feat_extract_norm", None) != "group":
+        return
+    first = model.base_model.feature_extractor.conv_layers[0]
+    norm = padding.mask_norm(first, "layer_norm")
+
+    def count(inputs: dict[str, Any]) -> None:
+        norm.frames = padding.conv_frames(inputs["attention_mask"].sum(1), first.conv)
+
+    padding.before(model.base_model, count)
+
+
 def features(base: Base, waves: torch.Tensor, mask: torch.Tensor) -> Features:
     if base.kind == "parakeet_ctc":
         extracted = base.extractor(
@@ -46,11 +61,7 @@ def features(base: Base, waves: torch.Tensor, mask: torch.Tensor) -> Features:
             padding="max_length", max_length=waves.shape[1],
         )  # fmt: skip
         return {name: extracted[name].to(waves.device) for name in ("input_features", "attention_mask")}
-    inputs = {"input_values": normalised(base, waves, mask)}
-    # models with a group norm over time were trained on zeros as padding, without a mask
-    if base.model.config.feat_extract_norm != "group":
-        inputs["attention_mask"] = mask
-    return inputs
+    return {"input_values": normalised(base, waves, mask), "attention_mask": mask}
 
 
 def label_ids(base: Base, text: str) -> list[int]:
@@ -97,15 +108,19 @@ def loss(base: Base, scores: torch.Tensor, mask: torch.Tensor, labels: torch.Ten
 
 def transcribe(
     model: Any, base: Base, waves: torch.Tensor, mask: torch.Tensor, seconds: list[float]
-) -> list[str]:
+) -> list[Written]:
     """The likeliest token of each frame, runs of one token as one, blanks left out."""
-    best = model(**features(base, waves, mask)).logits.argmax(-1)
+    nats, best = model(**features(base, waves, mask)).logits.topk(2)  # (B, F, 2)
+    counts = _frames(base, mask.sum(1))
+    margins = (nats[..., 0] - nats[..., 1]).masked_fill(~padding.up_to(counts, nats.shape[1]), torch.inf)
+    closest = margins.amin(1).tolist()
     blank = base.model.config.pad_token_id
     texts = []
-    for row, length in zip(best.tolist(), _frames(base, mask.sum(1)).tolist(), strict=True):
+    for row, length, margin in zip(best[..., 0].tolist(), counts.tolist(), closest, strict=True):
         written = [token for token, _ in itertools.groupby(row[:length]) if token != blank]
         # group_tokens: CTC tokenizers would collapse "ll" a second time
-        texts.append(base.tokenizer.decode(written, skip_special_tokens=True, group_tokens=False).strip())
+        text = base.tokenizer.decode(written, skip_special_tokens=True, group_tokens=False)
+        texts.append(Written(text.strip(), margin))
     return texts
 
 

@@ -30,7 +30,7 @@ FAMILIES: dict[str, Family] = {  # by Transformers' name of the model type
 }
 
 
-def load_base(model_id: str, language: str = "en", in_4bit: bool = False) -> Base:
+def load_base(model_id: str, language: str = "en", in_4bit: bool = False, num_beams: int = 1) -> Base:
     """Loads model, tokenizer and feature extractor; fp32 whatever the file holds, in eval mode."""
     import transformers
     from transformers.utils import logging
@@ -45,6 +45,8 @@ def load_base(model_id: str, language: str = "en", in_4bit: bool = False) -> Bas
             f" {', '.join(FAMILIES)}"
         )
     family = FAMILIES[kind]
+    if num_beams > 1 and family is ctc:
+        raise UserError(f"--num-beams {num_beams}: {kind} is a CTC model and has no beams; leave it out")
     for part in (config, getattr(config, "encoder_config", None)):
         _let_torch_alone_draw(part)
     model, loaded = getattr(transformers, family.MODEL_CLASS).from_pretrained(
@@ -61,6 +63,7 @@ def load_base(model_id: str, language: str = "en", in_4bit: bool = False) -> Bas
             f"--model-id {model_id}: its weights lack {', '.join(sorted(loaded['missing_keys'])[:3])}, which"
             " would be random; give a model that was trained to write text"
         )
+    family.ignore_padding(model, kind)
     model.name_or_path = model_id  # what saved adapters name: a hub name, not where the hub's cache lies
     if hasattr(model, "freeze_feature_encoder"):
         model.freeze_feature_encoder()  # frozen anyway; else gradients run through its convolutions in vain
@@ -72,8 +75,8 @@ def load_base(model_id: str, language: str = "en", in_4bit: bool = False) -> Bas
             f" {SAMPLE_RATE} Hz are supported"
         )
     return Base(
-        model.eval(), tokenizer, extractor, family, kind, language, in_4bit, case_of(tokenizer), folder,
-        hash_weights(folder),
+        model.eval(), tokenizer, extractor, family, kind, language, in_4bit, num_beams, case_of(tokenizer),
+        folder, hash_weights(folder),
     )  # fmt: skip
 
 

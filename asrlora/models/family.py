@@ -21,6 +21,15 @@ Features = dict[str, torch.Tensor]  # keyword arguments of the model's forward
 
 
 @dataclass(frozen=True)
+class Written:
+    """What a model writes for one utterance."""
+
+    text: str
+    margin: float  # nats by which the closest of all choices was made; infinite for beams
+    unfinished: bool = False  # the limit of tokens ended it, not the model
+
+
+@dataclass(frozen=True)
 class Targets:
     """Which linear modules of a model `--lora-targets` means, by the last part of their names."""
 
@@ -37,6 +46,9 @@ class Family(Protocol):
 
     def targets(self, kind: str) -> Targets:
         """Of models of Transformers' type `kind`."""
+
+    def ignore_padding(self, model: Any, kind: str) -> None:
+        """Changes a loaded model so that it hears an utterance in a batch as it would hear it alone."""
 
     def features(self, base: "Base", waves: torch.Tensor, mask: torch.Tensor) -> Features:
         """Waves (B, T) and their mask (B, T), as the audio path made them, to the model's input."""
@@ -62,8 +74,8 @@ class Family(Protocol):
 
     def transcribe(
         self, model: Any, base: "Base", waves: torch.Tensor, mask: torch.Tensor, seconds: list[float]
-    ) -> list[str]:
-        """Greedy hypotheses, each a function of its utterance (and, where norms run over padding, batch)."""
+    ) -> list[Written]:
+        """Hypotheses, each a function of its utterance alone; by base.num_beams where there is a decoder."""
 
     def decoding(self, base: "Base") -> dict[str, Any]:
         """Everything that decides how `transcribe` writes, for the fingerprint."""
@@ -80,6 +92,7 @@ class Base:
     kind: str  # Transformers' name of the model type
     language: str  # of multilingual models; others ignore it
     in_4bit: bool
+    num_beams: int  # of decoders; 1 is greedy
     case: Literal["lower", "upper", "both"]  # of the letters that the vocabulary has
     folder: Path
     sha256: str  # of the weights

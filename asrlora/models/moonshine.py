@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from asrlora.data.audio import SAMPLE_RATE
-from asrlora.models import seq2seq
-from asrlora.models.family import Base, Features, Targets, normalised, padded_samples, refuse_longer
+from asrlora.models import padding, seq2seq
+from asrlora.models.family import Base, Features, Targets, Written, normalised, padded_samples, refuse_longer
 
 MODEL_CLASS = "AutoModelForSpeechSeq2Seq"
 
@@ -21,6 +21,36 @@ _CHARACTERS = 256  # a vocabulary up to this size spells; a larger one holds sub
 
 def targets(kind: str) -> Targets:
     return Targets(("q_proj", "k_proj", "v_proj", "o_proj"), ("fc1", "fc2"))
+
+
+def ignore_padding(model: Any, kind: str) -> None:
+    """Moonshine's first norm runs over time, and both models attend to up to two frames too many."""
+    encoder = model.get_encoder()
+    if kind == "moonshine_streaming":
+        embedder = encoder.embedder
+
+        def cut(module: torch.nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+            frames, _ = output
+            # its convolutions are padded on the left, so each gives ceil(frames / stride)
+            step = embedder.frame_len * embedder.conv1.stride[0] * embedder.conv2.stride[0]
+            counts = -(-kwargs["padding_mask"].sum(1) // step)
+            return frames, padding.up_to(counts, frames.shape[1])
+
+        embedder.register_forward_hook(cut, with_kwargs=True)
+        return
+    convolutions = (encoder.conv1, encoder.conv2, encoder.conv3)
+    step = math.prod(conv.stride[0] for conv in convolutions)
+    norm = padding.mask_norm(encoder, "groupnorm")
+
+    def count(inputs: dict[str, Any]) -> None:
+        samples = inputs["attention_mask"].sum(1)
+        norm.frames = padding.conv_frames(samples, encoder.conv1)
+        # of the mask the encoder takes every 384th sample, by which a frame that begins in the audio and
+        # ends in the padding would be heard
+        heard = step * padding.conv_frames(samples, *convolutions)
+        inputs["attention_mask"] = padding.up_to(heard, inputs["attention_mask"].shape[1])
+
+    padding.before(encoder, count)
 
 
 def features(base: Base, waves: torch.Tensor, mask: torch.Tensor) -> Features:
@@ -46,7 +76,7 @@ def logits(model: Any, base: Base, features: Features, labels: torch.Tensor) -> 
 
 def transcribe(
     model: Any, base: Base, waves: torch.Tensor, mask: torch.Tensor, seconds: list[float]
-) -> list[str]:
+) -> list[Written]:
     limits = [token_limit(base, s) for s in seconds]
     return seq2seq.transcribe(model, base, features(base, waves, mask), _prompt(base), limits)
 
@@ -59,7 +89,7 @@ def token_limit(base: Base, seconds: float) -> int:
 
 
 def decoding(base: Base) -> dict[str, Any]:
-    return {"method": "greedy", "tokens_per_second": _TOKENS_PER_SECOND, "extra_tokens": _EXTRA_TOKENS}
+    return {**seq2seq.method(base), "tokens_per_second": _TOKENS_PER_SECOND, "extra_tokens": _EXTRA_TOKENS}
 
 
 def _prompt(base: Base) -> list[int]:

@@ -4,13 +4,14 @@ Moonshine's prompt is its start token; Whisper's also names language and task. T
 count the prompt. Shapes as in family.py; P tokens of prompt.
 """
 
+import math
 from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import GenerationConfig, GenerationMixin
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
 
-from asrlora.models.family import IGNORED, Base, Features, tokens
+from asrlora.models.family import IGNORED, Base, Features, Written, tokens
 
 
 def label_ids(base: Base, text: str) -> list[int]:
@@ -42,26 +43,59 @@ def loss(base: Base, scores: torch.Tensor, mask: torch.Tensor, labels: torch.Ten
     return cross_entropy(scores.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
+class _Choices(LogitsProcessor):  # type: ignore[misc]
+    """Lets nothing but the end be written for an utterance that has reached its own limit of tokens, so
+    that neither its text nor the choice of its beam depends on the limits of its neighbours. Of greedy
+    choices it keeps the closest: the least margin between the best and the second token, in nats."""
+
+    def __init__(self, limits: torch.Tensor, prompt: int, end: int) -> None:
+        self.limits, self.prompt, self.end = limits, prompt, end
+        self.margins = torch.full(limits.shape, torch.inf, device=limits.device)
+        self.ended = torch.zeros_like(limits, dtype=torch.bool)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        written = input_ids.shape[1] - self.prompt
+        over = written >= self.limits
+        self.ended |= over | ((input_ids[:, -1] == self.end) & (written > 0))
+        best, second = scores.topk(2).values.unbind(1)
+        self.margins = torch.where(self.ended, self.margins, torch.minimum(self.margins, best - second))
+        only_end = torch.full_like(scores, -torch.inf)
+        only_end[:, self.end] = 0.0
+        return torch.where(over[:, None], only_end, scores)
+
+
 def transcribe(
     model: Any, base: Base, features: Features, prompt: list[int], limits: list[int], **suppressed: Any
-) -> list[str]:
-    """Greedy hypotheses of at most `limits` tokens each.
+) -> list[Written]:
+    """Hypotheses of at most `limits` tokens each, greedy or by beam search over base.num_beams.
 
-    The limits belong to utterances, not to the batch, so an utterance's text does not depend on who
-    shares its batch. `suppressed` are GenerationConfig's lists of tokens that are never written.
+    `suppressed` are GenerationConfig's lists of tokens that are never written.
     """
-    config = base.model.config
+    config, device = base.model.config, base.model.device
+    of_beams = torch.tensor(limits, device=device).repeat_interleave(base.num_beams)
+    choices = _Choices(of_beams, len(prompt), config.eos_token_id)
     # the plain loop: Whisper's own generate adds long-form audio and temperatures to it
     written = GenerationMixin.generate(
         getattr(model, "get_base_model", lambda: model)(),  # adapters are in the base's own layers
         **features,
-        decoder_input_ids=torch.tensor(prompt, device=base.model.device).expand(len(limits), -1),
+        decoder_input_ids=torch.tensor(prompt, device=device).expand(len(limits), -1),
+        logits_processor=LogitsProcessorList([choices]),
         generation_config=GenerationConfig(
-            do_sample=False, num_beams=1, max_length=len(prompt) + max(limits), **suppressed,
+            do_sample=False, num_beams=base.num_beams, max_length=len(prompt) + max(limits) + 1, **suppressed,
             bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id,
             pad_token_id=config.pad_token_id, decoder_start_token_id=config.decoder_start_token_id,
         ),
     )  # fmt: skip
     cut = [row[len(prompt) :][:limit] for row, limit in zip(written.tolist(), limits, strict=True)]
-    texts: list[str] = base.tokenizer.batch_decode(cut, skip_special_tokens=True)
-    return [text.strip() for text in texts]
+    texts = base.tokenizer.batch_decode(cut, skip_special_tokens=True)
+    greedy = base.num_beams == 1  # beams change places, and with them the rows of the margins
+    margins = choices.margins.tolist() if greedy else [math.inf] * len(limits)
+    return [
+        Written(text.strip(), margin, config.eos_token_id not in row)
+        for text, margin, row in zip(texts, margins, cut, strict=True)
+    ]
+
+
+def method(base: Base) -> dict[str, Any]:
+    """How tokens are chosen, for the fingerprint."""
+    return {"method": "greedy"} if base.num_beams == 1 else {"method": "beam", "beams": base.num_beams}

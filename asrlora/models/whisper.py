@@ -8,7 +8,7 @@ import torch
 from asrlora.data.audio import SAMPLE_RATE
 from asrlora.errors import UserError
 from asrlora.models import seq2seq
-from asrlora.models.family import Base, Features, Targets, refuse_longer, unpadded
+from asrlora.models.family import Base, Features, Targets, Written, refuse_longer, unpadded
 
 MODEL_CLASS = "AutoModelForSpeechSeq2Seq"
 
@@ -22,6 +22,10 @@ _MULTILINGUAL = 51_865  # OpenAI's own rule: English-only vocabularies are small
 
 def targets(kind: str) -> Targets:
     return Targets(("q_proj", "k_proj", "v_proj", "out_proj"), ("fc1", "fc2"))
+
+
+def ignore_padding(model: Any, kind: str) -> None:
+    """Nothing to do: an utterance is always heard as 30 s."""
 
 
 def features(base: Base, waves: torch.Tensor, mask: torch.Tensor) -> Features:
@@ -59,7 +63,7 @@ def logits(model: Any, base: Base, features: Features, labels: torch.Tensor) -> 
 
 def transcribe(
     model: Any, base: Base, waves: torch.Tensor, mask: torch.Tensor, seconds: list[float]
-) -> list[str]:
+) -> list[Written]:
     limits = [min(math.ceil(s * _TOKENS_PER_SECOND) + _EXTRA_TOKENS, _room(base)) for s in seconds]
     return seq2seq.transcribe(
         model, base, features(base, waves, mask), prompt(base), limits, **_suppressed(base)
@@ -68,7 +72,7 @@ def transcribe(
 
 def decoding(base: Base) -> dict[str, Any]:
     return {
-        "method": "greedy",
+        **seq2seq.method(base),
         "tokens_per_second": _TOKENS_PER_SECOND,
         "extra_tokens": _EXTRA_TOKENS,
         "prompt": base.tokenizer.convert_ids_to_tokens(prompt(base)),

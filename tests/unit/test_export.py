@@ -1,41 +1,89 @@
 """`asrlora export`, on the demo's base: what it writes hears what the adapter heard."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import MoonshineForConditionalGeneration
 
 from asrlora import cli
+from asrlora.data import batches, shards
+from asrlora.data.audio import read_audio
 from asrlora.data.manifest import read_manifest
 from asrlora.engine import offline
-from asrlora.models import adapters, families
+from asrlora.engine.evaluate import evaluate
+from asrlora.models import adapters, families, seq2seq
+from asrlora.runs.record import read_lines
 from conftest import BASE, Speech
 from test_adapters import config, train
 
+Trained = tuple[torch.nn.Module, families.Base, Path]  # the live model, and where its adapter is saved
+
 
 @pytest.fixture(scope="module")
-def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     torch.manual_seed(0)
     base = families.load_base(str(BASE))
     model = adapters.attach(base, config(use_dora=True, lora_targets="attention"))
     train(model, base)
     folder = tmp_path_factory.mktemp("run") / "adapter_best"
     adapters.save(model, folder, None)
+    return model.eval(), base, folder
+
+
+@pytest.fixture(scope="module")
+def adapter(trained: Trained) -> Path:
+    return trained[2]
+
+
+@pytest.fixture(scope="module")
+def merged(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export") / "merged"
+    assert cli.main(["export", str(adapter), str(folder), "--merge"]) == 0
+    settings = json.loads((folder / "config.json").read_text())
+    assert settings["dtype"] == "float32"  # the base's file is bf16, which would round the adapter away
     return folder
 
 
-def test_a_merged_model_scores_as_the_adapter_does(adapter: Path, speech: Speech, tmp_path: Path) -> None:
-    assert cli.main(["export", str(adapter), str(tmp_path / "merged"), "--merge"]) == 0
-    some = read_manifest(speech.heldout)[:8]
-    hypotheses = []
-    for model_id, folder in ((str(BASE), adapter), (str(tmp_path / "merged"), None), (str(BASE), None)):
-        output = tmp_path / f"eval-{len(hypotheses)}"
-        offline.evaluate_manifest(model_id, folder, some, output, 160.0)
-        hypotheses.append((output / "hypotheses.jsonl").read_text())
-    assert hypotheses[0] == hypotheses[1] != hypotheses[2]
-    settings = json.loads((tmp_path / "merged" / "config.json").read_text())
-    assert settings["dtype"] == "float32"  # the base's file is bf16, which would round the adapter away
+def test_merged_active_and_saved_adapter_write_the_same(
+    trained: Trained, merged: Path, speech: Speech, tmp_path: Path
+) -> None:
+    """By `asrlora eval`; red when an adapter is dropped on any of the three ways, for the base writes
+    something else."""
+    model, base, adapter = trained
+    few = speech.heldout.with_name("eight.jsonl")
+    few.write_text("".join(speech.heldout.read_text().splitlines(keepends=True)[:8]))
+    ways = {"saved": [str(BASE), "--adapter-dir", str(adapter)], "merged": [str(merged)], "base": [str(BASE)]}
+    written = {}
+    for name, words in ways.items():
+        output = tmp_path / name
+        flags = ["--manifest-path", str(few), "--output-dir", str(output)]
+        assert cli.main(["eval", "--model-id", *words, *flags]) == 0
+        written[name] = read_lines(output / "hypotheses.jsonl")
+    active = evaluate(offline.one_process(), model, base, shards.cached(read_manifest(few)), 4.0)
+    assert active is not None
+    assert written["saved"] == written["merged"] == [asdict(h) for h in active.hypotheses]
+    assert written["saved"] != written["base"]
+
+
+@torch.inference_mode()
+def test_plain_transformers_hears_the_merged_model_as_the_active_adapter_is_heard(
+    trained: Trained, merged: Path, speech: Speech
+) -> None:
+    """Unpadded, which is what our padded batches stand for."""
+    model, base, _ = trained
+    plain = MoonshineForConditionalGeneration.from_pretrained(merged, attn_implementation="eager").eval()
+    pcms = [read_audio(u.audio) for u in read_manifest(speech.heldout)[:3]]
+    labels = families.pad_labels([families.label_ids(base, "the merged model")] * 3)
+    ours = families.logits(model, base, *batches.pad(pcms), labels)
+    for row, pcm in enumerate(pcms):
+        wave = torch.from_numpy(pcm / 32768).float()[None]
+        features = {"input_values": wave, "attention_mask": torch.ones_like(wave, dtype=torch.long)}
+        alone = seq2seq.logits(plain, base, features, [base.model.config.decoder_start_token_id], labels[:1])
+        count = int((labels[0] >= 0).sum())
+        assert float((ours[row, :count] - alone[0, :count]).abs().max() / alone.abs().max()) < 1e-5
 
 
 def test_an_exported_adapter_names_its_base_from_anywhere(

@@ -1,0 +1,286 @@
+"""No hypothesis depends on its batch: every family against Transformers' own model on the utterance alone."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import tiny
+from asrlora import cli
+from asrlora.data import batches, shards
+from asrlora.data.manifest import read_manifest
+from asrlora.engine.evaluate import Evaluation, evaluate, fingerprint
+from asrlora.models import decode, families, moonshine, padding, seq2seq, whisper
+from asrlora.models.family import Base, Written
+from asrlora.score import odd, text
+from conftest import BASE, Speech
+
+NORMALISER = text.normaliser(None, "en")
+
+SAMPLES = [16_037, 24_000, 20_123, 8_001, 900]  # of no stride a multiple
+KINDS = [*tiny.KINDS, "hubert-group", "wavlm-group"]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Base:
+    return families.load_base(tiny.save(request.param, tmp_path_factory.mktemp(request.param)))
+
+
+@pytest.fixture(scope="module")
+def demo_base() -> Base:
+    return families.load_base(str(BASE))
+
+
+@pytest.fixture(scope="module")
+def heldout(speech: Speech) -> shards.Shards:
+    return shards.cached(read_manifest(speech.heldout)[:20])
+
+
+def noise(base: Base) -> list[np.ndarray[Any, np.dtype[np.int16]]]:
+    rng = np.random.default_rng(0)
+    shortest = 2_000 if base.family.MODEL_CLASS == "AutoModelForCTC" else 0  # frames for three tokens
+    return [(2_000 * rng.standard_normal(max(n, shortest))).astype(np.int16) for n in SAMPLES]
+
+
+def plain_transformers(base: Base) -> Any:
+    kind = getattr(transformers, base.family.MODEL_CLASS)
+    return kind.from_pretrained(base.folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+@torch.inference_mode()
+def test_a_batch_is_heard_as_transformers_hears_each_utterance_alone(base: Base) -> None:
+    """Unpadded, and without a mask where the model was trained without. Red when a norm runs over padding,
+    or when attention sees a frame of it."""
+    plain, pcms = plain_transformers(base), noise(base)
+    labels = families.pad_labels([families.label_ids(base, "abc")] * len(pcms))
+    together = families.logits(base.model, base, *batches.pad(pcms), labels)
+    for row, pcm in enumerate(pcms):
+        # Moonshine Streaming's own processor fills up its last 5 ms
+        extra = -len(pcm) % 80 if base.kind == "moonshine_streaming" else 0
+        wave = torch.from_numpy(np.pad(pcm, (0, extra)) / 32768).float()[None]
+        mask = torch.ones_like(wave, dtype=torch.long)
+        mask[:, len(pcm) :] = 0
+        features = base.family.features(base, wave, mask)
+        if base.family.MODEL_CLASS == "AutoModelForCTC":
+            if getattr(base.model.config, "feat_extract_norm", None) == "group":
+                del features["attention_mask"]
+            alone = plain(**features).logits[0]
+            alone = alone[: base.family.frames(base, len(pcm) / 16_000)]
+        else:
+            prompt = whisper.prompt(base) if base.kind == "whisper" else [1]
+            alone = seq2seq.logits(plain, base, features, prompt, labels[:1])[
+                0, : int((labels[0] >= 0).sum())
+            ]
+        ours = together[row, : len(alone)]
+        assert float((ours - alone).abs().max() / alone.abs().max()) < 1e-5, len(pcm)
+
+
+class Rank:
+    """What `evaluate` needs of a runtime; the ranks of one evaluation run one after the other, 0 last."""
+
+    device, stop_requested = torch.device("cpu"), False
+
+    def __init__(self, rank: int, world_size: int, gathered: list[Any]) -> None:
+        self.rank, self.world_size, self.gathered = rank, world_size, gathered
+
+    def gather(self, items: list[Any]) -> list[Any] | None:
+        self.gathered += items
+        return None if self.rank else self.gathered
+
+    def sum(self, *values: float) -> Sequence[float]:
+        return values
+
+
+def hear(base: Base, data: shards.Shards, seconds: float, world: int = 1) -> Evaluation:
+    gathered: list[Any] = []
+    for rank in reversed(range(world)):
+        found = evaluate(Rank(rank, world, gathered), base.model, base, data, seconds, NORMALISER)  # type: ignore[arg-type]
+        assert found is not None
+    return found
+
+
+def test_hypotheses_are_the_same_at_any_budget_world_size_and_order(
+    demo_base: Base, heldout: shards.Shards, speech: Speech
+) -> None:
+    """Red when the padding is heard: then one in five differs."""
+    alone = hear(demo_base, heldout, 0.1)  # each utterance is longer: batches of one
+    lines = speech.heldout.read_text().splitlines(keepends=True)[:20]
+    random.Random(0).shuffle(lines)
+    shuffled = speech.heldout.with_name("shuffled.jsonl")
+    shuffled.write_text("".join(lines))
+    mixed = shards.cached(read_manifest(shuffled))
+    assert [s.id for s in mixed.samples] != [s.id for s in heldout.samples]
+    for data, seconds, world in (
+        (heldout, 7.0, 1), (heldout, 20.0, 2), (mixed, 20.0, 3), (heldout, 1e4, 1), (mixed, 1e4, 3),
+    ):  # fmt: skip
+        assert hear(demo_base, data, seconds, world) == alone, (seconds, world)
+
+
+@torch.inference_mode()
+def test_texts_of_every_family_are_the_same_in_any_batch(base: Base) -> None:
+    pcms = noise(base)
+    seconds = [len(pcm) / 16_000 for pcm in pcms]
+
+    def texts(rows: list[int]) -> dict[int, str]:
+        waves, mask = batches.pad([pcms[row] for row in rows])
+        written = decode.transcribe(base.model, base, waves, mask, [seconds[row] for row in rows])
+        return {row: one.text for row, one in zip(rows, written, strict=True)}
+
+    alone = {row: texts([row])[row] for row in range(len(pcms))}
+    for rows in ([0, 1, 2, 3, 4], [4, 2, 0], [3, 1]):
+        assert texts(rows) == {row: alone[row] for row in rows}
+
+
+def test_a_near_tie_is_decided_by_the_utterance_alone(base: Base) -> None:
+    """Rounding differs from batch to batch; here it always decides."""
+    asked: list[tuple[int, int]] = []
+
+    class Rounding:
+        @staticmethod
+        def transcribe(model: Any, base: Base, waves: Any, mask: Any, seconds: list[float]) -> list[Written]:
+            asked.append(tuple(waves.shape))
+            return [Written(f"{s} among {len(waves)}", margin=0.9e-3 if s < 1 else 0.1) for s in seconds]
+
+    waves, mask = batches.pad([np.ones(n, np.int16) for n in (20_000, 4_000)])
+    written = decode.transcribe(
+        base.model, replace(base, family=Rounding), waves, mask, [1.25, 0.25]  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert [one.text for one in written] == ["1.25 among 2", "0.25 among 1"]
+    assert asked == [(2, 24_000), (1, 8_000)]
+
+
+def test_margins_are_those_of_the_logits(demo_base: Base, heldout: shards.Shards) -> None:
+    """Of teacher forcing along the hypothesis, in a batch with a longer one that goes on after its end."""
+    order = sorted(range(len(heldout.samples)), key=lambda i: heldout.samples[i].duration)
+    numbers = [order[0], order[-1]]
+    waves, mask = batches.pad([heldout.read(n) for n in numbers])
+    seconds = [heldout.samples[n].duration for n in numbers]
+    short = decode.transcribe(demo_base.model, demo_base, waves, mask, seconds)[0]
+    labels = families.pad_labels([families.label_ids(demo_base, short.text)])
+    with torch.inference_mode():
+        scores = families.logits(demo_base.model, demo_base, waves[:1], mask[:1], labels)[0]
+    best, second = scores[labels[0] >= 0].topk(2).values.unbind(1)
+    assert short.margin == pytest.approx(float((best - second).min()), abs=1e-3)
+
+
+def test_the_decode_configuration_knows_no_batch(demo_base: Base) -> None:
+    assert "batch_seconds" not in fingerprint(demo_base, NORMALISER)["decode"]
+
+
+def test_a_decoder_that_runs_to_its_limit_is_counted(
+    demo_base: Base, heldout: shards.Shards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each at its own limit, whoever shares the batch; what was written until then stands."""
+    whole = hear(demo_base, heldout, 160.0)
+    assert whole.odd == {"empty": 0, "runaway": 0}
+    monkeypatch.setattr(moonshine, "_TOKENS_PER_SECOND", {"characters": 3.0})
+    monkeypatch.setattr(moonshine, "_EXTRA_TOKENS", 0)
+    cut = hear(demo_base, heldout, 160.0)
+    assert cut.odd == {"empty": 0, "runaway": len(heldout.samples)}
+    assert cut == hear(demo_base, heldout, 9.0)
+    for before, after in zip(whole.hypotheses, cut.hypotheses, strict=True):
+        assert before.hypothesis_raw.startswith(after.hypothesis_raw)
+    monkeypatch.setattr(moonshine, "_TOKENS_PER_SECOND", {"characters": 0.0})
+    nothing = hear(demo_base, heldout, 160.0)
+    assert nothing.odd["empty"] == len(heldout.samples)
+    assert all(h.deletions == h.words for h in nothing.hypotheses)
+
+
+@pytest.mark.parametrize(
+    ("text", "loop"),
+    [
+        ("the ship the ship the ship the ship", True),
+        ("so go go go go on", True),
+        ("the ship the ship the ship", False),
+        ("go go go gone", False),
+        ("a big a big a big a bigger one", False),
+        (" ".join(["one two three four five six seven eight"] * 4), True),
+        ("", False),
+    ],
+)
+def test_a_loop_is_the_same_words_four_times_in_a_row(text: str, loop: bool) -> None:
+    assert odd.loops(text) == loop
+    assert odd.count([("something else", text, False)])["runaway"] == loop
+
+
+def test_what_the_speaker_repeats_is_no_runaway() -> None:
+    assert odd.count([("no no no no", "no no no no no", False), ("", "", False)]) == {
+        "empty": 0,
+        "runaway": 0,
+    }
+    assert odd.told({"empty": 2, "runaway": 1}) == "2 empty, 1 ran away"
+    assert odd.told({"empty": 0, "runaway": 0}) == ""
+
+
+def test_beams_are_transformers_own_in_any_batch(heldout: shards.Shards) -> None:
+    base = families.load_base(str(BASE), num_beams=3)
+    pcms = [heldout.read(n) for n in range(6)]
+    seconds = [heldout.samples[n].duration for n in range(6)]
+    together = decode.transcribe(base.model, base, *batches.pad(pcms), seconds)
+    plain = plain_transformers(base)
+    for pcm, one, length in zip(pcms, together, seconds, strict=True):
+        wave = torch.from_numpy(pcm / 32768).float()[None]
+        limit = moonshine.token_limit(base, length) + 1
+        own = plain.generate(
+            wave,
+            attention_mask=torch.ones_like(wave).long(),
+            num_beams=3,
+            do_sample=False,
+            max_new_tokens=limit,
+        )
+        assert one.text == base.tokenizer.batch_decode(own, skip_special_tokens=True)[0].strip()
+    assert decode.fingerprint(base) != decode.fingerprint(families.load_base(str(BASE)))
+
+
+def test_ctc_has_no_beams(tmp_path: Path, speech: Speech, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tiny.save("wav2vec2", tmp_path / "model")
+    words = [
+        "--manifest-path",
+        str(speech.heldout),
+        "--output-dir",
+        str(tmp_path / "out"),
+        "--num-beams",
+        "2",
+    ]
+    assert cli.main(["eval", "--model-id", model, *words]) == 2
+    assert "--num-beams 2: wav2vec2 is a CTC model and has no beams" in capsys.readouterr().err
+
+
+def test_the_masked_norm_is_torchs_own_on_each_utterance_in_fp32_and_bf16() -> None:
+    torch.manual_seed(0)
+    parent = torch.nn.Module()
+    parent.norm = torch.nn.GroupNorm(2, 6)
+    torch.nn.init.normal_(parent.norm.weight)
+    own = parent.norm
+    masked = padding.mask_norm(parent, "norm")
+    assert [name for name, _ in parent.named_parameters()] == ["norm.weight", "norm.bias"]
+    values = 3 + torch.randn(3, 6, 50)
+    masked.frames = torch.tensor([50, 17, 1])
+    for kind, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.1)):
+        found = masked(values.to(kind))
+        assert found.dtype == kind
+        for row, count in enumerate(masked.frames.tolist()):
+            alone = own(values[row : row + 1, :, :count])[0]
+            assert torch.allclose(found[row, :, :count].float(), alone, atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", ["moonshine", "moonshine_streaming", "wav2vec2-group"])
+def test_a_compiled_step_hears_no_padding_either(kind: str, tmp_path: Path) -> None:
+    """Traced only (backend eager): what hooks leave on a module must not become a constant."""
+    base = families.load_base(tiny.save(kind, tmp_path))
+    traced = torch.compile(base.model, backend="eager")
+    pcms = noise(base)
+    for some in (pcms[:2], [pcms[1], pcms[0]], [pcms[3], pcms[1]]):
+        waves, mask = batches.pad(some)
+        labels = families.pad_labels([families.label_ids(base, "abc")] * 2)
+        with torch.no_grad():
+            plain = families.summed_loss(base.model, base, waves, mask, labels)
+            assert float(families.summed_loss(traced, base, waves, mask, labels)) == pytest.approx(
+                float(plain), rel=1e-5
+            )
