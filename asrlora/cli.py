@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(run=_manifest_check)
     check.add_argument("train", type=Path)
     check.add_argument("--domain", type=Path, required=True)
-    check.add_argument("--heldout", type=Path)
+    check.add_argument("--heldout", help="one manifest, or several joined by commas")
     check.add_argument("--quick", action="store_true", help="manifests and audio headers only")
     check.add_argument("--output", type=Path, help="write the findings here as JSON")
     _allow_outside(check)
@@ -226,10 +226,8 @@ def _manifest_check(args: argparse.Namespace) -> int:
     with_model = "model_id" in config.model_fields_set and not args.quick
     if with_model:
         find_model(config.model_id)
-    sets = {"train": args.train, "domain": args.domain, "heldout": args.heldout}
-    found, opened = check.check(
-        {name: path for name, path in sets.items() if path}, config, args.allow_outside, decode=not args.quick
-    )
+    sets = {"train": args.train, "domain": args.domain, **config.guardrails}
+    found, opened = check.check(sets, config, args.allow_outside, decode=not args.quick)
     if with_model and opened:
         from asrlora.engine.offline import audit_model
 

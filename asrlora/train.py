@@ -23,6 +23,7 @@ from asrlora.engine import launcher
 from asrlora.errors import UserError, exit_code
 from asrlora.models.hub import find_model
 from asrlora.runs import record
+from asrlora.score import choice
 
 if TYPE_CHECKING:
     from asrlora.engine.run import Run
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the checks have read: train, replay, domain and heldout, as far as they are given."""
+    """What the checks have read: train, replay, domain, guardrails and report part, as far as given."""
 
     sets: dict[str, list[manifest.Utterance] | shards.Shards]
     audit: Audit
@@ -56,9 +57,10 @@ def check(config: RunConfig) -> Inputs:
     source, replay = _read(config.dataset_path, config), None
     if config.replay_path:
         replay = _read(config.replay_path, config)
-    evaluation = {"domain": manifest.read_manifest(config.manifest_path, config.allow_outside)}
-    if config.safety_manifest_path:
-        evaluation["heldout"] = manifest.read_manifest(config.safety_manifest_path, config.allow_outside)
+    held = {"domain": config.manifest_path, **config.guardrails}
+    if isinstance(config.report_manifest, Path):
+        held[choice.REPORT] = config.report_manifest
+    evaluation = {name: manifest.read_manifest(path, config.allow_outside) for name, path in held.items()}
     train = [
         item
         for items in (source, replay)

@@ -25,7 +25,7 @@ from asrlora.errors import UserError
 from asrlora.models import adapters
 from asrlora.models.families import Base
 from asrlora.runs import record, report, tracking
-from asrlora.score import verdict
+from asrlora.score import choice
 
 
 class Run:
@@ -72,6 +72,7 @@ class Run:
         self.tell(f"training set: {described}, {training.seconds / 3600:.2f} h")
         for finding in found.findings:
             self.tell(f"audit: {finding.kind}: {finding.message}")
+        self.tell(self._held_out())
         for name, data in self.data.items():
             if data.rejected:
                 self.tell(f"{name}: left out {dict(data.rejected)}")
@@ -98,11 +99,30 @@ class Run:
             world_size=self.runtime.world_size,
             launch=self.runtime.kind,
             best_step=0,
+            held_out=self._held_out(),
             **same,
             audit=self.found.as_json(),
         )
         record.write_whole(self.config.output_dir / "config.yaml", self.config.to_yaml())
         return created
+
+    def _held_out(self) -> str:
+        """Which domain utterances have no say in which step is best, in a sentence."""
+        if choice.REPORT in self.data:
+            count = len(self.data[choice.REPORT].samples)
+            return f"held out from choosing the step: {count:,} utterances of {self.config.report_manifest}"
+        ids = [sample.id for sample in self.data["domain"].samples]
+        out = choice.held_out(ids) if self.config.report_manifest == "auto" else ()
+        if out:
+            return (
+                f"held out from choosing the step: {len(out):,} of {len(ids):,} domain utterances, by a hash"
+                " of their ids"
+            )
+        return (
+            "held out from choosing the step: no domain utterance"
+            f" (--report-manifest {self.config.report_manifest}, {len(ids):,} utterances), so the domain WER"
+            " of the best step is optimistic"
+        )
 
     def _reopen(self, same: dict[str, Any]) -> record.RunRecord:
         reopened = record.RunRecord.reopen(self.config.output_dir, **same)
@@ -176,17 +196,15 @@ class Run:
         if scores is None:
             return False
         wers = {name: scores[name]["wer"] for name in self.data}
+        chosen_on = scores.get(choice.CHOSEN_ON, scores["domain"])["wer"]
         if step == 0:
-            self.baseline, self.best_wer = wers, wers["domain"]
-        best = (
-            step > 0
-            and wers["domain"] < self.best_wer
-            and verdict.within_guardrail(wers.get("heldout"), self.baseline.get("heldout"))
-        )
+            self.baseline, self.best_wer = wers, chosen_on
+        guardrails = {name: wers[name] for name in self.config.guardrails}
+        best = step > 0 and choice.is_better(chosen_on, self.best_wer, guardrails, self.baseline)
         if best:
-            self.best_step, self.best_wer = step, wers["domain"]
+            self.best_step, self.best_wer = step, chosen_on
         limit = self.config.wer_stop_threshold
-        for name, value in wers.items():
+        for name, value in {"domain": wers["domain"], **guardrails}.items():
             if limit is not None and value > limit * self.baseline[name]:
                 self.stopped = (
                     f"stopped at step {step}: {name} WER {value:.2%} passed {limit:g} times its"
@@ -203,7 +221,21 @@ class Run:
             self.tell(self.stopped)
         tracking.log(self.tracker, step, {f"wer/{name}": value for name, value in wers.items()})
         self._spent("evaluations" if step else "baseline")
+        if step == 0:
+            self._expect(wers["domain"])
         return True
+
+    def _expect(self, wer: float) -> None:
+        """Raises UserError, on all ranks alike, where the base is not the one that is known."""
+        expected, tolerance = self.config.expect_baseline, self.config.baseline_tolerance
+        # rounded: 0.1178 is 0.001 from 0.1168, which floats deny
+        if expected is None or round(abs(wer - expected), 9) <= tolerance:
+            return
+        raise UserError(
+            f"--expect-baseline {expected:g}: the base has a domain WER of {wer:.2%} and not of"
+            f" {expected:.2%}, to within {100 * tolerance:.2f} points, so nothing is trained; look for"
+            f" another --model-id, manifest, normaliser or --language, or expect {wer:.4f}"
+        )
 
     def _score(self, step: int, model: Any) -> dict[str, Any] | None:
         """Collective. Evaluates all sets and writes hypotheses and scores; None where it was dropped."""
@@ -224,6 +256,9 @@ class Run:
         }  # fmt: skip
         for name, hypotheses in results.items():
             scores[name] = summary(hypotheses)
+        if self.config.report_manifest == "auto":
+            halves = choice.halves({one.id: one for one in results["domain"]})
+            scores |= {name: summary(list(half.values())) for name, half in halves.items()}
         if self.record is not None:
             lines = {name: [asdict(h) for h in found] for name, found in results.items()}
             self.record.write_evaluation(step, lines, scores)

@@ -19,7 +19,7 @@ from typing import Any
 
 from asrlora.errors import UserError
 from asrlora.files import write_whole as write_whole  # callers of this module use it too
-from asrlora.score import verdict
+from asrlora.score import choice, verdict
 from asrlora.score.wer import Counts
 
 LIBRARIES = ("torch", "accelerate", "deepspeed", "transformers", "peft", "webdataset", "jiwer")
@@ -174,32 +174,59 @@ def read_counts(path: Path) -> dict[str, Counts]:
     return counts
 
 
+def read_set(run: Path, step: int, name: str) -> tuple[dict[str, str], dict[str, Counts]]:
+    """References as scored and integer counts, by utterance id."""
+    path = step_folder(run, step) / f"{name}.jsonl"
+    return {line["id"]: line["reference"] for line in read_lines(path)}, read_counts(path)
+
+
 def judge_run(run: Path) -> dict[str, Any]:
     """The verdict of a run from its files alone; writes verdict.json and returns it.
 
-    Raises UserError when the baseline and the best step were scored with different fingerprints.
+    Raises UserError when the baseline and the best step were scored with different fingerprints, on
+    different sets or against different references.
     """
-    best = read_json(run / "run.json")["best_step"]
+    identity = read_json(run / "run.json")
+    best = identity["best_step"]
     old, new = step_folder(run, 0), step_folder(run, best)
     before, after = (read_json(folder / "scores.json")["fingerprint"] for folder in (old, new))
-    for name in sorted(before.keys() | after.keys()):
-        if before.get(name) != after.get(name):
+    _check_same(run, best, before, after)
+    names = [sorted(path.stem for path in folder.glob("*.jsonl")) for folder in (old, new)]
+    _check_same(run, best, *({f"set {name}": "there" for name in found} for found in names))
+    pairs: dict[str, tuple[dict[str, Counts], dict[str, Counts]]] = {}
+    for name in names[0]:
+        (references, was), (others, now) = (read_set(run, step, name) for step in (0, best))
+        odd = [i for i in sorted(references.keys() & others.keys()) if references[i] != others[i]]
+        if odd:
             raise UserError(
-                f"{run}: step 0 and step {best} differ in {name} ({before.get(name)} and"
-                f" {after.get(name)}); they cannot be compared"
+                f"{run}: step 0 and step {best} were scored against different references ({name}:"
+                f" {len(odd)} of them, such as that of {odd[0]!r}); they cannot be compared"
             )
-    comparisons = {
-        name: verdict.compare(read_counts(old / f"{name}.jsonl"), read_counts(new / f"{name}.jsonl"))
-        for name in ("domain", "heldout")
-        if (old / f"{name}.jsonl").exists()
-    }
+        pairs[name] = was, now
+    if identity["config"].get("report_manifest") == "auto":
+        halves = [choice.halves(counts) for counts in pairs["domain"]]
+        pairs |= {name: (half, halves[1].get(name, {})) for name, half in halves[0].items()}
+    found = {name: verdict.compare(was, now) for name, (was, now) in pairs.items()}
+    domain, heldout = found.pop("domain"), found.pop("heldout", None)
+    report, chosen_on = found.pop(choice.REPORT, None), found.pop(choice.CHOSEN_ON, domain)
     judged = {
-        **verdict.judge(comparisons["domain"], comparisons.get("heldout")),
+        **verdict.judge(
+            domain, heldout, further=found, chosen_on=chosen_on if report else None, report=report
+        ),
         "best_step": best,
         "fingerprint": before,
     }
     write_whole(run / "verdict.json", json.dumps(judged, indent=1) + "\n")
     return judged
+
+
+def _check_same(run: Path, step: int, before: dict[str, Any], after: dict[str, Any]) -> None:
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) != after.get(name):
+            raise UserError(
+                f"{run}: step 0 and step {step} differ in {name} ({before.get(name)} and"
+                f" {after.get(name)}); they cannot be compared"
+            )
 
 
 def versions() -> dict[str, str]:
