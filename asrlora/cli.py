@@ -410,10 +410,12 @@ def _eval(args: argparse.Namespace) -> int:
 
 def _verdict(args: argparse.Namespace) -> int:
     from asrlora.runs.record import judge_run
+    from asrlora.runs.report import write_report
     from asrlora.score.verdict import EXIT_CODES
 
     judged = judge_run(args.run_dir)
     console.print(f"{judged['verdict']}: {judged['reason']}")
+    console.print(f"report: {write_report(args.run_dir)}")
     return EXIT_CODES[judged["verdict"]]
 
 

@@ -22,7 +22,7 @@ ALLOW_OUTSIDE = "read audio outside a manifest's folder: only where you trust wh
 
 # settings of an attempt, not of the run: they may differ when a run is gone on with
 ATTEMPT = {"resume", "save_interval", "keep_checkpoints", "max_minutes", "wandb_mode", "allow_outside",
-           "expect_baseline", "baseline_tolerance"}  # fmt: skip
+           "expect_baseline", "baseline_tolerance", "report_audio"}  # fmt: skip
 # names that a further guardrail cannot take: other sets, and other keys of scores.json
 TAKEN = {"train", "replay", "domain", "domain_chosen_on", "domain_report", "heldout", "scores", "step",
          "seconds", "fingerprint"}  # fmt: skip
@@ -170,6 +170,9 @@ class RunConfig(pydantic.BaseModel):
     )
     max_nonfinite_steps: Count = Field(
         3, description="fail after this many steps in a row without a finite loss and gradient"
+    )
+    report_audio: bool = Field(
+        True, description="keep the audio of the utterances that report.html shows, and put it into the page"
     )
     wandb_mode: Literal["online", "offline", "disabled"] | None = Field(
         None, description="Weights & Biases; default: online where logged in, else offline"

@@ -12,7 +12,7 @@ from typing import Any
 
 from asrlora.config import RunConfig
 from asrlora.console import Advance, console, progress
-from asrlora.data import manifest
+from asrlora.data import audio, manifest
 from asrlora.data.audit import baseline
 from asrlora.data.findings import Audit
 from asrlora.data.shards import Sample, Shards
@@ -24,7 +24,7 @@ from asrlora.engine.step import StepResult
 from asrlora.errors import UserError
 from asrlora.models import adapters
 from asrlora.models.families import Base
-from asrlora.runs import record, report, tracking
+from asrlora.runs import examples, record, report, tracking
 from asrlora.score import choice
 
 
@@ -333,6 +333,8 @@ class Run:
         stages = {name: round(seconds, 1) for name, seconds in self.stages.items()}
         self.record.update(stage_seconds=stages)
         self.tell(f"verdict: {judged['verdict']}. {judged['reason']}")
+        if self.config.report_audio:
+            self._keep_excerpts(judged)
         page = report.write_report(self.config.output_dir)
         self.tell(f"report: {page}")
         for name in self.data:
@@ -340,6 +342,16 @@ class Run:
             tracking.log_hypotheses(self.tracker, f"{name}/hypotheses", record.read_lines(path))
         tracking.finish(self.tracker, judged)
         self.record.end("complete", self.stopped)  # last: an attempt that goes on would stop here
+
+    def _keep_excerpts(self, judged: dict[str, Any]) -> None:
+        """The audio that the report plays: a report drawn again later has no shards at hand."""
+        for name, ids in report.shown(self.config.output_dir, judged).items():
+            data = self.data[name]
+            number = {sample.id: number for number, sample in enumerate(data.samples)}
+            for one in ids:
+                pcm = data.read(number[one])[: report.EXCERPT_SECONDS * audio.SAMPLE_RATE]
+                path = examples.excerpt(self.config.output_dir, name, one)
+                record.write_whole(path, audio.encode_mp3(pcm))
 
     def preempt(self, step: int) -> None:
         """The end of an attempt that was asked to stop; `asrlora/train.py --resume auto` goes on."""

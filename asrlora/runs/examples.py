@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,16 @@ class Slot:
     reference: str
     before: tuple[Kind, str]
     after: tuple[Kind, str]
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """A word said and what was heard for it, "" where there is none, with how often it was."""
+
+    said: str
+    heard: str
+    before: int
+    after: int
 
 
 @dataclass(frozen=True)
@@ -61,18 +72,18 @@ class Pair:
                 found.append(Slot(word, old.words[place], new.words[place]))
         return found
 
-    def confusions(self) -> dict[str, list[tuple[str, str, int, int]]]:
-        """Kind -> (said, heard, times before, times after), the most frequent on either side first."""
-        counts = [_confusions(side.values()) for side in (self.before, self.after)]
+    def confusions(self) -> dict[str, list[Confusion]]:
+        """By kind, the most frequent on either side first."""
+        before, after = (_confusions(side.values()) for side in (self.before, self.after))
         return {
             kind: sorted(
                 (
-                    (*what, *(side[kind][what] for side in counts))
-                    for what in counts[0][kind] | counts[1][kind]
+                    Confusion(*what, before[kind][what], after[kind][what])
+                    for what in before[kind] | after[kind]
                 ),
-                key=lambda row: (-max(row[2:]), -sum(row[2:]), row),
+                key=lambda c: (-max(c.before, c.after), -c.before - c.after, c.said, c.heard),
             )[:CONFUSIONS]
-            for kind in counts[0]
+            for kind in before
         }
 
 
@@ -108,7 +119,7 @@ def align(line: Line) -> Alignment:
     return Alignment(words, gaps)
 
 
-def _confusions(lines: Any) -> dict[str, Counter[tuple[str, str]]]:
+def _confusions(lines: Iterable[Line]) -> dict[str, Counter[tuple[str, str]]]:
     counts: dict[str, Counter[tuple[str, str]]] = {
         "substitutions": Counter(), "deletions": Counter(), "insertions": Counter(),
     }  # fmt: skip

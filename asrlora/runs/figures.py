@@ -4,8 +4,8 @@ import hashlib
 import html
 import io
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -137,7 +137,7 @@ def interval(change: float, ends: tuple[float, float], limit: float) -> str:
     )
 
 
-def _axes(across: str, up: str) -> "tuple[Axes, Any]":
+def _axes(across: str, up: str) -> "tuple[Axes, Callable[[str], str]]":
     """Axes to draw in, and the function that takes a text alternative and returns the SVG."""
     import matplotlib
 

@@ -12,6 +12,7 @@ from asrlora.runs import examples, figures
 from asrlora.runs.record import read_json, read_lines, step_folder, write_whole
 from asrlora.score import choice
 
+EXCERPT_SECONDS = 30  # of an utterance that can be listened to; at 3 kB a second the page stays small
 TITLES = {
     "domain": "Domain",
     choice.CHOSEN_ON: "Domain, part that chose the step",
