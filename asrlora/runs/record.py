@@ -12,14 +12,14 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from asrlora.errors import UserError
 from asrlora.files import write_whole as write_whole  # callers of this module use it too
-from asrlora.score import choice, verdict
+from asrlora.score import choice, mapsswe, verdict
 from asrlora.score.wer import Counts
 
 LIBRARIES = ("torch", "accelerate", "deepspeed", "transformers", "peft", "webdataset", "jiwer")
@@ -161,57 +161,95 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         raise UserError(f"{path}: not valid JSON lines ({error})") from None
 
 
-def read_counts(path: Path) -> dict[str, Counts]:
-    """Integer counts by utterance id. Raises UserError when an id stands there twice."""
+def read_hypotheses(path: Path) -> dict[str, dict[str, Any]]:
+    """Scored lines by utterance id. Raises UserError when an id stands there twice."""
     records = read_lines(path)
-    counts = {
-        r["id"]: Counts(r["substitutions"], r["deletions"], r["insertions"], r["words"]) for r in records
-    }
-    if len(counts) != len(records):
+    by_id = {record["id"]: record for record in records}
+    if len(by_id) != len(records):
         raise UserError(
-            f"{path}: {len(records) - len(counts)} utterances are there twice; every utterance counts once"
+            f"{path}: {len(records) - len(by_id)} utterances are there twice; every utterance counts once"
         )
-    return counts
+    return by_id
 
 
-def read_set(run: Path, step: int, name: str) -> tuple[dict[str, str], dict[str, Counts]]:
-    """References as scored and integer counts, by utterance id."""
-    path = step_folder(run, step) / f"{name}.jsonl"
-    return {line["id"]: line["reference"] for line in read_lines(path)}, read_counts(path)
+def compare_files(
+    old: Path, new: Path, resample_by: str = "utterance", only: Collection[str] | None = None
+) -> verdict.Comparison:
+    """Two systems' scored lines. Raises UserError unless both were scored against the same references.
+
+    `resample_by` is "utterance" or "speaker"; the latter needs lines that name the speaker. `only` these
+    ids are compared, all unless given.
+    """
+    before, after = (
+        {i: line for i, line in read_hypotheses(path).items() if only is None or i in only}
+        for path in (old, new)
+    )
+    both = sorted(before.keys() & after.keys())  # compare() refuses what only one of them has
+    for i in both:
+        if before[i]["reference"] != after[i]["reference"]:
+            raise UserError(
+                f"{old} and {new}: the reference of {i!r} differs ({before[i]['reference']!r} and"
+                f" {after[i]['reference']!r}), so the texts were normalised in two ways; score both alike"
+            )
+    speakers = _speakers(old, before) if resample_by == "speaker" else None
+    segments = [
+        segment
+        for i in both
+        for segment in mapsswe.segments(
+            before[i]["reference"], before[i]["hypothesis"], after[i]["hypothesis"]
+        )
+    ]
+    return verdict.compare(counts(before), counts(after), speakers, segments)
 
 
-def judge_run(run: Path) -> dict[str, Any]:
+def _speakers(path: Path, lines: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    without = [i for i, line in lines.items() if line.get("speaker") is None]
+    if without:
+        raise UserError(
+            f"--resample-by speaker: {path} names no speaker of {len(without)} utterances, such as"
+            f" {without[0]!r}; give the manifest a speaker in every line, or resample by utterance"
+        )
+    return {i: line["speaker"] for i, line in lines.items()}
+
+
+def counts(lines: Mapping[str, Mapping[str, Any]]) -> dict[str, Counts]:
+    return {
+        i: Counts(line["substitutions"], line["deletions"], line["insertions"], line["words"])
+        for i, line in lines.items()
+    }
+
+
+def judge_run(run: Path, resample_by: str | None = None) -> dict[str, Any]:
     """The verdict of a run from its files alone; writes verdict.json and returns it.
 
-    Raises UserError when the baseline and the best step were scored with different fingerprints, on
-    different sets or against different references.
+    `resample_by` is the run's own setting unless given. Raises UserError when the baseline and the
+    best step were scored with different fingerprints, on different sets or against different references.
     """
     identity = read_json(run / "run.json")
     best = identity["best_step"]
+    by = resample_by or identity["config"].get("resample_by", "utterance")
     old, new = step_folder(run, 0), step_folder(run, best)
     before, after = (read_json(folder / "scores.json")["fingerprint"] for folder in (old, new))
     _check_same(run, best, before, after)
     names = [sorted(path.stem for path in folder.glob("*.jsonl")) for folder in (old, new)]
     _check_same(run, best, *({f"set {name}": "there" for name in found} for found in names))
-    pairs: dict[str, tuple[dict[str, Counts], dict[str, Counts]]] = {}
-    for name in names[0]:
-        (references, was), (others, now) = (read_set(run, step, name) for step in (0, best))
-        odd = [i for i in sorted(references.keys() & others.keys()) if references[i] != others[i]]
-        if odd:
-            raise UserError(
-                f"{run}: step 0 and step {best} were scored against different references ({name}:"
-                f" {len(odd)} of them, such as that of {odd[0]!r}); they cannot be compared"
+
+    def compared(name: str, only: Collection[str] | None = None) -> verdict.Comparison:
+        return compare_files(old / f"{name}.jsonl", new / f"{name}.jsonl", by, only)
+
+    guardrails = {name: compared(name) for name in names[0] if name not in ("domain", choice.REPORT)}
+    domain, chosen_on, report = compared("domain"), None, None
+    if choice.REPORT in names[0]:
+        chosen_on, report = domain, compared(choice.REPORT)
+    elif identity["config"].get("report_manifest") == "auto":
+        halves = choice.halves(read_hypotheses(old / "domain.jsonl"))
+        if halves:
+            chosen_on, report = (
+                compared("domain", halves[part]) for part in (choice.CHOSEN_ON, choice.REPORT)
             )
-        pairs[name] = was, now
-    if identity["config"].get("report_manifest") == "auto":
-        halves = [choice.halves(counts) for counts in pairs["domain"]]
-        pairs |= {name: (half, halves[1].get(name, {})) for name, half in halves[0].items()}
-    found = {name: verdict.compare(was, now) for name, (was, now) in pairs.items()}
-    domain, heldout = found.pop("domain"), found.pop("heldout", None)
-    report, chosen_on = found.pop(choice.REPORT, None), found.pop(choice.CHOSEN_ON, domain)
     judged = {
         **verdict.judge(
-            domain, heldout, further=found, chosen_on=chosen_on if report else None, report=report
+            domain, guardrails.pop("heldout", None), further=guardrails, chosen_on=chosen_on, report=report
         ),
         "best_step": best,
         "fingerprint": before,

@@ -6,14 +6,14 @@ WER regression lie inside the criteria; *reject* where one of them lies wholly o
 run cannot be accepted.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from asrlora.errors import UserError
-from asrlora.score import power
+from asrlora.score import mapsswe, power
 from asrlora.score.wer import Counts, total
 
 RESAMPLES = 10_000
@@ -41,13 +41,24 @@ class Comparison:
     change_interval: tuple[float, float]
     utterances: int
     words: int
+    improvement_probability: float  # share of the resamples in which tuned is better; a tie is half
+    resampled: str  # "utterance" or "speaker"
+    units: int  # how many of these there are
+    mapsswe: mapsswe.Mapsswe | None  # None: no segments were given
 
 
-def compare(baseline: Mapping[str, Counts], tuned: Mapping[str, Counts]) -> Comparison:
+def compare(
+    baseline: Mapping[str, Counts],
+    tuned: Mapping[str, Counts],
+    speakers: Mapping[str, str] | None = None,
+    segments: Iterable[mapsswe.Segment] | None = None,
+    resamples: int = RESAMPLES,
+) -> Comparison:
     """Pairs two systems by utterance id and bootstraps over utterances (percentile, seeded).
 
-    Source of the method: Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR
-    performance evaluation", 2004. Raises UserError when the ids differ.
+    With `speakers`, by utterance id, whole speakers are drawn: what one of them says goes wrong
+    together. Source of the method: Bisani and Ney, "Bootstrap estimates for confidence intervals in
+    ASR performance evaluation", 2004. Raises UserError when the ids differ.
     """
     if baseline.keys() != tuned.keys():
         odd = sorted(baseline.keys() ^ tuned.keys())
@@ -56,21 +67,31 @@ def compare(baseline: Mapping[str, Counts], tuned: Mapping[str, Counts]) -> Comp
             " score both on the same manifest"
         )
     ids = sorted(baseline)  # sorted, so that the order of a file changes nothing
-    old = np.array([baseline[i].errors for i in ids], dtype=np.float64)
-    new = np.array([tuned[i].errors for i in ids], dtype=np.float64)
-    words = np.array([baseline[i].words for i in ids], dtype=np.float64)
+    rows = np.array([(baseline[i].errors, tuned[i].errors, baseline[i].words) for i in ids], np.float64)
+    units = rows if speakers is None else _sums([speakers[i] for i in ids], rows)
     before, after = total(baseline.values()).wer, total(tuned.values()).wer
-    intervals = _intervals(old, new, words)
+    intervals, better = _bootstrap(units, resamples)
     return Comparison(
         before, intervals[0], after, intervals[1], after - before, intervals[2],
-        len(ids), int(words.sum()),
+        len(ids), int(rows[:, 2].sum()), better,
+        "utterance" if speakers is None else "speaker", len(units),
+        None if segments is None else mapsswe.test(segments),
     )  # fmt: skip
 
 
-def _intervals(old: np.ndarray, new: np.ndarray, words: np.ndarray) -> list[tuple[float, float]]:
-    """95 % intervals of the baseline's WER, of the tuned WER, and of tuned minus baseline."""
-    if len(words) < 2:  # one utterance has no spread to resample; nothing can be proved with it
-        return [(0.0, 1.0), (0.0, 1.0), (-1.0, 1.0)]
+def _sums(groups: Sequence[str], rows: np.ndarray) -> np.ndarray:
+    """One row a group, the sum of its rows."""
+    names, numbers = np.unique(np.array(groups), return_inverse=True)
+    sums = np.zeros((len(names), rows.shape[1]))
+    np.add.at(sums, numbers, rows)
+    return sums
+
+
+def _bootstrap(units: np.ndarray, resamples: int) -> tuple[list[tuple[float, float]], float]:
+    """95 % intervals of the baseline's WER, of the tuned WER and of tuned minus baseline, and the
+    probability of improvement. `units`: one row a unit: errors before and after, and words."""
+    if len(units) < 2:  # one unit has no spread to resample; nothing can be proved with it
+        return [(0.0, 1.0), (0.0, 1.0), (-1.0, 1.0)], 0.5
 
     from scipy import stats  # a second to import, and reading a run needs none of it
 
@@ -80,10 +101,12 @@ def _intervals(old: np.ndarray, new: np.ndarray, words: np.ndarray) -> list[tupl
         return np.stack([x, y, y - x])
 
     result = stats.bootstrap(
-        (old, new, words), statistic, paired=True, vectorized=True, n_resamples=RESAMPLES,
+        tuple(units.T), statistic, paired=True, vectorized=True, n_resamples=resamples,
         batch=BATCH, method="percentile", rng=np.random.default_rng(SEED),
-    ).confidence_interval  # fmt: skip
-    return [(float(lo), float(hi)) for lo, hi in zip(result.low, result.high, strict=True)]
+    )  # fmt: skip
+    interval, changes = result.confidence_interval, result.bootstrap_distribution[2]
+    better = float(np.mean(changes < 0) + np.mean(changes == 0) / 2)
+    return [(float(lo), float(hi)) for lo, hi in zip(interval.low, interval.high, strict=True)], better
 
 
 @dataclass(frozen=True)
@@ -199,6 +222,9 @@ def _section(
         "interval": list(interval),
         "utterances": comparison.utterances,
         "words": comparison.words,
+        "improvement_probability": comparison.improvement_probability,
+        "resampled": {"by": comparison.resampled, "units": comparison.units},
+        "mapsswe": comparison.mapsswe and asdict(comparison.mapsswe),
     }
 
 

@@ -42,8 +42,8 @@ def test_the_saved_adapter_gives_the_scores_of_the_run(run: Path, speech: Speech
          "--manifest-path", str(speech.domain), "--output-dir", str(output)]
     )  # fmt: skip
     assert code == 0
-    ours = record.read_counts(output / "hypotheses.jsonl")
-    theirs = record.read_counts(record.step_folder(run, judged["best_step"]) / "domain.jsonl")
+    ours = record.read_hypotheses(output / "hypotheses.jsonl")
+    theirs = record.read_hypotheses(record.step_folder(run, judged["best_step"]) / "domain.jsonl")
     assert ours == theirs
     assert json.loads((output / "scores.json").read_text())["wer"] == judged["domain"]["tuned_wer"]
 
