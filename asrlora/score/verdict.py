@@ -188,7 +188,7 @@ def _against(limit: float, what: str, bound: str, comparison: Comparison, sign: 
     told = "is not settled" if outcome == "open" else outcome
     reason = f"{what} {value:.2f} points (95 % interval {min(ends):.2f} to {max(ends):.2f}): {bound} {told}"
     needed = None
-    if outcome == "open" and comparison.utterances > 1 and change != limit:
+    if outcome == "open" and comparison.units > 1 and change != limit:
         # the end of the interval that reaches past the limit must come nearer to the change
         reach = high - change if change < limit else change - low
         needed = power.enough(comparison.utterances, reach, abs(change - limit))
