@@ -167,7 +167,11 @@ def _axes(across: str, up: str) -> "tuple[Axes, Callable[[str], str]]":
 def _for_the_page(svg: str, told: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*">', "<g>", svg)  # several figures share a page, and ids must differ
+    # several figures share a page, where ids must differ: those that are used get a name of this figure's
+    used = set(re.findall(r'(?:url\(|href=")#([\w-]+)', svg))
+    prefix = "f" + hashlib.sha256(told.encode()).hexdigest()[:8]
+    svg = re.sub(r' id="([^"]*)"', lambda m: f' id="{prefix}{m[1]}"' if m[1] in used else "", svg)
+    svg = re.sub(r'(url\(|href=")#', rf"\1#{prefix}", svg)
     svg = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", svg)
     for colour, variable in VARIABLES.items():
         svg = svg.replace(colour, f"var(--{variable})")
