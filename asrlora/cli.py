@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from asrlora.config import ALLOW_OUTSIDE, Parser, add_flags, validate
 from asrlora.console import console, progress
@@ -149,17 +149,27 @@ def _parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("eval", help="hypotheses and WER of a model on a manifest")
     evaluate.set_defaults(run=_eval)
-    evaluate.add_argument("--model-id", required=True)
+    source = evaluate.add_mutually_exclusive_group(required=True)
+    source.add_argument("--model-id")
+    source.add_argument(
+        "--hypotheses", type=Path, metavar="FILE",
+        help="score these instead of a model's: JSON lines with id and one of hypothesis_raw, pred_text,"
+        " hypothesis, text",
+    )  # fmt: skip
     evaluate.add_argument("--adapter-dir", type=Path)
     evaluate.add_argument("--manifest-path", type=Path, required=True)
     evaluate.add_argument("--output-dir", type=Path, required=True)
     evaluate.add_argument("--eval-batch-seconds", type=float, default=160.0)
+    add_flags(evaluate, ("text_normaliser", "domain_words", "general_text"))
     _language(evaluate)
     _allow_outside(evaluate)
 
     judge = commands.add_parser("verdict", help="judge a run again from its files")
     judge.set_defaults(run=_verdict)
     judge.add_argument("run_dir", type=Path)
+    judge.add_argument(
+        "--resample-by", choices=("utterance", "speaker"), help="default: as the run was started"
+    )
 
     transcribe = commands.add_parser("transcribe", help="print what is said in audio files")
     transcribe.set_defaults(run=_transcribe)
@@ -389,23 +399,66 @@ def _bench_data(args: argparse.Namespace) -> int:
 
 def _eval(args: argparse.Namespace) -> int:
     from asrlora.data import manifest
+    from asrlora.runs.scores import score_file
+    from asrlora.score import text, words
 
+    if args.hypotheses and args.adapter_dir:
+        raise UserError("--hypotheses and --adapter-dir exclude each other; nothing is decoded")
+    listed, general = (_path(args, name) for name in ("domain_words", "general_text"))
+    if listed and general:
+        raise UserError("--domain-words and --general-text exclude each other; give one")
+    chosen = getattr(args, "text_normaliser", None)
+    normaliser = text.normaliser(chosen, args.language)
     utterances = manifest.read_manifest(args.manifest_path, args.allow_outside)
-    find_model(args.model_id)
-    scores_path = args.output_dir / "scores.json"
-    if scores_path.exists():
+    domain_words = words.choose(listed, general, (u.text for u in utterances), None, normaliser)
+    if (args.output_dir / "scores.json").exists():
         raise UserError(f"--output-dir {args.output_dir} holds another evaluation; give a new folder")
-    from asrlora.engine.offline import evaluate_manifest
+    if args.hypotheses:
+        scores = score_file(args.hypotheses, utterances, args.output_dir, normaliser, domain_words)
+        speed = f"the field {scores['hypothesis_field']}"
+    else:
+        find_model(args.model_id)
+        from asrlora.engine.offline import evaluate_manifest
 
-    scores = evaluate_manifest(
-        args.model_id, args.adapter_dir, utterances, args.output_dir, args.eval_batch_seconds, args.language
-    )
+        scores = evaluate_manifest(
+            args.model_id, args.adapter_dir, utterances, args.output_dir, args.eval_batch_seconds,
+            args.language, chosen, domain_words,
+        )  # fmt: skip
+        speed = f"{scores['audio_seconds'] / scores['seconds']:,.0f} audio-s/s"
     console.print(
         f"WER {scores['wer']:.2%} ({scores['substitutions']} substitutions, {scores['deletions']}"
         f" deletions, {scores['insertions']} insertions in {scores['words']} words,"
-        f" {scores['utterances']} utterances, {scores['audio_seconds'] / scores['seconds']:,.0f} audio-s/s)"
+        f" {scores['utterances']} utterances, {speed}), CER {scores['cer']:.2%}"
     )
+    _tell_breakdown(scores)
     return 0
+
+
+def _path(args: argparse.Namespace, name: str) -> Path | None:
+    return Path(getattr(args, name)) if hasattr(args, name) else None
+
+
+SPEAKERS_SHOWN = 10
+
+
+def _tell_breakdown(scores: Mapping[str, Any]) -> None:
+    """Recall of domain words, and WER by duration and by speaker, those with most errors first."""
+    from rich.table import Table
+
+    if "domain_words" in scores:
+        found = scores["domain_words"]
+        share = "not said once" if found["recall"] is None else f"recall {found['recall']:.2%}"
+        console.print(
+            f"domain words: {share} ({found['hits']} of {found['occurrences']} times, {found['words']} words)"
+        )
+    speakers = sorted(scores["by_speaker"].items(), key=lambda item: (-item[1]["errors"], item[0]))
+    table = Table("", "WER", "errors", "words", "utterances")
+    for name, part in [*scores["by_duration"].items(), *speakers[:SPEAKERS_SHOWN]]:
+        wer = "-" if part["wer"] is None else f"{part['wer']:.2%}"
+        table.add_row(name, wer, *(f"{part[key]:,}" for key in ("errors", "words", "utterances")))
+    console.print(table)
+    if len(speakers) > SPEAKERS_SHOWN:
+        console.print(f"{len(speakers) - SPEAKERS_SHOWN} more speakers are in scores.json")
 
 
 def _verdict(args: argparse.Namespace) -> int:
@@ -413,7 +466,7 @@ def _verdict(args: argparse.Namespace) -> int:
     from asrlora.runs.report import write_report
     from asrlora.score.verdict import EXIT_CODES
 
-    judged = judge_run(args.run_dir)
+    judged = judge_run(args.run_dir, args.resample_by)
     console.print(f"{judged['verdict']}: {judged['reason']}")
     console.print(f"report: {write_report(args.run_dir)}")
     return EXIT_CODES[judged["verdict"]]

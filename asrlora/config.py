@@ -157,6 +157,22 @@ class RunConfig(pydantic.BaseModel):
         False, description="keep the base in 4 bits (QLoRA; GPUs only, needs asrlora[qlora])"
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations to save memory")
+    text_normaliser: str | None = Field(
+        None,
+        description="how texts are normalised before scoring: whisper-english, basic, none or a YAML file of"
+        " rules; default: whisper-english for --language en, else basic",
+    )
+    domain_words: Path | None = Field(
+        None, description="words whose recall is told, one a line; default: found, see --general-text"
+    )
+    general_text: Path | None = Field(
+        None,
+        description="plain text: words of the domain that it lacks are domain words (default: the texts of"
+        " the heldout manifest)",
+    )
+    resample_by: Literal["utterance", "speaker"] = Field(
+        "utterance", description="what the verdict's bootstrap draws: speaker where speakers are many"
+    )
     eval_batch_seconds: Seconds = Field(160.0, description="padded audio in an evaluation batch, seconds")
     save_interval: Count | None = Field(
         None, description="steps between checkpoints; there is always one after an evaluation"
@@ -182,6 +198,8 @@ class RunConfig(pydantic.BaseModel):
     def _agree(self) -> "RunConfig":
         if self.batch_size is not None and self.batch_seconds is not None:
             raise ValueError("batch_size and batch_seconds exclude each other; give one")
+        if self.domain_words is not None and self.general_text is not None:
+            raise ValueError("domain_words and general_text exclude each other; give one")
         if self.min_seconds >= self.max_seconds:
             raise ValueError(
                 f"min_seconds ({self.min_seconds:g}) must be below max_seconds ({self.max_seconds:g})"

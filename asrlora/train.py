@@ -23,7 +23,7 @@ from asrlora.engine import launcher
 from asrlora.errors import UserError, exit_code
 from asrlora.models.hub import find_model
 from asrlora.runs import record
-from asrlora.score import choice
+from asrlora.score import choice, text, words
 
 if TYPE_CHECKING:
     from asrlora.engine.run import Run
@@ -61,6 +61,7 @@ def check(config: RunConfig) -> Inputs:
     if isinstance(config.report_manifest, Path):
         held[choice.REPORT] = config.report_manifest
     evaluation = {name: manifest.read_manifest(path, config.allow_outside) for name, path in held.items()}
+    _check_scores(config, evaluation)
     train = [
         item
         for items in (source, replay)
@@ -71,6 +72,18 @@ def check(config: RunConfig) -> Inputs:
     find_model(config.model_id)
     sets: dict[str, list[manifest.Utterance] | shards.Shards] = {"train": source, **evaluation}
     return Inputs(sets if replay is None else {**sets, "replay": replay}, found)
+
+
+def _check_scores(config: RunConfig, evaluation: dict[str, list[manifest.Utterance]]) -> None:
+    normaliser = text.normaliser(config.text_normaliser, config.language)
+    words.choose(config.domain_words, config.general_text, [], None, normaliser)
+    for name, utterances in evaluation.items():
+        without = [utterance.id for utterance in utterances if utterance.speaker is None]
+        if config.resample_by == "speaker" and without:
+            raise UserError(
+                f"--resample-by speaker: {len(without)} utterances of the {name} manifest name no speaker,"
+                f" such as {without[0]!r}; add the field speaker, or resample by utterance"
+            )
 
 
 def _read(place: Path | str, config: RunConfig) -> list[manifest.Utterance] | shards.Shards:

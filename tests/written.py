@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from asrlora.engine.evaluate import score
 from asrlora.runs import record
+from asrlora.score import text
+from asrlora.score.hypotheses import score
 
 WORDS = "a b c d e f g h i j"
 
@@ -23,9 +24,13 @@ def write_run(folder: Path, sets: dict[str, tuple[list[int], list[int]]], **conf
         fingerprint={"base": "b"}, world_size=1, launch="one process",
         training={"set": "9 utterances kept", "content": "0"}, best_step=2, trained_parameters=10,
     )  # fmt: skip
+    plain = text.normaliser("none", "en")
     for number, step in enumerate((0, 2)):
         lines = {
-            name: [asdict(score(f"{name}-{i:04d}", WORDS, heard(n))) for i, n in enumerate(sides[number])]
+            name: [
+                asdict(score(f"{name}-{i:04d}", WORDS, heard(n), plain, f"speaker-{i % 7}", 1.0 + i % 9))
+                for i, n in enumerate(sides[number])
+            ]
             for name, sides in sets.items()
         }
         wers = {name: {"wer": sum(sides[number]) / 10 / len(sides[number])} for name, sides in sets.items()}

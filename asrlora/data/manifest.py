@@ -96,17 +96,17 @@ def read_lines(path: Path, allow_outside: bool = False) -> Iterator[tuple[int, U
         yield number, utterance
 
 
-def text_lines(path: Path) -> list[str]:
+def text_lines(path: Path, what: str = "manifest") -> list[str]:
     """The lines of a text file. Raises UserError where it is none, and opens regular files only."""
     if path.exists() and not path.is_file():
-        raise UserError(f"manifest {path}: is not a regular file")
+        raise UserError(f"{what} {path}: is not a regular file")
     try:
         # not splitlines(): U+2028 and its like are no ends of lines in JSON
         return path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
-        raise UserError(f"manifest {path}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{what} {path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
-        raise UserError(f"manifest {path}: is not UTF-8 text; is it really a manifest?") from None
+        raise UserError(f"{what} {path}: is not UTF-8 text; is it the right file?") from None
 
 
 def parse_object(line: str) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Distributed evaluation: each utterance once, hypotheses gathered by id, integer counts."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from asrlora.data import audio, plan
@@ -10,51 +9,18 @@ from asrlora.data.shards import Shards
 from asrlora.engine.runtime import Runtime
 from asrlora.models import decode
 from asrlora.models.families import Base
-from asrlora.score import text, wer
+from asrlora.score.hypotheses import Hypothesis, score
+from asrlora.score.text import Normaliser
 
 
-@dataclass(frozen=True)
-class Hypothesis:
-    """One scored utterance; the fields of eval/step-NNNNNN/*.jsonl."""
-
-    id: str
-    reference: str
-    hypothesis: str
-    reference_raw: str
-    hypothesis_raw: str
-    substitutions: int
-    deletions: int
-    insertions: int
-    words: int
-
-    @property
-    def counts(self) -> wer.Counts:
-        return wer.Counts(self.substitutions, self.deletions, self.insertions, self.words)
-
-
-def score(identity: str, reference_raw: str, hypothesis_raw: str) -> Hypothesis:
-    reference, hypothesis = text.normalise(reference_raw), text.normalise(hypothesis_raw)
-    counts = wer.count(reference, hypothesis)
-    return Hypothesis(
-        identity, reference, hypothesis, reference_raw, hypothesis_raw,
-        counts.substitutions, counts.deletions, counts.insertions, counts.words,
-    )  # fmt: skip
-
-
-def fingerprint(base: Base, batch_seconds: float) -> dict[str, Any]:
+def fingerprint(base: Base, batch_seconds: float, normaliser: Normaliser) -> dict[str, Any]:
     """What decides hypotheses and scores, but for adapter and manifest."""
     return {
         "audio": audio.FINGERPRINT,
-        "text": text.FINGERPRINT,
+        "text": normaliser.fingerprint,
         "decode": {**decode.fingerprint(base), "batch_seconds": batch_seconds},
         "base": base.sha256,
     }
-
-
-def summary(hypotheses: list[Hypothesis]) -> dict[str, Any]:
-    """WER, a fraction, its integer counts, and the number of utterances, as scores.json holds them."""
-    counts = wer.total(h.counts for h in hypotheses)
-    return {"wer": counts.wer, **asdict(counts), "utterances": len(hypotheses)}
 
 
 def evaluate(
@@ -63,6 +29,7 @@ def evaluate(
     base: Base,
     shards: Shards,
     batch_seconds: float,
+    normaliser: Normaliser,
     progress: Callable[[float], None] = lambda seconds: None,
 ) -> list[Hypothesis] | None:
     """Collective. Hypotheses of all utterances, sorted by id, on rank 0; an empty list elsewhere.
@@ -91,17 +58,20 @@ def evaluate(
     (stops,) = runtime.sum(runtime.stop_requested)
     if stops:
         return None
-    return assemble(shards, gathered) if gathered is not None else []
+    return assemble(shards, gathered, normaliser) if gathered is not None else []
 
 
-def assemble(shards: Shards, pairs: list[tuple[str, str]]) -> list[Hypothesis]:
+def assemble(shards: Shards, pairs: list[tuple[str, str]], normaliser: Normaliser) -> list[Hypothesis]:
     """Scores gathered (id, hypothesis) pairs. Raises RuntimeError unless every id is there once."""
     texts = dict(pairs)
     if len(texts) != len(pairs):
         twice = sorted({i for i, _ in pairs if sum(i == j for j, _ in pairs) > 1})
         raise RuntimeError(f"{len(twice)} utterances were evaluated twice, such as {twice[0]!r}")
-    references = {sample.id: sample.text for sample in shards.samples}
-    if texts.keys() != references.keys():
-        odd = sorted(texts.keys() ^ references.keys())
+    samples = {sample.id: sample for sample in shards.samples}
+    if texts.keys() != samples.keys():
+        odd = sorted(texts.keys() ^ samples.keys())
         raise RuntimeError(f"{len(odd)} utterances are missing or foreign, such as {odd[0]!r}")
-    return [score(i, references[i], texts[i]) for i in sorted(references)]
+    return [
+        score(i, samples[i].text, texts[i], normaliser, samples[i].speaker, samples[i].duration)
+        for i in sorted(samples)
+    ]

@@ -4,7 +4,6 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,13 @@ from asrlora.data import audio, audit, batches, shards
 from asrlora.data.findings import Audit
 from asrlora.data.manifest import Utterance
 from asrlora.data.style import restyle, style
-from asrlora.engine.evaluate import evaluate, fingerprint, summary
+from asrlora.engine.evaluate import evaluate, fingerprint
 from asrlora.engine.runtime import Runtime
 from asrlora.errors import UserError
 from asrlora.files import folder_whole
 from asrlora.models import adapters, decode, families
-from asrlora.runs.record import to_lines, write_whole
+from asrlora.runs.scores import write_scores
+from asrlora.score import text
 
 
 def open_model(model_id: str | None, adapter: Path | None, language: str = "en") -> tuple[Any, families.Base]:
@@ -73,8 +73,11 @@ def evaluate_manifest(
     output: Path,
     batch_seconds: float,
     language: str = "en",
+    text_normaliser: str | None = None,
+    domain_words: frozenset[str] = frozenset(),
 ) -> dict[str, Any]:
     """Writes hypotheses.jsonl and scores.json into `output`; returns the scores."""
+    normaliser = text.normaliser(text_normaliser, language)
     model, base = open_model(model_id, adapter, language)
     families.check(base, {u.id: u.duration for u in utterances})
     total = sum(utterance.duration for utterance in utterances)
@@ -84,21 +87,18 @@ def evaluate_manifest(
     model.to(runtime.device)
     start = time.monotonic()
     with progress("evaluation", data.seconds) as advance:
-        hypotheses = evaluate(runtime, model, base, data, batch_seconds, advance) or []
-    scores: dict[str, Any] = {
-        **summary(hypotheses),
-        "left_out": data.rejected,
-        "audio_seconds": round(data.seconds, 2),
-        "seconds": round(time.monotonic() - start, 2),
-        "fingerprint": {
-            **fingerprint(base, batch_seconds),
+        hypotheses = evaluate(runtime, model, base, data, batch_seconds, normaliser, advance) or []
+    return write_scores(
+        output, hypotheses, domain_words,
+        left_out=data.rejected,
+        audio_seconds=round(data.seconds, 2),
+        seconds=round(time.monotonic() - start, 2),
+        fingerprint={
+            **fingerprint(base, batch_seconds, normaliser),
             "adapter": adapters.digest(adapter) if adapter else None,
             "manifest": data.content,
         },
-    }
-    write_whole(output / "hypotheses.jsonl", to_lines(asdict(h) for h in hypotheses))
-    write_whole(output / "scores.json", json.dumps(scores, indent=1) + "\n")
-    return scores
+    )  # fmt: skip
 
 
 STYLE_SAMPLE = 64  # utterances; enough to see how a model writes
@@ -106,6 +106,7 @@ STYLE_SAMPLE = 64  # utterances; enough to see how a model writes
 
 def audit_model(config: RunConfig, found: Audit, data: Mapping[str, shards.Shards]) -> Audit:
     """Adds what the base model shows: labels it cannot write, and its style on a sample of domain."""
+    normaliser = text.normaliser(config.text_normaliser, config.language)
     model, base = open_model(config.model_id, None)
     training, _ = shards.for_training(data["train"], config.min_seconds, config.max_seconds)
     texts = {s.id: restyle(s.text, config.label_case, config.label_punctuation) for s in training.samples}
@@ -116,7 +117,7 @@ def audit_model(config: RunConfig, found: Audit, data: Mapping[str, shards.Shard
     every = -(-len(data["domain"].samples) // STYLE_SAMPLE)
     sample = data["domain"].subset(range(0, len(data["domain"].samples), every))
     with progress("what the base writes", sample.seconds) as advance:
-        heard = evaluate(runtime, model, base, sample, config.eval_batch_seconds, advance) or []
+        heard = evaluate(runtime, model, base, sample, config.eval_batch_seconds, normaliser, advance) or []
     written = style(hypothesis.hypothesis_raw for hypothesis in heard)
     found = found.plus(unlearnable)
     return found.plus(audit.label_style(style(texts.values()), written))

@@ -18,14 +18,15 @@ from asrlora.data.findings import Audit
 from asrlora.data.shards import Sample, Shards
 from asrlora.engine import checkpoint, launcher
 from asrlora.engine.checkpoint import Checkpoint
-from asrlora.engine.evaluate import Hypothesis, evaluate, fingerprint, summary
+from asrlora.engine.evaluate import evaluate, fingerprint
 from asrlora.engine.runtime import Runtime
 from asrlora.engine.step import StepResult
 from asrlora.errors import UserError
 from asrlora.models import adapters
 from asrlora.models.families import Base
 from asrlora.runs import examples, record, report, tracking
-from asrlora.score import choice
+from asrlora.score import choice, text, words
+from asrlora.score.hypotheses import Hypothesis, summary
 
 
 class Run:
@@ -36,6 +37,8 @@ class Run:
 
     def __init__(self, config: RunConfig, runtime: Runtime, base: Base, data: dict[str, Shards]) -> None:
         self.config, self.runtime, self.base, self.data = config, runtime, base, data
+        self.normaliser = text.normaliser(config.text_normaliser, config.language)
+        self.domain_words: frozenset[str] = frozenset()  # only on rank 0
         self.record: record.RunRecord | None = None
         self.tracker: Any = None
         self.initial = config.output_dir / "adapter_initial" if adapters.rewrites_base(config) else None
@@ -65,7 +68,7 @@ class Run:
         """`found` is the audit so far, and `texts` what the labels say; the baseline adds to the audit."""
         self.found, self.texts = found, texts
         self.fingerprint = {
-            **fingerprint(self.base, self.config.eval_batch_seconds),
+            **fingerprint(self.base, self.config.eval_batch_seconds, self.normaliser),
             **{f"{name} manifest": data.content for name, data in self.data.items()},
         }
         described = manifest.describe(len(training.samples), left_out)
@@ -84,6 +87,7 @@ class Run:
                 "training": {"set": described, "content": training.content},
             }
             self.record = self._reopen(same) if self.goes_on else self._create(same)
+            self.domain_words = self._choose_words()
             earlier = self.record.identity.get("wandb_id")
             settings = self.record.identity["config"]
             self.tracker = tracking.start(self.config.wandb_mode, self.config.output_dir, settings, earlier)
@@ -133,6 +137,19 @@ class Run:
                 f" ({'; '.join(odd)}); give the same, or start another run in a new --output-dir"
             )
         return reopened
+
+    def _choose_words(self) -> frozenset[str]:
+        """Domain words, as the run began with them: other words would make its recalls incomparable."""
+        path = self.config.output_dir / "domain_words.txt"
+        if self.goes_on and path.exists():
+            return frozenset(path.read_text(encoding="utf-8").split())
+        spoken = {name: [sample.text for sample in data.samples] for name, data in self.data.items()}
+        chosen = words.choose(
+            self.config.domain_words, self.config.general_text,
+            spoken["domain"], spoken.get("heldout"), self.normaliser,
+        )  # fmt: skip
+        record.write_whole(path, "".join(f"{word}\n" for word in sorted(chosen)))
+        return chosen
 
     def load_checkpoint(self) -> Checkpoint | None:
         """Collective. The newest sound checkpoint; what was written after it is taken back.
@@ -245,7 +262,13 @@ class Run:
         with progress(f"evaluation at step {step}", total, self.runtime.is_main) as advance:
             for name, data in self.data.items():
                 found = evaluate(
-                    self.runtime, model, self.base, data, self.config.eval_batch_seconds, advance
+                    self.runtime,
+                    model,
+                    self.base,
+                    data,
+                    self.config.eval_batch_seconds,
+                    self.normaliser,
+                    advance,
                 )
                 if found is None:
                     return None
@@ -256,6 +279,7 @@ class Run:
         }  # fmt: skip
         for name, hypotheses in results.items():
             scores[name] = summary(hypotheses)
+        scores["domain"] |= words.summary(results["domain"], self.domain_words)
         if self.config.report_manifest == "auto":
             halves = choice.halves({one.id: one for one in results["domain"]})
             scores |= {name: summary(list(half.values())) for name, half in halves.items()}

@@ -1,7 +1,7 @@
 """report.html: one self-contained page per run, drawn from the run directory alone."""
 
 import base64
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,10 @@ import jinja2
 
 from asrlora.runs import examples, figures
 from asrlora.runs.record import read_json, read_lines, step_folder, write_whole
-from asrlora.score import choice
+from asrlora.score import breakdown, choice, words
 
 EXCERPT_SECONDS = 30  # of an utterance that can be listened to; at 3 kB a second the page stays small
+PARTS_SHOWN = 12  # speakers, and domain words
 TITLES = {
     "domain": "Domain",
     choice.CHOSEN_ON: "Domain, part that chose the step",
@@ -52,6 +53,9 @@ def write_report(run: Path) -> Path:
         curves=_curves(run, judged),
         running={name: figures.running(name, pair.before, pair.after) for name, pair in pairs.items()},
         pairs=pairs,
+        speakers={name: _breakdown(pair, breakdown.by_speaker) for name, pair in pairs.items()},
+        durations={name: _breakdown(pair, breakdown.by_duration) for name, pair in pairs.items()},
+        recall=_recall(run, pairs["domain"]),
         audio=lambda name, utterance: _embedded(examples.excerpt(run, name, utterance)),
     )
     write_whole(run / "report.html", page)
@@ -94,6 +98,44 @@ def _curves(run: Path, judged: dict[str, Any]) -> list[str]:
     metrics = read_lines(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
     losses = [(entry["step"], entry["loss"]) for entry in metrics if "loss" in entry]
     return [*found, figures.loss(losses)] if losses else found
+
+
+@dataclass(frozen=True)
+class Part:
+    """A speaker, a band of durations or a domain word, before and after: shares, or None for none."""
+
+    name: str
+    before: float | None
+    after: float | None
+    count: int  # of utterances, or of times that a word was said
+
+
+def _breakdown(pair: examples.Pair, by: Callable[[Iterable[examples.Line]], dict[str, Any]]) -> list[Part]:
+    """WERs; of speakers only those with most errors, before or after."""
+    old, new = (by(side.values()) for side in (pair.before, pair.after))
+    names = list(old)
+    if len(names) > PARTS_SHOWN:
+        names = sorted(names, key=lambda n: (-max(old[n]["errors"], new[n]["errors"]), n))[:PARTS_SHOWN]
+    return [Part(name, old[name]["wer"], new[name]["wer"], old[name]["utterances"]) for name in names]
+
+
+def _recall(run: Path, pair: examples.Pair) -> tuple[Part, list[Part]] | None:
+    """Recall of all domain words together, and of those that were said most; None without any."""
+    path = run / "domain_words.txt"
+    listed = frozenset(path.read_text(encoding="utf-8").split()) if path.exists() else frozenset()
+    old, new = (
+        words.recall(((line["reference"], line["hypothesis"]) for line in side.values()), listed)
+        for side in (pair.before, pair.after)
+    )
+    if not old.occurrences:
+        return None
+    said = sorted(old.by_word, key=lambda word: (-old.by_word[word][1], word))[:PARTS_SHOWN]
+    each = [
+        Part(word, *(hits / count for hits, count in (side.by_word[word] for side in (old, new))), count)
+        for word in said
+        for count in [old.by_word[word][1]]
+    ]
+    return Part(f"all {len(listed):,} words", old.recall, new.recall, old.occurrences), each
 
 
 def _embedded(excerpt: Path) -> str | None:

@@ -1,8 +1,9 @@
-"""Word error rate from integer counts.
+"""Word and character error rates from integer counts.
 
 Policy for the corners, where tools differ: an empty hypothesis deletes every reference word; an
 empty reference has no words, and each hypothesis word is an insertion that counts in the total. A
-set without a single reference word has no WER (NaN).
+set without a single reference word has no WER (NaN). The same holds for characters. A character is a
+code point, and the spaces between words count, as in jiwer.
 """
 
 import math
@@ -47,3 +48,11 @@ def count(reference: str, hypothesis: str) -> Counts:
         return Counts(insertions=len(hypothesis.split()))
     out = jiwer.process_words(reference, hypothesis)
     return Counts(out.substitutions, out.deletions, out.insertions, len(reference.split()))
+
+
+def count_characters(reference: str, hypothesis: str) -> tuple[int, int]:
+    """(errors, characters of the reference) of texts that are already normalised."""
+    if not reference:
+        return len(hypothesis), 0
+    out = jiwer.process_characters(reference, hypothesis)
+    return out.substitutions + out.deletions + out.insertions, len(reference)

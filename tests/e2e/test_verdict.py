@@ -49,7 +49,7 @@ def run(speech: Speech, guardrails: str, tmp_path_factory: pytest.TempPathFactor
     honest, heard = evaluate.assemble, Counter[str]()
     far = {json.loads(line)["id"] for line in Path(guardrails.split(",")[1]).read_text().splitlines()}
 
-    def scripted(shards: Any, pairs: Any) -> Any:
+    def scripted(shards: Any, pairs: Any, *more: Any) -> Any:
         texts = {sample.id: sample.text for sample in shards.samples}
         name = "domain" if min(texts).startswith("domain") else "far-field" if far & set(texts) else "heldout"
         halves = choice.halves(texts) if name == "domain" else {name: texts}
@@ -59,7 +59,7 @@ def run(speech: Speech, guardrails: str, tmp_path_factory: pytest.TempPathFactor
             for i in sorted(members)[: round(WRONG[part][heard[name]] * len(members))]
         }
         heard[name] += 1
-        return honest(shards, [(i, "" if i in wrong else text) for i, text in texts.items()])
+        return honest(shards, [(i, "" if i in wrong else text) for i, text in texts.items()], *more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "assemble", scripted)

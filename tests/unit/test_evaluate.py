@@ -7,7 +7,10 @@ from asrlora.data import shards
 from asrlora.data.manifest import read_manifest
 from asrlora.engine import evaluate, offline
 from asrlora.models import families
+from asrlora.score import text
 from conftest import BASE, Speech
+
+ENGLISH = text.normaliser(None, "en")
 
 
 @pytest.fixture(scope="module")
@@ -17,17 +20,17 @@ def heldout(speech: Speech) -> shards.Shards:
 
 def test_an_utterance_evaluated_twice_is_an_error(heldout: shards.Shards) -> None:
     pairs = [(sample.id, sample.text) for sample in heldout.samples]
-    assert len(evaluate.assemble(heldout, pairs)) == len(pairs)
+    assert len(evaluate.assemble(heldout, pairs, ENGLISH)) == len(pairs)
     with pytest.raises(RuntimeError, match=f"evaluated twice, such as '{pairs[3][0]}'"):
-        evaluate.assemble(heldout, [*pairs, pairs[3]])
+        evaluate.assemble(heldout, [*pairs, pairs[3]], ENGLISH)
 
 
 def test_a_missing_or_foreign_utterance_is_an_error(heldout: shards.Shards) -> None:
     pairs = [(sample.id, sample.text) for sample in heldout.samples]
     with pytest.raises(RuntimeError, match="missing or foreign"):
-        evaluate.assemble(heldout, pairs[1:])
+        evaluate.assemble(heldout, pairs[1:], ENGLISH)
     with pytest.raises(RuntimeError, match="missing or foreign"):
-        evaluate.assemble(heldout, [*pairs[1:], ("stranger", "x")])
+        evaluate.assemble(heldout, [*pairs[1:], ("stranger", "x")], ENGLISH)
 
 
 def test_the_base_hears_general_speech(speech: Speech, tmp_path: Path) -> None:
@@ -37,6 +40,11 @@ def test_the_base_hears_general_speech(speech: Speech, tmp_path: Path) -> None:
     )
     assert scores["wer"] < 0.15
     assert scores["utterances"] == 48
+    assert scores["fingerprint"]["text"]["name"] == "whisper-english"
+    assert 0 < scores["cer"] < scores["wer"]
+    for parts in (scores["by_duration"], scores["by_speaker"]):
+        assert sum(part["words"] for part in parts.values()) == scores["words"]
+    assert set(scores["by_speaker"]) == {u.speaker for u in read_manifest(speech.heldout)}
     alone = dict(offline.transcribe_files(str(BASE), None, [u.audio for u in read_manifest(speech.heldout)]))
     from asrlora.runs.record import read_lines
 

@@ -5,12 +5,17 @@ from typing import Any
 
 import pytest
 
-from asrlora.engine.evaluate import score
 from asrlora.errors import UserError
 from asrlora.runs import ledger, record
 from asrlora.runs.report import write_report
+from asrlora.score import text
+from asrlora.score.hypotheses import Hypothesis, score
 
 CONFIG = {"max_steps": 4, "learning_rate": 1e-4, "manifest_path": "d|x.jsonl"}
+
+
+def scored(identity: str, reference: str, hypothesis: str, speaker: str | None = None) -> Hypothesis:
+    return score(identity, reference, hypothesis, text.normaliser(None, "en"), speaker, 1.0)
 
 
 def make_run(folder: Path, best_step: int = 2, **fingerprint: Any) -> record.RunRecord:
@@ -22,7 +27,7 @@ def make_run(folder: Path, best_step: int = 2, **fingerprint: Any) -> record.Run
         training={"set": "9 utterances kept", "content": "0"}, best_step=best_step, trained_parameters=10,
     )  # fmt: skip
     for step, hypothesis in ((0, "a wrong c"), (2, "a b c")):
-        hypotheses = [asdict(score(f"u{i}", "a b c", hypothesis)) for i in range(40)]
+        hypotheses = [asdict(scored(f"u{i}", "a b c", hypothesis, f"s{i // 8}")) for i in range(40)]
         scores = {"step": step, "fingerprint": {"base": "b", **(fingerprint if step else {})}}
         scores |= {name: {"wer": 0.0 if step else 1 / 3} for name in ("domain", "heldout")}
         run.write_evaluation(step, {"domain": hypotheses, "heldout": hypotheses}, scores)
@@ -43,7 +48,7 @@ def test_the_verdict_comes_from_the_files_alone(tmp_path: Path) -> None:
 
 def test_the_best_step_is_judged_and_not_the_last(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    worse = [asdict(score(f"u{i}", "a b c", "all is wrong")) for i in range(40)]
+    worse = [asdict(scored(f"u{i}", "a b c", "all is wrong")) for i in range(40)]
     scores = {"fingerprint": {"base": "b"}, "domain": {"wer": 1.0}, "heldout": {"wer": 1.0}}
     run.write_evaluation(4, {"domain": worse, "heldout": worse}, scores)
     assert record.judge_run(tmp_path / "run")["domain"]["tuned_wer"] == 0
@@ -53,6 +58,56 @@ def test_scores_with_other_fingerprints_are_not_compared(tmp_path: Path) -> None
     make_run(tmp_path / "run", text={"name": "other"})
     with pytest.raises(UserError, match="differ in text"):
         record.judge_run(tmp_path / "run")
+
+
+def test_scores_of_another_normalisation_are_not_compared(tmp_path: Path) -> None:
+    """The predecessor normalised in one way while training and in another while evaluating.
+
+    By fingerprint: the same name with another version, or a file of rules that has changed.
+    """
+    english = dict(text.normaliser("whisper-english", "en").fingerprint)
+    for number, other in enumerate((text.normaliser("basic", "en").fingerprint, english | {"version": "0"})):
+        run = make_run(tmp_path / f"run{number}", text=dict(other))
+        path = record.step_folder(run.folder, 0) / "scores.json"
+        scores = record.read_json(path)
+        scores["fingerprint"]["text"] = english
+        path.write_text(json.dumps(scores))
+        with pytest.raises(UserError, match="differ in text"):
+            record.judge_run(run.folder)
+
+
+def test_hypotheses_scored_against_another_reference_are_not_compared(tmp_path: Path) -> None:
+    """The same mistake where fingerprints are silent: the references themselves differ."""
+    make_run(tmp_path / "run")
+    file = record.step_folder(tmp_path / "run", 2) / "domain.jsonl"
+    lines = record.read_lines(file)
+    lines[7]["reference"] = "A b c"
+    file.write_text(record.to_lines(lines))
+    with pytest.raises(UserError, match=r"reference of 'u7' differs.*normalised in two ways"):
+        record.judge_run(tmp_path / "run")
+
+
+def test_a_run_is_judged_again_by_speakers(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert record.judge_run(tmp_path / "run")["domain"]["resampled"] == {"by": "utterance", "units": 40}
+    judged = record.judge_run(tmp_path / "run", "speaker")
+    assert judged["domain"]["resampled"] == {"by": "speaker", "units": 5}
+    assert judged["domain"]["mapsswe"]["segments"] == 40
+    assert judged["domain"]["improvement_probability"] == 1
+    run.update(config={**CONFIG, "resample_by": "speaker"})
+    assert record.judge_run(tmp_path / "run") == judged
+
+
+def test_lines_of_an_older_run_are_judged_as_before(tmp_path: Path) -> None:
+    """0.1.0 wrote neither characters nor speaker nor duration, and no setting resample_by."""
+    make_run(tmp_path / "run")
+    for file in (tmp_path / "run" / "eval").rglob("*.jsonl"):
+        old = ("character_errors", "characters", "speaker", "duration")
+        lines = [{k: v for k, v in line.items() if k not in old} for line in record.read_lines(file)]
+        file.write_text(record.to_lines(lines))
+    assert record.judge_run(tmp_path / "run")["verdict"] == "accept"
+    with pytest.raises(UserError, match="names no speaker of 40 utterances, such as 'u0'"):
+        record.judge_run(tmp_path / "run", "speaker")
 
 
 def test_an_utterance_that_is_there_twice_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,103 @@
+"""`asrlora eval`: its files, and hypotheses that somebody else's system has written. Needs no torch."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from asrlora.data.manifest import Utterance, parse_object, string_field, text_lines
+from asrlora.errors import UserError
+from asrlora.runs.record import to_lines, write_whole
+from asrlora.score import breakdown, words
+from asrlora.score.hypotheses import Hypothesis, score, summary
+from asrlora.score.text import Normaliser
+
+# Where a line holds several, the first of these is the hypothesis: in NeMo's files `text` is the
+# reference beside `pred_text`, and in ours `hypothesis` is already normalised.
+FIELDS = ("hypothesis_raw", "pred_text", "hypothesis", "text")
+
+
+def write_scores(
+    output: Path, hypotheses: Sequence[Hypothesis], domain_words: frozenset[str], **more: Any
+) -> dict[str, Any]:
+    """Writes hypotheses.jsonl and scores.json into `output`; returns the scores."""
+    lines = [asdict(h) for h in hypotheses]
+    scores = {
+        **summary(hypotheses),
+        **words.summary(hypotheses, domain_words),
+        "by_duration": breakdown.by_duration(lines),
+        "by_speaker": breakdown.by_speaker(lines),
+        **more,
+    }
+    write_whole(output / "hypotheses.jsonl", to_lines(lines))
+    write_whole(output / "scores.json", json.dumps(scores, indent=1) + "\n")
+    return scores
+
+
+def score_file(
+    path: Path,
+    utterances: Sequence[Utterance],
+    output: Path,
+    normaliser: Normaliser,
+    domain_words: frozenset[str] = frozenset(),
+) -> dict[str, Any]:
+    """Scores a file of JSON lines by the rules that hold for models; writes what `write_scores` does.
+
+    Each line holds `id` and its hypothesis. Raises UserError unless every utterance of the manifest is
+    there once, and nothing else. Every utterance counts, silent recordings too: those are left out
+    where a model is evaluated, since shards do not hold them.
+    """
+    texts, field = _read(path)
+    wanted = {utterance.id for utterance in utterances}
+    missing, foreign = sorted(wanted - texts.keys()), sorted(texts.keys() - wanted)
+    if missing:
+        raise UserError(
+            f"--hypotheses {path}: {len(missing)} of the manifest's {len(wanted)} utterances are missing,"
+            f" such as {missing[0]!r}; every utterance counts, so give an empty text where nothing was heard"
+        )
+    if foreign:
+        raise UserError(
+            f"--hypotheses {path}: {len(foreign)} ids are not in the manifest, such as {foreign[0]!r}; is it"
+            " the manifest that was transcribed?"
+        )
+    ordered = sorted(utterances, key=lambda utterance: utterance.id)
+    hypotheses = [score(u.id, u.text, texts[u.id], normaliser, u.speaker, u.duration) for u in ordered]
+    references = json.dumps([(u.id, u.text) for u in ordered], ensure_ascii=False)
+    return write_scores(
+        output, hypotheses, domain_words,
+        hypothesis_field=field,
+        fingerprint={
+            "text": dict(normaliser.fingerprint),
+            "hypotheses": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "references": hashlib.sha256(references.encode()).hexdigest(),
+        },
+    )  # fmt: skip
+
+
+def _read(path: Path) -> tuple[dict[str, str], str]:
+    """Hypotheses by id, and the name of the field that they were taken from."""
+    texts: dict[str, str] = {}
+    field = None
+    for number, line in enumerate(text_lines(path, "--hypotheses"), 1):
+        if not line.strip():
+            continue
+        where = f"--hypotheses {path}, line {number}"
+        try:
+            record = parse_object(line)
+            identity = string_field(record, "id", required=True)
+            field = field or next((name for name in FIELDS if name in record), None)
+            if field is None:
+                raise ValueError(f"holds no hypothesis; write one of the fields {', '.join(FIELDS)}")
+            text = string_field(record, field, required=True)
+        except ValueError as error:
+            raise UserError(f"{where}: {error}") from None
+        assert identity is not None
+        assert text is not None
+        if identity in texts:
+            raise UserError(f"{where}: the id {identity!r} was there before; give every utterance one line")
+        texts[identity] = text
+    if field is None:
+        raise UserError(f"--hypotheses {path}: holds no line")
+    return texts, field
