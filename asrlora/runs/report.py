@@ -130,11 +130,10 @@ def _recall(run: Path, pair: examples.Pair) -> tuple[Part, list[Part]] | None:
     if not old.occurrences:
         return None
     said = sorted(old.by_word, key=lambda word: (-old.by_word[word][1], word))[:PARTS_SHOWN]
-    each = [
-        Part(word, *(hits / count for hits, count in (side.by_word[word] for side in (old, new))), count)
-        for word in said
-        for count in [old.by_word[word][1]]
-    ]
+    each = []
+    for word in said:
+        (before, count), (after, _) = old.by_word[word], new.by_word[word]
+        each.append(Part(word, before / count, after / count, count))
     return Part(f"all {len(listed):,} words", old.recall, new.recall, old.occurrences), each
 
 
