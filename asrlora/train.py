@@ -20,7 +20,7 @@ from asrlora.data import audit, manifest, plan, shards
 from asrlora.data.findings import Audit
 from asrlora.data.style import restyle
 from asrlora.engine import launcher
-from asrlora.errors import UserError, exit_code
+from asrlora.errors import UserError, exit_code, tell
 from asrlora.models.hub import find_model
 from asrlora.runs import record
 from asrlora.score import choice, text, words
@@ -124,6 +124,9 @@ def train(config: RunConfig, inputs: Inputs) -> int:
         checkpoint = run.load_checkpoint()
         if not run.evaluate(0, base.model):
             return _stop(run, 0)
+        unexpected = run.unexpected()
+        if unexpected:
+            return _refuse(run, unexpected)
 
         # 3. the adapter
         torch.manual_seed(config.seed)
@@ -189,6 +192,15 @@ def _stop(run: "Run", step: int) -> int:
     run.preempt(step)
     run.runtime.close()
     return launcher.PREEMPTED
+
+
+def _refuse(run: "Run", error: UserError) -> int:
+    """Collective. The end where all ranks have found the same mistake: one of them tells it."""
+    run.fail(error)
+    run.runtime.close()
+    if run.runtime.is_main:
+        tell(error)
+    return launcher.USER_ERROR
 
 
 def _count(model: Any, trained: list[Any]) -> str:
