@@ -146,6 +146,11 @@ def _parser() -> argparse.ArgumentParser:
     bench_data.set_defaults(run=_bench_data)
     bench_data.add_argument("--output", type=Path, help="write the figures here as JSON")
     bench_data.add_argument("--small", action="store_true", help="a hundredth of everything: does it run?")
+    bench_verdict = bench_steps.add_parser(
+        "verdict", help="how often the verdict is right where the truth is known (4 minutes)"
+    )
+    bench_verdict.set_defaults(run=_bench_verdict)
+    bench_verdict.add_argument("--trials", type=_count, default=2000, help="a row (default: 2000)")
 
     evaluate = commands.add_parser("eval", help="hypotheses and WER of a model on a manifest")
     evaluate.set_defaults(run=_eval)
@@ -394,6 +399,16 @@ def _bench_data(args: argparse.Namespace) -> int:
         from asrlora.runs.record import write_whole
 
         write_whole(args.output, json.dumps(figures, indent=1) + "\n")
+    return 0
+
+
+def _bench_verdict(args: argparse.Namespace) -> int:
+    from asrlora.score import calibration
+
+    print(calibration.HEAD)
+    for truth in calibration.TRUTHS:
+        print(calibration.as_row(calibration.rates(truth, args.trials)), flush=True)
+    print(f"\n{calibration.seconds():.2f} s of CPU time for 10,000 resamples of 5,000 utterances")
     return 0
 
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from asrlora.errors import UserError
 from asrlora.score import verdict, wer
@@ -82,6 +83,19 @@ def test_the_interval_is_that_of_a_plain_bootstrap() -> None:
     assert found.change_interval == pytest.approx((low, high), abs=0.0015)
     assert found.change == pytest.approx((sum(after) - sum(before)) / 4000)
     assert found.change_interval[0] < found.change < found.change_interval[1]
+
+
+def test_the_bootstrap_is_scipys() -> None:
+    before, after = draws(0.2, 300, 1), draws(0.15, 300, 2)
+    found = verdict.compare(system(before), system(after))
+    oracle = stats.bootstrap(
+        (np.array(before), np.array(after)), lambda a, b, axis: (b.sum(axis) - a.sum(axis)) / 3000,
+        paired=True, vectorized=True, n_resamples=verdict.RESAMPLES, batch=verdict.BATCH,
+        method="percentile", rng=np.random.default_rng(verdict.SEED),
+    )  # fmt: skip
+    assert found.change_interval == pytest.approx(tuple(oracle.confidence_interval), abs=1e-15)
+    better = np.mean(oracle.bootstrap_distribution < 0) + np.mean(oracle.bootstrap_distribution == 0) / 2
+    assert found.improvement_probability == pytest.approx(better)
 
 
 def test_the_interval_does_not_depend_on_the_order_of_the_file() -> None:
