@@ -333,7 +333,8 @@ def _explain(error: pydantic.ValidationError, file: str | None, flags: dict[str,
         near = difflib.get_close_matches(name, RunConfig.model_fields, 1)
         mend = f"did you mean {near[0]}?" if near else "see --help for the keys there are"
         return f"{where} is not a setting of a run; {mend}"
-    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}, not {first['input']!r}"
+    told = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {told[0].lower()}{told[1:]}, not {first['input']!r}"
 
 
 def _metavar(annotation: Any) -> str:
