@@ -147,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     bench_data.add_argument("--output", type=Path, help="write the figures here as JSON")
     bench_data.add_argument("--small", action="store_true", help="a hundredth of everything: does it run?")
     bench_verdict = bench_steps.add_parser(
-        "verdict", help="how often the verdict is right where the truth is known (4 minutes)"
+        "verdict", help="how often the verdict is right where the truth is known (5 minutes)"
     )
     bench_verdict.set_defaults(run=_bench_verdict)
     bench_verdict.add_argument("--trials", type=_count, default=2000, help="a row (default: 2000)")

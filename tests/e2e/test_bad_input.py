@@ -49,6 +49,9 @@ def change(flags: list[str], flag: str, value: str) -> list[str]:
         ("--batch-size", "999", "fewer than one step needs"),
         ("--batch-size", "-1", "--batch-size"),
         ("--unknown-flag", "1", "--unknown-flag"),
+        ("--text-normaliser", "wisper", "--text-normaliser wisper"),
+        ("--domain-words", "{no_audio}", "--domain-words"),
+        ("--general-text", "gone.txt", "--general-text gone.txt"),
     ],
 )
 def test_one_message_names_it(speech: Speech, tmp_path: Path, flag: str, value: str, told: str) -> None:

@@ -13,12 +13,14 @@ from conftest import BASE, Speech
 @pytest.fixture(scope="module")
 def run(speech: Speech, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("e2e") / "run"
+    (folder.parent / "general.txt").write_text("the\nWAS, and a of")
     settings = {
         "max_steps": 40, "eval_interval": 20, "learning_rate": 3e-3, "batch_size": 8,
         "gradient_accumulation_steps": 2, "lora_r": 16, "lora_alpha": 32, "mixed_precision": "bf16",
         "wandb_mode": "offline",
         # 48 utterances are too few for the guardrail to be more than chance; it has tests of its own
         "safety_manifest_path": None,
+        "general_text": folder.parent / "general.txt",
     }  # fmt: skip
     assert train.main(speech.flags(folder, **settings)) == 0
     return folder
@@ -46,6 +48,21 @@ def test_the_saved_adapter_gives_the_scores_of_the_run(run: Path, speech: Speech
     theirs = record.read_hypotheses(record.step_folder(run, judged["best_step"]) / "domain.jsonl")
     assert ours == theirs
     assert json.loads((output / "scores.json").read_text())["wer"] == judged["domain"]["tuned_wer"]
+
+
+def test_domain_words_and_characters_are_told(run: Path) -> None:
+    words = (run / "domain_words.txt").read_text().split()
+    assert words == sorted(set(words))
+    assert not {"the", "was"} & set(words)
+    judged = record.read_json(run / "verdict.json")
+    before, after = (
+        record.read_json(record.step_folder(run, step) / "scores.json")["domain"]
+        for step in (0, judged["best_step"])
+    )
+    assert before["domain_words"]["words"] == len(words)
+    assert before["domain_words"]["occurrences"] == after["domain_words"]["occurrences"] > 100
+    assert before["domain_words"]["recall"] < after["domain_words"]["recall"] < 1
+    assert after["cer"] < after["wer"]
 
 
 def test_the_best_step_is_kept_and_not_the_last(run: Path) -> None:

@@ -13,15 +13,17 @@ def test_recall_counts_what_the_alignment_has_right() -> None:
         ("press the valve then the sump", "press the valve then a sump"),
         ("valve valve", "valve"),
         ("the sump", "sump the"),  # there, and in the wrong place: one of the two is right
+        ("the gasket", "the basket"),
         ("no such word", "valve sump"),  # written and not said: no matter of recall
         ("valve", ""),
     ]
-    found = words.recall(pairs, frozenset({"valve", "sump", "gasket"}))
+    found = words.recall(pairs, frozenset({"valve", "sump", "gasket", "flange"}))
     assert found.by_word["valve"] == (2, 4)
     assert found.by_word["sump"][1] == 2
-    assert "gasket" not in found.by_word
-    assert found.occurrences == 6
-    assert found.recall == found.hits / 6
+    assert found.by_word["gasket"] == (0, 1)
+    assert "flange" not in found.by_word
+    assert found.occurrences == 7
+    assert found.recall == found.hits / 7
 
 
 def test_recall_of_words_that_nobody_says_is_none() -> None:
