@@ -72,19 +72,24 @@ def running(name: str, before: dict[str, Line], after: dict[str, Line]) -> str:
     """
     axes, finish = _axes("utterances", f"{name} WER, %")
     drawn = sorted(before, key=lambda i: hashlib.sha256(f"order/{i}".encode()).digest())
-    told = []
+    told: list[str] = []
+    ends: list[float] = []  # WERs of all utterances
     for side, colour, label in ((before, BEFORE, "before"), (after, AFTER, "after")):
         n, wer, margin = _running([side[i] for i in drawn])
         axes.fill_between(n, wer - margin, wer + margin, color=colour, alpha=0.18, linewidth=0)
         axes.plot(n, wer, color=colour, linewidth=1.8)
         n, by_id, _ = _running([side[i] for i in sorted(side)])
         axes.plot(n, by_id, color=colour, linewidth=1.1, linestyle=(0, (1, 1.5)))
-        axes.annotate(
-            label, (n[-1], wer[-1]), xytext=(4, 0), textcoords="offset points", color=colour, va="center",
-            fontsize=9, annotation_clip=False,
-        )  # fmt: skip
+        ends.append(wer[-1])
         told.append(f"{label} {wer[-1]:.2f} % plus or minus {margin[-1]:.2f}")
-    axes.set_ylim(0, None)
+    for label, colour, end in (("before", BEFORE, ends[0]), ("after", AFTER, ends[1])):
+        above = (label == "before") == (ends[0] >= ends[1])
+        axes.annotate(
+            label, (len(drawn), end), xytext=(4, 1 if above else -1), textcoords="offset points",
+            color=colour, va="bottom" if above else "top", fontsize=9, annotation_clip=False,
+        )  # fmt: skip
+    # the first dozens jump about, and would press the rest flat
+    axes.set_ylim(0, min(axes.get_ylim()[1], 2.5 * max(ends)) or 1)
     axes.margins(x=0.02)
     return finish(
         f"Running {name} WER against the number of utterances; of all {len(drawn)}: {'; '.join(told)}."
