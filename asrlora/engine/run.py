@@ -261,14 +261,9 @@ class Run:
         with progress(f"evaluation at step {step}", total, self.runtime.is_main) as advance:
             for name, data in self.data.items():
                 found = evaluate(
-                    self.runtime,
-                    model,
-                    self.base,
-                    data,
-                    self.config.eval_batch_seconds,
-                    self.normaliser,
-                    advance,
-                )
+                    self.runtime, model, self.base, data, self.config.eval_batch_seconds,
+                    self.normaliser, advance,
+                )  # fmt: skip
                 if found is None:
                     return None
                 results[name] = found

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from asrlora import train
 from asrlora.config import RunConfig, parse_run
+from asrlora.data.manifest import Utterance
 from asrlora.errors import UserError
 
 REQUIRED = ["--dataset-path", "t.jsonl", "--manifest-path", "d.jsonl", "--output-dir", "out"]
@@ -114,3 +116,13 @@ def test_a_report_manifest_is_a_word_or_a_file() -> None:
 def test_a_wer_in_per_cent_is_no_fraction() -> None:
     with pytest.raises(UserError, match=r"--expect-baseline: .*less than 5, not '11.68'"):
         parse_run([*REQUIRED, "--expect-baseline", "11.68"])
+
+
+def test_speakers_are_asked_for_before_anything_starts() -> None:
+    config = parse_run([*REQUIRED, "--resample-by", "speaker"])
+    utterances = [Utterance(name, Path("a.wav"), "x", 1.0, speaker=name) for name in "ab"]
+    train._check_scores(config, {"domain": utterances})
+    with pytest.raises(UserError, match="1 utterances of the heldout manifest name no speaker, such as 'c'"):
+        train._check_scores(
+            config, {"domain": utterances, "heldout": [Utterance("c", Path("a.wav"), "x", 1.0)]}
+        )
