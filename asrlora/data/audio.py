@@ -145,6 +145,11 @@ def encode_flac(pcm: Pcm) -> bytes:
     return buffer.getvalue()
 
 
+def writes_mp3() -> bool:
+    """The libsndfile that soundfile brings does; a system's own may not."""
+    return "MP3" in soundfile.available_formats()
+
+
 def encode_mp3(pcm: Pcm) -> bytes:
     """About 3 kB a second, to listen to in any browser; never an input to a model."""
     buffer = io.BytesIO()

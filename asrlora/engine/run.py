@@ -363,6 +363,9 @@ class Run:
 
     def _keep_excerpts(self, judged: dict[str, Any]) -> None:
         """The audio that the report plays: a report drawn again later has no shards at hand."""
+        if not audio.writes_mp3():
+            self.tell("the report is without audio: libsndfile cannot write MP3 here")
+            return
         for name, ids in report.shown(self.config.output_dir, judged).items():
             data = self.data[name]
             number = {sample.id: number for number, sample in enumerate(data.samples)}
