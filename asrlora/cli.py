@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(run=_manifest_check)
     check.add_argument("train", type=Path)
     check.add_argument("--domain", type=Path, required=True)
-    check.add_argument("--heldout", type=Path)
+    check.add_argument("--heldout", help="one manifest, or several joined by commas")
     check.add_argument("--quick", action="store_true", help="manifests and audio headers only")
     check.add_argument("--output", type=Path, help="write the findings here as JSON")
     _allow_outside(check)
@@ -254,10 +254,8 @@ def _manifest_check(args: argparse.Namespace) -> int:
     with_model = "model_id" in config.model_fields_set and not args.quick
     if with_model:
         find_model(config.model_id)
-    sets = {"train": args.train, "domain": args.domain, "heldout": args.heldout}
-    found, opened = check.check(
-        {name: path for name, path in sets.items() if path}, config, args.allow_outside, decode=not args.quick
-    )
+    sets = {"train": args.train, "domain": args.domain, **config.guardrails}
+    found, opened = check.check(sets, config, args.allow_outside, decode=not args.quick)
     if with_model and opened:
         from asrlora.engine.offline import audit_model
 
@@ -514,10 +512,12 @@ def _tell_breakdown(scores: Mapping[str, Any]) -> None:
 
 def _verdict(args: argparse.Namespace) -> int:
     from asrlora.runs.record import judge_run
+    from asrlora.runs.report import write_report
     from asrlora.score.verdict import EXIT_CODES
 
     judged = judge_run(args.run_dir, args.resample_by)
     console.print(f"{judged['verdict']}: {judged['reason']}")
+    console.print(f"report: {write_report(args.run_dir)}")
     return EXIT_CODES[judged["verdict"]]
 
 

@@ -1,6 +1,7 @@
 """The settings of a run: one typed model, filled from a YAML file and from flags (flags win)."""
 
 import argparse
+import re
 import sys
 import types
 import typing
@@ -20,7 +21,11 @@ ALLOW_OUTSIDE = "read audio outside a manifest's folder: only where you trust wh
 
 
 # settings of an attempt, not of the run: they may differ when a run is gone on with
-ATTEMPT = {"resume", "save_interval", "keep_checkpoints", "max_minutes", "wandb_mode", "allow_outside"}
+ATTEMPT = {"resume", "save_interval", "keep_checkpoints", "max_minutes", "wandb_mode", "allow_outside",
+           "expect_baseline", "baseline_tolerance", "report_audio"}  # fmt: skip
+# names that a further guardrail cannot take: other sets, and other keys of scores.json
+TAKEN = {"train", "replay", "domain", "domain_chosen_on", "domain_report", "heldout", "scores", "step",
+         "seconds", "fingerprint"}  # fmt: skip
 
 
 def _split(value: Any) -> Any:
@@ -31,7 +36,27 @@ def _place(value: Any) -> Any:
     return Path(value) if isinstance(value, str) and "://" not in value else value
 
 
+def _paths(value: Any) -> Any:
+    """One path, several joined by commas, or a list of them, whose members may hold commas."""
+    found = [] if value is None else value
+    if isinstance(value, str | Path):
+        found = str(value).split(",")
+    if isinstance(found, list | tuple) and not all(str(path).strip() for path in found):
+        raise ValueError("an empty path is no manifest; name one, or several joined by commas")
+    return found
+
+
+def _one_or_all(paths: tuple[Path, ...]) -> str | list[str] | None:
+    """A single path is recorded as itself, as it always was."""
+    return [str(path) for path in paths] if len(paths) > 1 else str(paths[0]) if paths else None
+
+
 Place = Annotated[Path | str, pydantic.BeforeValidator(_place)]  # a str is an address: Path would spoil it
+Paths = Annotated[
+    tuple[Path, ...],
+    pydantic.BeforeValidator(_paths),
+    pydantic.PlainSerializer(_one_or_all, when_used="json"),
+]
 Numbers = Annotated[tuple[float, ...], pydantic.BeforeValidator(_split)]
 
 
@@ -48,8 +73,23 @@ class RunConfig(pydantic.BaseModel):
         description="training manifest (JSONL), folder of shards, or its s3:// address"
     )
     manifest_path: Path = Field(description="domain manifest: its WER must fall")
-    safety_manifest_path: Path | None = Field(
-        None, description="heldout manifest: its WER must not rise; without it no run can be accepted"
+    safety_manifest_path: Paths = Field(
+        (),
+        description="heldout manifest, or several joined by commas: their WERs must not rise; without one no"
+        " run can be accepted",
+    )
+    report_manifest: Literal["auto", "none"] | Path = Field(
+        "auto",
+        union_mode="left_to_right",
+        description="domain utterances that have no say in which step is best: a manifest of them, auto"
+        " (half of a domain manifest of 400 or more), or none",
+    )
+    expect_baseline: float | None = Field(
+        None, ge=0, lt=5, description="known domain WER of the base, a fraction such as 0.1168: no step is"
+        " trained unless the base reproduces it",
+    )  # fmt: skip
+    baseline_tolerance: float = Field(
+        0.001, ge=0, lt=1, description="how far the base may be from --expect-baseline, a fraction"
     )
     allow_outside: bool = Field(False, description=ALLOW_OUTSIDE)
     output_dir: Path = Field(description="run directory; must not hold another run")
@@ -148,6 +188,9 @@ class RunConfig(pydantic.BaseModel):
     max_nonfinite_steps: Count = Field(
         3, description="fail after this many steps in a row without a finite loss and gradient"
     )
+    report_audio: bool = Field(
+        True, description="keep the audio of the utterances that report.html shows, and put it into the page"
+    )
     wandb_mode: Literal["online", "offline", "disabled"] | None = Field(
         None, description="Weights & Biases; default: online where logged in, else offline"
     )
@@ -180,6 +223,19 @@ class RunConfig(pydantic.BaseModel):
                     " in 4 bits; choose one"
                 )
         return self
+
+    @property
+    def guardrails(self) -> dict[str, Path]:
+        """The heldout manifests by name: the first is `heldout`, the others are called like their files."""
+        named: dict[str, Path] = {}
+        for path in self.safety_manifest_path:
+            name = stem = re.sub(r"[^\w.-]+", "-", path.stem) if named else "heldout"
+            number = 1
+            while name in named or (named and name in TAKEN):
+                number += 1
+                name = f"{stem}-{number}"
+            named[name] = path
+        return named
 
     @property
     def microbatch(self) -> dict[str, Any]:
@@ -278,7 +334,8 @@ def _explain(error: pydantic.ValidationError, file: str | None, flags: dict[str,
         near = difflib.get_close_matches(name, RunConfig.model_fields, 1)
         mend = f"did you mean {near[0]}?" if near else "see --help for the keys there are"
         return f"{where} is not a setting of a run; {mend}"
-    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}, not {first['input']!r}"
+    told = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {told[0].lower()}{told[1:]}, not {first['input']!r}"
 
 
 def _metavar(annotation: Any) -> str:

@@ -13,7 +13,11 @@ def exit_code(main: Callable[[], int]) -> int:
     try:
         return main()
     except UserError as error:
-        # a name may hold line breaks or a terminal's control codes; they are shown, not obeyed
-        message = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(error))
-        print(f"asrlora: error: {message}", file=sys.stderr, flush=True)
+        tell(error)
         return 2
+
+
+def tell(error: UserError) -> None:
+    # a name may hold line breaks or a terminal's control codes; they are shown, not obeyed
+    message = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(error))
+    print(f"asrlora: error: {message}", file=sys.stderr, flush=True)

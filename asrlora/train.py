@@ -20,10 +20,10 @@ from asrlora.data import audit, manifest, plan, shards
 from asrlora.data.findings import Audit
 from asrlora.data.style import restyle
 from asrlora.engine import launcher
-from asrlora.errors import UserError, exit_code
+from asrlora.errors import UserError, exit_code, tell
 from asrlora.models.hub import find_model
 from asrlora.runs import record
-from asrlora.score import text, verdict, words
+from asrlora.score import choice, text, verdict, words
 
 if TYPE_CHECKING:
     from asrlora.engine.run import Run
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the checks have read: train, replay, domain and heldout, as far as they are given."""
+    """What the checks have read: train, replay, domain, guardrails and report part, as far as given."""
 
     sets: dict[str, list[manifest.Utterance] | shards.Shards]
     audit: Audit
@@ -57,9 +57,10 @@ def check(config: RunConfig) -> Inputs:
     source, replay = _read(config.dataset_path, config), None
     if config.replay_path:
         replay = _read(config.replay_path, config)
-    evaluation = {"domain": manifest.read_manifest(config.manifest_path, config.allow_outside)}
-    if config.safety_manifest_path:
-        evaluation["heldout"] = manifest.read_manifest(config.safety_manifest_path, config.allow_outside)
+    held = {"domain": config.manifest_path, **config.guardrails}
+    if isinstance(config.report_manifest, Path):
+        held[choice.REPORT] = config.report_manifest
+    evaluation = {name: manifest.read_manifest(path, config.allow_outside) for name, path in held.items()}
     _check_scores(config, evaluation)
     train = [
         item
@@ -119,6 +120,9 @@ def train(config: RunConfig, inputs: Inputs) -> int:
         checkpoint = run.load_checkpoint()
         if not run.evaluate(0, base.model):
             return _stop(run, 0)
+        unexpected = run.unexpected()
+        if unexpected:
+            return _refuse(run, unexpected)
 
         # 3. the adapter
         torch.manual_seed(config.seed)
@@ -184,6 +188,15 @@ def _stop(run: "Run", step: int) -> int:
     run.preempt(step)
     run.runtime.close()
     return launcher.PREEMPTED
+
+
+def _refuse(run: "Run", error: UserError) -> int:
+    """Collective. The end where all ranks have found the same mistake: one of them tells it."""
+    run.fail(error)
+    run.runtime.close()
+    if run.runtime.is_main:
+        tell(error)
+    return launcher.USER_ERROR
 
 
 def _count(model: Any, trained: list[Any]) -> str:

@@ -19,7 +19,7 @@ from asrlora.data import audio, leakage, plan
 from asrlora.data.findings import EXAMPLES, Audit, Finding, Item, spoken
 from asrlora.data.manifest import BadLine, filter_for_training
 from asrlora.data.style import Style, style
-from asrlora.score import power
+from asrlora.score import choice, power
 from asrlora.score.verdict import Criteria
 from asrlora.score.wer import Counts
 
@@ -193,7 +193,8 @@ def _odd(name: str, what: str, ids: set[str], count: int, how: str, mend: str) -
 
 def _effect(name: str, utterances: int, margin: float, how: str) -> Iterator[Finding]:
     criteria = Criteria()
-    needed = criteria.min_domain_reduction if name == "domain" else criteria.max_heldout_regression
+    of_domain = name in ("domain", choice.REPORT)
+    needed = criteria.min_domain_reduction if of_domain else criteria.max_heldout_regression
     if margin > needed:
         enough = power.enough(utterances, margin, needed)
         yield Finding(

@@ -12,7 +12,7 @@ from typing import Any
 
 from asrlora.config import RunConfig
 from asrlora.console import Advance, console, progress
-from asrlora.data import manifest
+from asrlora.data import audio, manifest
 from asrlora.data.audit import baseline
 from asrlora.data.findings import Audit
 from asrlora.data.shards import Sample, Shards
@@ -24,8 +24,8 @@ from asrlora.engine.step import StepResult
 from asrlora.errors import UserError
 from asrlora.models import adapters
 from asrlora.models.families import Base
-from asrlora.runs import record, report, tracking
-from asrlora.score import odd, text, verdict, words
+from asrlora.runs import examples, record, report, tracking
+from asrlora.score import choice, odd, text, words
 from asrlora.score.hypotheses import Hypothesis, summary
 
 
@@ -77,6 +77,7 @@ class Run:
         self.tell(f"training set: {described}, {training.seconds / 3600:.2f} h")
         for finding in found.findings:
             self.tell(f"audit: {finding.kind}: {finding.message}")
+        self.tell(self._held_out())
         for name, data in self.data.items():
             if data.rejected:
                 self.tell(f"{name}: left out {dict(data.rejected)}")
@@ -104,11 +105,30 @@ class Run:
             world_size=self.runtime.world_size,
             launch=self.runtime.kind,
             best_step=0,
+            held_out=self._held_out(),
             **same,
             audit=self.found.as_json(),
         )
         record.write_whole(self.config.output_dir / "config.yaml", self.config.to_yaml())
         return created
+
+    def _held_out(self) -> str:
+        """Which domain utterances have no say in which step is best, in a sentence."""
+        if choice.REPORT in self.data:
+            count = len(self.data[choice.REPORT].samples)
+            return f"held out from choosing the step: {count:,} utterances of {self.config.report_manifest}"
+        ids = [sample.id for sample in self.data["domain"].samples]
+        out = choice.held_out(ids) if self.config.report_manifest == "auto" else ()
+        if out:
+            return (
+                f"held out from choosing the step: {len(out):,} of {len(ids):,} domain utterances, by a hash"
+                " of their ids"
+            )
+        return (
+            "held out from choosing the step: no domain utterance"
+            f" (--report-manifest {self.config.report_manifest}, {len(ids):,} utterances), so the domain WER"
+            " of the best step is optimistic"
+        )
 
     def _reopen(self, same: dict[str, Any]) -> record.RunRecord:
         reopened = record.RunRecord.reopen(self.config.output_dir, **same)
@@ -199,17 +219,15 @@ class Run:
         if scores is None:
             return False
         wers = {name: scores[name]["wer"] for name in self.data}
+        chosen_on = scores.get(choice.CHOSEN_ON, scores["domain"])["wer"]
         if step == 0:
-            self.baseline, self.best_wer = wers, wers["domain"]
-        best = (
-            step > 0
-            and wers["domain"] < self.best_wer
-            and verdict.within_guardrail(wers.get("heldout"), self.baseline.get("heldout"))
-        )
+            self.baseline, self.best_wer = wers, chosen_on
+        guardrails = {name: wers[name] for name in self.config.guardrails}
+        best = step > 0 and choice.is_better(chosen_on, self.best_wer, guardrails, self.baseline)
         if best:
-            self.best_step, self.best_wer = step, wers["domain"]
+            self.best_step, self.best_wer = step, chosen_on
         limit = self.config.wer_stop_threshold
-        for name, value in wers.items():
+        for name, value in {"domain": wers["domain"], **guardrails}.items():
             if limit is not None and value > limit * self.baseline[name]:
                 self.stopped = (
                     f"stopped at step {step}: {name} WER {value:.2%} passed {limit:g} times its"
@@ -229,6 +247,19 @@ class Run:
         tracking.log(self.tracker, step, {f"wer/{name}": value for name, value in wers.items()})
         self._spent("evaluations" if step else "baseline")
         return True
+
+    def unexpected(self) -> UserError | None:
+        """Why nothing is to be trained: the base is not the one that is known. The same on all ranks."""
+        expected, tolerance = self.config.expect_baseline, self.config.baseline_tolerance
+        wer = self.baseline["domain"]
+        # rounded: 0.1178 is 0.001 from 0.1168, which floats deny
+        if expected is None or round(abs(wer - expected), 9) <= tolerance:
+            return None
+        return UserError(
+            f"--expect-baseline {expected:g}: the base has a domain WER of {wer:.2%} and not of"
+            f" {expected:.2%}, to within {100 * tolerance:.2f} points, so nothing is trained; look for"
+            f" another --model-id, manifest, normaliser or --language, or expect {wer:.4f}"
+        )
 
     def _score(self, step: int, model: Any) -> dict[str, Any] | None:
         """Collective. Evaluates all sets and writes hypotheses and scores; None where it was dropped."""
@@ -253,6 +284,9 @@ class Run:
         for name, hypotheses in results.items():
             scores[name] = {**summary(hypotheses), **strange[name]}
         scores["domain"] |= words.summary(results["domain"], self.domain_words)
+        if self.config.report_manifest == "auto":
+            halves = choice.halves({one.id: one for one in results["domain"]})
+            scores |= {name: summary(list(half.values())) for name, half in halves.items()}
         if self.record is not None:
             lines = {name: [asdict(h) for h in found] for name, found in results.items()}
             self.record.write_evaluation(step, lines, scores)
@@ -329,6 +363,8 @@ class Run:
         stages = {name: round(seconds, 1) for name, seconds in self.stages.items()}
         self.record.update(stage_seconds=stages)
         self.tell(f"verdict: {judged['verdict']}. {judged['reason']}")
+        if self.config.report_audio:
+            self._keep_excerpts(judged)
         page = report.write_report(self.config.output_dir)
         self.tell(f"report: {page}")
         for name in self.data:
@@ -336,6 +372,19 @@ class Run:
             tracking.log_hypotheses(self.tracker, f"{name}/hypotheses", record.read_lines(path))
         tracking.finish(self.tracker, judged)
         self.record.end("complete", self.stopped)  # last: an attempt that goes on would stop here
+
+    def _keep_excerpts(self, judged: dict[str, Any]) -> None:
+        """The audio that the report plays: a report drawn again later has no shards at hand."""
+        if not audio.writes_mp3():
+            self.tell("the report is without audio: libsndfile cannot write MP3 here")
+            return
+        for name, ids in report.shown(self.config.output_dir, judged).items():
+            data = self.data[name]
+            number = {sample.id: number for number, sample in enumerate(data.samples)}
+            for one in ids:
+                pcm = data.read(number[one])[: report.EXCERPT_SECONDS * audio.SAMPLE_RATE]
+                path = examples.excerpt(self.config.output_dir, name, one)
+                record.write_whole(path, audio.encode_mp3(pcm))
 
     def preempt(self, step: int) -> None:
         """The end of an attempt that was asked to stop; `asrlora/train.py --resume auto` goes on."""

@@ -12,7 +12,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 from asrlora.errors import UserError
 from asrlora.files import lock
 from asrlora.files import write_whole as write_whole  # callers of this module use it too
-from asrlora.score import mapsswe, verdict
+from asrlora.score import choice, mapsswe, verdict
 from asrlora.score.wer import Counts
 
 LEFT_BEHIND = 30.0  # seconds that ranks may live on after their launcher or a peer was killed
@@ -192,12 +192,18 @@ def read_hypotheses(path: Path) -> dict[str, dict[str, Any]]:
     return by_id
 
 
-def compare_files(old: Path, new: Path, resample_by: str = "utterance") -> verdict.Comparison:
+def compare_files(
+    old: Path, new: Path, resample_by: str = "utterance", only: Collection[str] | None = None
+) -> verdict.Comparison:
     """Two systems' scored lines. Raises UserError unless both were scored against the same references.
 
-    `resample_by` is "utterance" or "speaker"; the latter needs lines that name the speaker.
+    `resample_by` is "utterance" or "speaker"; the latter needs lines that name the speaker. `only` these
+    ids are compared, all unless given.
     """
-    before, after = read_hypotheses(old), read_hypotheses(new)
+    before, after = (
+        {i: line for i, line in read_hypotheses(path).items() if only is None or i in only}
+        for path in (old, new)
+    )
     both = sorted(before.keys() & after.keys())  # compare() refuses what only one of them has
     for i in both:
         if before[i]["reference"] != after[i]["reference"]:
@@ -229,31 +235,48 @@ def judge_run(run: Path, resample_by: str | None = None) -> dict[str, Any]:
     """The verdict of a run from its files alone; writes verdict.json and returns it.
 
     `resample_by` is the run's own setting unless given. Raises UserError when the baseline and the
-    best step were scored with different fingerprints.
+    best step were scored with different fingerprints, on different sets or against different references.
     """
     identity = read_json(run / "run.json")
     best = identity["best_step"]
     by = resample_by or identity["config"].get("resample_by", "utterance")
     old, new = step_folder(run, 0), step_folder(run, best)
     before, after = (read_json(folder / "scores.json")["fingerprint"] for folder in (old, new))
-    for name in sorted(before.keys() | after.keys()):
-        if before.get(name) != after.get(name):
-            raise UserError(
-                f"{run}: step 0 and step {best} differ in {name} ({before.get(name)} and"
-                f" {after.get(name)}); they cannot be compared"
+    _check_same(run, best, before, after)
+    names = [sorted(path.stem for path in folder.glob("*.jsonl")) for folder in (old, new)]
+    _check_same(run, best, *({f"set {name}": "there" for name in found} for found in names))
+
+    def compared(name: str, only: Collection[str] | None = None) -> verdict.Comparison:
+        return compare_files(old / f"{name}.jsonl", new / f"{name}.jsonl", by, only)
+
+    guardrails = {name: compared(name) for name in names[0] if name not in ("domain", choice.REPORT)}
+    domain, chosen_on, report = compared("domain"), None, None
+    if choice.REPORT in names[0]:
+        chosen_on, report = domain, compared(choice.REPORT)
+    elif identity["config"].get("report_manifest") == "auto":
+        halves = choice.halves(read_hypotheses(old / "domain.jsonl"))
+        if halves:
+            chosen_on, report = (
+                compared("domain", halves[part]) for part in (choice.CHOSEN_ON, choice.REPORT)
             )
-    comparisons = {
-        name: compare_files(old / f"{name}.jsonl", new / f"{name}.jsonl", by)
-        for name in ("domain", "heldout")
-        if (old / f"{name}.jsonl").exists()
-    }
     judged = {
-        **verdict.judge(comparisons["domain"], comparisons.get("heldout")),
+        **verdict.judge(
+            domain, guardrails.pop("heldout", None), further=guardrails, chosen_on=chosen_on, report=report
+        ),
         "best_step": best,
         "fingerprint": before,
     }
     write_whole(run / "verdict.json", json.dumps(judged, indent=1) + "\n")
     return judged
+
+
+def _check_same(run: Path, step: int, before: dict[str, Any], after: dict[str, Any]) -> None:
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) != after.get(name):
+            raise UserError(
+                f"{run}: step 0 and step {step} differ in {name} ({before.get(name)} and"
+                f" {after.get(name)}); they cannot be compared"
+            )
 
 
 def versions() -> dict[str, str]:

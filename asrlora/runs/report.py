@@ -1,110 +1,144 @@
 """report.html: one self-contained page per run, drawn from the run directory alone."""
 
-import io
+import base64
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import jiwer
 
+from asrlora.runs import examples, figures
 from asrlora.runs.record import read_json, read_lines, step_folder, write_whole
+from asrlora.score import breakdown, choice, words
 
-EXAMPLES = 10  # most improved and most regressed utterances shown
+EXCERPT_SECONDS = 30  # of an utterance that can be listened to; at 3 kB a second the page stays small
+PARTS_SHOWN = 12  # speakers, and domain words
+TITLES = {
+    "domain": "Domain",
+    choice.CHOSEN_ON: "Domain, part that chose the step",
+    choice.REPORT: "Domain, part held out from choosing",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One set, or part of one, in points and per cent."""
+
+    name: str
+    title: str
+    section: dict[str, Any]  # of verdict.json
+    change: float  # points, tuned minus baseline
+    ends: tuple[float, float]
+    limit: float  # the change must be at most this
+    judgement: dict[str, Any] | None  # None: shown, and not judged
+    picture: str
 
 
 def write_report(run: Path) -> Path:
-    """Draws run.json, metrics.jsonl, eval/ and verdict.json into report.html; returns its path."""
+    """Draws run.json, metrics.jsonl, eval/, excerpts/ and verdict.json into report.html; returns its path."""
     judged = read_json(run / "verdict.json")
     identity = read_json(run / "run.json")
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True)
-    environment.filters["points"] = lambda fraction: f"{100 * fraction:+.2f}"
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["points"] = lambda points: f"{points:+.2f}".replace("-", figures.MINUS)
     environment.filters["percent"] = lambda fraction: f"{100 * fraction:.2f} %"
+    pairs = {name: examples.read_pair(run, name, judged["best_step"]) for name in _sets(judged)}
     page = environment.get_template("report.html").render(
         run=identity,
         judged=judged,
+        rows=list(_rows(judged)),
         curves=_curves(run, judged),
-        sets={name: _examples(run, judged["best_step"], name) for name in ("domain", "heldout")},
+        running={name: figures.running(name, pair.before, pair.after) for name, pair in pairs.items()},
+        pairs=pairs,
+        speakers={name: _breakdown(pair, breakdown.by_speaker) for name, pair in pairs.items()},
+        durations={name: _breakdown(pair, breakdown.by_duration) for name, pair in pairs.items()},
+        recall=_recall(run, pairs["domain"]),
+        audio=lambda name, utterance: _embedded(examples.excerpt(run, name, utterance)),
     )
     write_whole(run / "report.html", page)
     return run / "report.html"
 
 
-def _curves(run: Path, judged: dict[str, Any]) -> str:
-    """Learning curves as SVG: loss, and the WER of both sets with the guardrail and the best step."""
-    import matplotlib
+def shown(run: Path, judged: dict[str, Any]) -> dict[str, list[str]]:
+    """Set -> ids of the utterances that the report shows word by word, and whose audio it can use."""
+    return {name: examples.read_pair(run, name, judged["best_step"]).shown() for name in _sets(judged)}
 
-    matplotlib.use("svg")
-    from matplotlib import pyplot
 
-    pyplot.rcParams.update({
-        "svg.hashsalt": "asrlora", "font.size": 10, "axes.spines.top": False,
-        "axes.spines.right": False, "text.color": "#777", "axes.labelcolor": "#777",
-        "xtick.color": "#777", "ytick.color": "#777", "axes.edgecolor": "#777",
-        "axes.titlecolor": "#777", "axes.grid": True, "grid.color": "#7773",
-    })  # fmt: skip
-    metrics = read_lines(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
-    losses = [(m["step"], m["loss"]) for m in metrics if "loss" in m]
+def _sets(judged: dict[str, Any]) -> list[str]:
+    return ["domain", *(["heldout"] if judged["heldout"] else []), *judged["guardrails"]]
+
+
+def _rows(judged: dict[str, Any]) -> Iterator[Row]:
+    parts = [name for name in (choice.CHOSEN_ON, choice.REPORT) if judged[name]]
+    for name in [*_sets(judged), *parts]:
+        section = judged["guardrails"].get(name) or judged[name]
+        key, sign = ("reduction", -1) if "reduction" in section else ("regression", 1)
+        bound = "min_domain_reduction" if sign < 0 else "max_heldout_regression"
+        change, limit = (100 * sign * value for value in (section[key], judged["criteria"][bound]))
+        low, high = sorted(100 * sign * end for end in section["interval"])
+        yield Row(
+            name, TITLES.get(name, f"Guardrail: {name}"), section, change, (low, high), limit,
+            judged["judgements"].get(name), figures.interval(change, (low, high), limit),
+        )  # fmt: skip
+
+
+def _curves(run: Path, judged: dict[str, Any]) -> list[str]:
+    """Learning curves: the WER of every set with the chosen step and the guardrails' limits, and the loss."""
     steps = sorted(int(folder.name.removeprefix("step-")) for folder in (run / "eval").glob("step-*"))
     scores = {step: read_json(step_folder(run, step) / "scores.json") for step in steps}
-    figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(11, 3.2), layout="constrained")
-    if losses:
-        left.plot(*zip(*losses, strict=True), color="#8884d8", linewidth=1)
-    left.set(title="training loss, nats per token", xlabel="step", ylim=(0, None))
-    for axis, name, color in ((middle, "domain", "#d1495b"), (right, "heldout", "#00798c")):
-        axis.set(title=f"{name} WER, %", xlabel="step")
-        if judged[name] is None:
-            continue
-        axis.plot(steps, [100 * scores[s][name]["wer"] for s in steps], "o-", color=color)
-        axis.axvline(judged["best_step"], color="#777", linestyle=":", linewidth=1)
-        if name == "heldout":
-            limit = judged[name]["baseline_wer"] + judged["criteria"]["max_heldout_regression"]
-            axis.axhline(100 * limit, color=color, linestyle="--", linewidth=1)
-        axis.set_ylim(0, None)
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    pyplot.close(figure)
-    svg = buffer.getvalue()
-    return svg[svg.index("<svg") :]
+    found = []
+    for name in _sets(judged):
+        section = judged["guardrails"].get(name) or judged[name]
+        limit = section["baseline_wer"] + judged["criteria"]["max_heldout_regression"]
+        points = [(step, scores[step][name]["wer"]) for step in steps if name in scores[step]]
+        found.append(figures.curve(name, points, judged["best_step"], None if name == "domain" else limit))
+    metrics = read_lines(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
+    losses = [(entry["step"], entry["loss"]) for entry in metrics if "loss" in entry]
+    return [*found, figures.loss(losses)] if losses else found
 
 
-def _examples(run: Path, best: int, name: str) -> dict[str, list[dict[str, Any]]] | None:
-    path = step_folder(run, 0) / f"{name}.jsonl"
-    if not path.exists():
+@dataclass(frozen=True)
+class Part:
+    """A speaker, a band of durations or a domain word, before and after: shares, or None for none."""
+
+    name: str
+    before: float | None
+    after: float | None
+    count: int  # of utterances, or of times that a word was said
+
+
+def _breakdown(pair: examples.Pair, by: Callable[[Iterable[examples.Line]], dict[str, Any]]) -> list[Part]:
+    """WERs; of speakers only those with most errors, before or after."""
+    old, new = (by(side.values()) for side in (pair.before, pair.after))
+    names = list(old)
+    if len(names) > PARTS_SHOWN:
+        names = sorted(names, key=lambda n: (-max(old[n]["errors"], new[n]["errors"]), n))[:PARTS_SHOWN]
+    return [Part(name, old[name]["wer"], new[name]["wer"], old[name]["utterances"]) for name in names]
+
+
+def _recall(run: Path, pair: examples.Pair) -> tuple[Part, list[Part]] | None:
+    """Recall of all domain words together, and of those that were said most; None without any."""
+    path = run / "domain_words.txt"
+    listed = frozenset(path.read_text(encoding="utf-8").split()) if path.exists() else frozenset()
+    old, new = (
+        words.recall(((line["reference"], line["hypothesis"]) for line in side.values()), listed)
+        for side in (pair.before, pair.after)
+    )
+    if not old.occurrences:
         return None
-    before = {h["id"]: h for h in read_lines(path)}
-    after = {h["id"]: h for h in read_lines(step_folder(run, best) / f"{name}.jsonl")}
-    changed = sorted((_errors(after[i]) - _errors(before[i]), i) for i in before)
-    improved = [i for change, i in changed if change < 0][:EXAMPLES]
-    regressed = [i for change, i in reversed(changed) if change > 0][:EXAMPLES]
-    return {
-        title: [
-            {
-                "id": i,
-                "reference": before[i]["reference"],
-                "before": _marked(before[i]),
-                "after": _marked(after[i]),
-            }
-            for i in ids
-        ]
-        for title, ids in (("most improved", improved), ("most regressed", regressed))
-    }
+    said = sorted(old.by_word, key=lambda word: (-old.by_word[word][1], word))[:PARTS_SHOWN]
+    each = []
+    for word in said:
+        (before, count), (after, _) = old.by_word[word], new.by_word[word]
+        each.append(Part(word, before / count, after / count, count))
+    return Part(f"all {len(listed):,} words", old.recall, new.recall, old.occurrences), each
 
 
-def _errors(hypothesis: dict[str, Any]) -> int:
-    return int(hypothesis["substitutions"] + hypothesis["deletions"] + hypothesis["insertions"])
-
-
-def _marked(hypothesis: dict[str, Any]) -> list[tuple[str, str]]:
-    """The hypothesis as (kind, words) runs: equal, substitute, insert, and delete with the lost words."""
-    if not hypothesis["reference"]:
-        return [("insert", hypothesis["hypothesis"])]
-    reference, words = hypothesis["reference"].split(), hypothesis["hypothesis"].split()
-    runs = []
-    aligned = jiwer.process_words(hypothesis["reference"], hypothesis["hypothesis"])
-    for chunk in aligned.alignments[0]:
-        if chunk.type == "delete":
-            shown = reference[chunk.ref_start_idx : chunk.ref_end_idx]
-        else:
-            shown = words[chunk.hyp_start_idx : chunk.hyp_end_idx]
-        runs.append((chunk.type, " ".join(shown)))
-    return runs
+def _embedded(excerpt: Path) -> str | None:
+    """The audio as a data: URI, so that the page is one file; None where it was not kept."""
+    if not excerpt.is_file():
+        return None
+    return f"data:audio/mpeg;base64,{base64.b64encode(excerpt.read_bytes()).decode()}"

@@ -1,6 +1,6 @@
 """Accept, reject or inconclusive: paired bootstrap intervals against fixed criteria.
 
-The rule: *accept* where the 95 % intervals of both the domain's WER reduction and the heldout's
+The rule: *accept* where the 95 % intervals of the domain's WER reduction and of every guardrail's
 WER regression lie inside the criteria; *reject* where one of them lies wholly outside; else
 *inconclusive*. Without a heldout manifest nothing shows that the model still hears the rest, so a
 run cannot be accepted.
@@ -9,12 +9,12 @@ run cannot be accepted.
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from asrlora.errors import UserError
-from asrlora.score import mapsswe
+from asrlora.score import mapsswe, power
 from asrlora.score.wer import Counts
 
 RESAMPLES = 10_000
@@ -23,6 +23,7 @@ SEED = 20_260_219
 # A percentile interval of n normal units covers what a t of n - 1 degrees does within
 # 1.96 sqrt((n - 1) / n): 93 % with 20 units, 90 % with 10, 75 % with 3, where 95 % is promised.
 MIN_SPEAKERS = 20
+Outcome = Literal["holds", "fails", "open"]
 EXIT_CODES = {"accept": 0, "reject": 3, "inconclusive": 4}
 
 
@@ -149,34 +150,114 @@ def _bootstrap(units: np.ndarray, draws: Iterable[np.ndarray]) -> tuple[list[tup
     changes = after - before
     better = float(np.mean(changes < 0) + np.mean(changes == 0) / 2)
     intervals = [np.percentile(values, (2.5, 97.5)).tolist() for values in (before, after, changes)]
+    if (units[:, 0] == units[:, 1]).all():
+        # Where none of n changed, up to 3 in n may (the rule of three: Hanley and Lippman-Hand, "If nothing
+        # goes wrong, is everything all right?", 1983), here by one error each. No interval has no width.
+        reach = 3 / max(units[:, 2].sum(), 1)
+        intervals[2] = [-reach, reach]
     return [(low, high) for low, high in intervals], better
 
 
-def judge(domain: Comparison, heldout: Comparison | None, criteria: Criteria = Criteria()) -> dict[str, Any]:
-    """The verdict with its reason, as verdict.json holds it (without best_step and fingerprint)."""
-    need, limit = criteria.min_domain_reduction, criteria.max_heldout_regression
-    reduction, regression = 0.0 - domain.change, heldout.change if heldout else None
-    low, high = 0.0 - domain.change_interval[1], 0.0 - domain.change_interval[0]
-    point = reduction >= need and regression is not None and regression <= limit
-    reasons = [_reason("domain WER reduction", reduction, (low, high), "at least", need)]
-    passed, failed = [low >= need], [high < need]
-    if heldout is None:
+@dataclass(frozen=True)
+class Judgement:
+    """One criterion against one interval."""
+
+    outcome: Outcome
+    reason: str  # one sentence
+    detectable: float  # the smallest change of WER that these utterances tell from none, a fraction
+    enough: int | None  # utterances like these that would settle an open one, were the change as measured
+
+
+def judge(
+    domain: Comparison,
+    heldout: Comparison | None,
+    criteria: Criteria = Criteria(),
+    *,
+    further: Mapping[str, Comparison] | None = None,
+    chosen_on: Comparison | None = None,
+    report: Comparison | None = None,
+) -> dict[str, Any]:
+    """The verdict with its reason, as verdict.json holds it (without best_step and fingerprint).
+
+    `further` holds guardrails beside heldout, by name, each with the same limit. `report` is the part of
+    the domain, or the set, that had no say in which step is best, and `chosen_on` what had: the verdict
+    is that of the whole domain, and its reason tells where the part that is free of the choice disagrees.
+    """
+    guardrails = {**({"heldout": heldout} if heldout else {}), **(further or {})}
+    reduction = _reduction("domain", domain, criteria)
+    judgements = {
+        "domain": reduction,
+        **{name: _regression(name, comparison, criteria) for name, comparison in guardrails.items()},
+    }
+    outcomes = [judgement.outcome for judgement in judgements.values()]
+    reasons = [judgement.reason for judgement in judgements.values()]
+    if not guardrails:
         reasons.append("no heldout manifest was given, so forgetting is not ruled out")
-        passed.append(False)
-    else:
-        interval = heldout.change_interval
-        reasons.append(_reason("heldout WER regression", heldout.change, interval, "at most", limit))
-        passed.append(interval[1] <= limit)
-        failed.append(interval[0] > limit)
-    verdict = "accept" if all(passed) else "reject" if any(failed) else "inconclusive"
+    accept = bool(guardrails) and set(outcomes) == {"holds"}
+    verdict = "accept" if accept else "reject" if "fails" in outcomes else "inconclusive"
+    if report:
+        apart = _reduction("held-out domain", report, criteria)
+        if accept and apart.outcome != "holds":
+            reasons.append(f"but on utterances that had no say in the choice of the step, {apart.reason}")
+        judgements["domain_report"] = apart
     return {
         "verdict": verdict,
-        "point": point,
+        "point": bool(guardrails)
+        and 0.0 - domain.change >= criteria.min_domain_reduction
+        and all(one.change <= criteria.max_heldout_regression for one in guardrails.values()),
         "reason": "; ".join(reasons),
-        "domain": _section(domain, "reduction", reduction, (low, high)),
-        "heldout": heldout and _section(heldout, "regression", heldout.change, heldout.change_interval),
+        "domain": _gain(domain),
+        "heldout": heldout and _loss(heldout),
+        "guardrails": {name: _loss(comparison) for name, comparison in (further or {}).items()},
+        "domain_chosen_on": chosen_on and _gain(chosen_on),
+        "domain_report": report and _gain(report),
+        "judgements": {name: asdict(judgement) for name, judgement in judgements.items()},
         "criteria": asdict(criteria),
     }
+
+
+def _reduction(name: str, comparison: Comparison, criteria: Criteria) -> Judgement:
+    need = criteria.min_domain_reduction
+    return _against(-need, f"{name} WER reduction", f"at least {100 * need:.2f}", comparison, sign=-1)
+
+
+def _regression(name: str, comparison: Comparison, criteria: Criteria) -> Judgement:
+    limit = criteria.max_heldout_regression
+    return _against(limit, f"{name} WER regression", f"at most {100 * limit:.2f}", comparison, sign=1)
+
+
+def _against(limit: float, what: str, bound: str, comparison: Comparison, sign: int) -> Judgement:
+    """ "domain WER reduction 9.10 points (95 % interval 8.20 to 10.00): at least 1.00 holds"
+
+    `limit` is the largest change of WER that passes; `sign` -1 has the change told as a reduction.
+    """
+    change, (low, high) = comparison.change, comparison.change_interval
+    outcome: Outcome = "holds" if high <= limit else "fails" if low > limit else "open"
+    value, *ends = (100 * (0.0 + sign * number) for number in (change, low, high))
+    told = "is not settled" if outcome == "open" else outcome
+    reason = f"{what} {value:.2f} points (95 % interval {min(ends):.2f} to {max(ends):.2f}): {bound} {told}"
+    needed = None
+    if outcome == "open" and comparison.units > 1 and change != limit:
+        # the end of the interval that reaches past the limit must come nearer to the change
+        reach = high - change if change < limit else change - low
+        needed = power.enough(comparison.utterances, reach, abs(change - limit))
+    if needed:
+        reason += f" by {comparison.utterances:,} utterances; about {needed:,} such ones would"
+    return Judgement(outcome, reason, (high - low) / 2, needed)
+
+
+def _gain(comparison: Comparison) -> dict[str, Any]:
+    interval = _turned(comparison.change_interval)
+    return _section(comparison, "reduction", 0.0 - comparison.change, interval)
+
+
+def _loss(comparison: Comparison) -> dict[str, Any]:
+    return _section(comparison, "regression", comparison.change, comparison.change_interval)
+
+
+def _turned(interval: tuple[float, float]) -> tuple[float, float]:
+    """The interval of the change as one of the reduction; 0 is kept from becoming -0."""
+    return 0.0 - interval[1], 0.0 - interval[0]
 
 
 def _section(
@@ -195,17 +276,6 @@ def _section(
         "resampled": {"by": comparison.resampled, "units": comparison.units},
         "mapsswe": comparison.mapsswe and asdict(comparison.mapsswe),
     }
-
-
-def _reason(what: str, value: float, interval: Sequence[float], bound: str, criterion: float) -> str:
-    """ "domain WER reduction 9.10 points (95 % interval 8.20 to 10.00): at least 1.00 holds" """
-    inside = interval[0] >= criterion if bound == "at least" else interval[1] <= criterion
-    outside = interval[1] < criterion if bound == "at least" else interval[0] > criterion
-    holds = "holds" if inside else "fails" if outside else "is not settled"
-    return (
-        f"{what} {100 * value:.2f} points (95 % interval {100 * interval[0]:.2f} to"
-        f" {100 * interval[1]:.2f}): {bound} {100 * criterion:.2f} {holds}"
-    )
 
 
 def within_guardrail(

@@ -79,6 +79,45 @@ def test_the_predecessors_commands_work_with_the_script_replaced() -> None:
     assert RunConfig.model_validate(config.model_dump()) == config
 
 
+def test_one_safety_manifest_is_recorded_as_it_always_was(tmp_path: Path) -> None:
+    one = parse_run([*REQUIRED, "--safety-manifest-path", "h.jsonl"])
+    assert one.model_dump(mode="json")["safety_manifest_path"] == "h.jsonl"
+    assert parse_run(REQUIRED).model_dump(mode="json")["safety_manifest_path"] is None
+    assert one.guardrails == {"heldout": Path("h.jsonl")}
+    assert one.differences({**one.model_dump(mode="json"), "safety_manifest_path": "h.jsonl"}) == []
+
+
+def test_several_guardrails_have_names_of_their_own(tmp_path: Path) -> None:
+    paths = ["clean.jsonl", "a/far field.jsonl", "b/far field.jsonl", "domain.jsonl", "heldout.jsonl"]
+    several = parse_run([*REQUIRED, "--safety-manifest-path", ",".join(paths)])
+    assert dict(zip(several.guardrails, map(str, several.guardrails.values()), strict=True)) == dict(
+        zip(["heldout", "far-field", "far-field-2", "domain-2", "heldout-2"], paths, strict=True)
+    )
+    file = tmp_path / "run.yaml"
+    file.write_text(several.to_yaml())
+    assert parse_run(["--config", str(file)]) == several
+    file.write_text("safety_manifest_path: ['with, comma.jsonl', other.jsonl]\n")
+    listed = parse_run([*REQUIRED, "--config", str(file)])
+    assert [str(path) for path in listed.safety_manifest_path] == ["with, comma.jsonl", "other.jsonl"]
+
+
+@pytest.mark.parametrize("paths", ["", "a.jsonl,", ",a.jsonl", "a.jsonl, ,b.jsonl"])
+def test_an_empty_path_is_no_missing_guardrail(paths: str) -> None:
+    with pytest.raises(UserError, match=r"--safety-manifest-path: an empty path is no manifest.*, not '"):
+        parse_run([*REQUIRED, "--safety-manifest-path", paths])
+
+
+def test_a_report_manifest_is_a_word_or_a_file() -> None:
+    assert parse_run(REQUIRED).report_manifest == "auto"
+    assert parse_run([*REQUIRED, "--report-manifest", "none"]).report_manifest == "none"
+    assert parse_run([*REQUIRED, "--report-manifest", "r.jsonl"]).report_manifest == Path("r.jsonl")
+
+
+def test_a_wer_in_per_cent_is_no_fraction() -> None:
+    with pytest.raises(UserError, match=r"--expect-baseline: .*less than 5, not '11.68'"):
+        parse_run([*REQUIRED, "--expect-baseline", "11.68"])
+
+
 def test_speakers_are_asked_for_before_anything_starts() -> None:
     config = parse_run([*REQUIRED, "--resample-by", "speaker"])
     utterances = [Utterance(f"u{i}", Path("a.wav"), "x", 1.0, speaker=f"s{i // 2}") for i in range(40)]

@@ -16,9 +16,11 @@ from asrlora.engine import offline
 from asrlora.engine.evaluate import evaluate
 from asrlora.models import adapters, families, seq2seq
 from asrlora.runs.record import read_lines
+from asrlora.score import text
 from conftest import BASE, Speech
 from test_adapters import config, train
 
+NORMALISER = text.normaliser(None, "en")
 Trained = tuple[torch.nn.Module, families.Base, Path]  # the live model, and where its adapter is saved
 
 
@@ -62,7 +64,7 @@ def test_merged_active_and_saved_adapter_write_the_same(
         flags = ["--manifest-path", str(few), "--output-dir", str(output)]
         assert cli.main(["eval", "--model-id", *words, *flags]) == 0
         written[name] = read_lines(output / "hypotheses.jsonl")
-    active = evaluate(offline.one_process(), model, base, shards.cached(read_manifest(few)), 4.0)
+    active = evaluate(offline.one_process(), model, base, shards.cached(read_manifest(few)), 4.0, NORMALISER)
     assert active is not None
     assert written["saved"] == written["merged"] == [asdict(h) for h in active.hypotheses]
     assert written["saved"] != written["base"]

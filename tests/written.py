@@ -1,0 +1,55 @@
+"""Run directories written by hand, so that what must come out of them is known."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from asrlora.runs import record
+from asrlora.score import text
+from asrlora.score.hypotheses import score
+
+WORDS = "a b c d e f g h i j"
+
+
+def heard(wrong: int) -> str:
+    return " ".join(["wrong"] * wrong + WORDS.split()[wrong:])
+
+
+def write_run(folder: Path, sets: dict[str, tuple[list[int], list[int]]], **config: Any) -> Path:
+    """A run whose best step is 2: of each set, wrong words of ten by utterance, before and after."""
+    run = record.RunRecord.create(
+        folder, command="uv run python asrlora/train.py", config={"max_steps": 2, **config},
+        fingerprint={"base": "b"}, world_size=1, launch="one process",
+        training={"set": "9 utterances kept", "content": "0"}, best_step=2, trained_parameters=10,
+    )  # fmt: skip
+    plain = text.normaliser("none", "en")
+    for number, step in enumerate((0, 2)):
+        lines = {
+            name: [
+                asdict(score(f"{name}-{i:04d}", WORDS, heard(n), plain, f"speaker-{i % 7}", 1.0 + i % 9))
+                for i, n in enumerate(sides[number])
+            ]
+            for name, sides in sets.items()
+        }
+        wers = {name: {"wer": sum(sides[number]) / 10 / len(sides[number])} for name, sides in sets.items()}
+        run.write_evaluation(step, lines, {"step": step, "fingerprint": {"base": "b"}, **wers})
+    return folder
+
+
+def draws(rate: float, count: int, seed: int) -> list[int]:
+    found: list[int] = np.random.default_rng(seed).binomial(10, rate, count).tolist()
+    return found
+
+
+def better(count: int = 300) -> tuple[list[int], list[int]]:
+    return draws(0.3, count, 1), draws(0.1, count, 2)
+
+
+def worse(count: int = 300) -> tuple[list[int], list[int]]:
+    return draws(0.1, count, 3), draws(0.3, count, 4)
+
+
+def same(count: int = 300) -> tuple[list[int], list[int]]:
+    return [1] * count, [1] * count
