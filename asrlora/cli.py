@@ -161,6 +161,16 @@ def _parser() -> argparse.ArgumentParser:
     judge.set_defaults(run=_verdict)
     judge.add_argument("run_dir", type=Path)
 
+    comparing = commands.add_parser("compare", help="runs side by side: one HTML page and a table")
+    comparing.set_defaults(run=_compare)
+    comparing.add_argument("runs", type=Path, nargs="+", help="run directories, or folders that hold some")
+    comparing.add_argument(
+        "--output", type=Path, help="the page (default: compare.html in the folder that holds the runs)"
+    )
+    comparing.add_argument(
+        "--figures", type=Path, metavar="DIR", help="write figures for papers there too, as PDF and SVG"
+    )
+
     transcribe = commands.add_parser("transcribe", help="print what is said in audio files")
     transcribe.set_defaults(run=_transcribe)
     transcribe.add_argument("audio", type=Path, nargs="+")
@@ -417,6 +427,19 @@ def _verdict(args: argparse.Namespace) -> int:
     judged = judge_run(args.run_dir)
     console.print(f"{judged['verdict']}: {judged['reason']}")
     return EXIT_CODES[judged["verdict"]]
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from asrlora.runs import compare
+
+    runs = compare.read_runs(compare.find(args.runs))
+    groups = compare.grouped(runs)
+    for table in compare.tables(groups):
+        console.print(table)
+    page = args.output or compare.default_page(runs)
+    compare.write_page(groups, page)
+    console.print(f"page: {page}")
+    return 0
 
 
 def _transcribe(args: argparse.Namespace) -> int:
