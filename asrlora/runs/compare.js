@@ -6,10 +6,11 @@ const DATA = JSON.parse(document.getElementById("data").textContent);
 const SETS = ["domain", "heldout"];
 const STATES = ["accept", "inconclusive", "reject", "complete", "running", "preempted", "failed"];
 const SYMBOLS = { accept: "circle", inconclusive: "diamond", reject: "x", failed: "x-open" };
-const CLASSES = 8; // colours; more values than that share one with their neighbours
+const CLASSES = 8; // colours; more values than that share one with their neighbours, more runs are told by verdict
 const ERROR_BARS = 40; // runs; more crosses than that hide each other
+const FOREST = 24; // rows of the figure of all against one
 // Okabe and Ito 2008, told apart by colour-blind eyes; viridis for what has an order
-const UNORDERED = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c6bb1", "#7f7f7f"];
+const UNORDERED = ["#2f86c9", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c6bb1", "#7f7f7f"];
 const ORDERED = ["#482878", "#3e4a89", "#31688e", "#26828e", "#1f9e89", "#35b779", "#8fd744", "#e3c812"];
 
 const $ = (id) => document.getElementById(id);
@@ -33,7 +34,7 @@ function make(tag, attributes = {}, ...children) {
 
 // ---- the view and the address
 
-const EMPTY = { g: 0, q: "", off: [], sort: "", dir: 1, hide: [], colour: "state", x: "", a: "", b: "", pick: "" };
+const EMPTY = { g: 0, q: "", off: [], sort: "", dir: 1, hide: [], colour: "", x: "", a: "", b: "", pick: "" };
 let view = { ...EMPTY };
 let group, rows; // the group that is looked at, and its table rows by run
 
@@ -144,7 +145,8 @@ function buildRow(run) {
     if (c.key === "report") return make("td", {}, run.report ? make("a", { href: run.report, "aria-label": `report of ${run.name}` }, "report") : "–");
     if (c.key === "state") return make("td", {}, make("span", { class: `mark ${run.state}` }, run.state));
     const interval = c.interval?.(run);
-    return make("td", { class: c.key === "why" ? "why" : c.number ? "number" : null }, c.text(run),
+    if (c.key === "why") return make("td", { class: "why" }, make("span", {}, run.why));
+    return make("td", { class: c.number ? "number" : null }, c.text(run),
       interval ? make("span", { class: "interval" }, interval) : "");
   });
   const row = make("tr", {}, ...cells);
@@ -229,15 +231,17 @@ function tableCsv() {
 
 // ---- colours: classes of runs, the same in all plots
 
+const colour = () => view.colour || (group.runs.length <= CLASSES ? "run" : "state");
+
 function classes(runs) {
   const style = getComputedStyle(document.documentElement);
   const colourOf = (state) => style.getPropertyValue(["accept", "reject", "inconclusive", "running"].includes(state)
     ? `--${state}` : state === "failed" ? "--reject" : "--other").trim();
-  if (view.colour === "state") {
+  if (colour() === "state") {
     return STATES.filter((s) => group.runs.some((r) => r.state === s)).map((s) => (
       { label: s, colour: colourOf(s), runs: runs.filter((r) => r.state === s) }));
   }
-  const value = view.colour === "run" ? (r) => r.name : (r) => r.settings[view.colour];
+  const value = colour() === "run" ? (r) => r.name : (r) => r.settings[colour()];
   const values = [...new Set(group.runs.map(value))];
   const ordered = values.every((v) => typeof v === "number");
   values.sort((p, q) => (ordered ? p - q : String(p).localeCompare(String(q), "en", { numeric: true })));
@@ -245,9 +249,9 @@ function classes(runs) {
   const classOf = (v) => Math.floor((values.indexOf(v) * count) / values.length);
   return Array.from({ length: count }, (_, i) => {
     const mine = values.filter((v) => classOf(v) === i).map(shown);
-    const colour = ordered ? ORDERED[count > 1 ? Math.round((i * (CLASSES - 1)) / (count - 1)) : 3] : UNORDERED[i];
+    const shade = ordered ? ORDERED[count > 1 ? Math.round((i * (CLASSES - 1)) / (count - 1)) : 3] : UNORDERED[i];
     const label = mine.length === 1 ? mine[0] : ordered ? `${mine[0]} to ${mine.at(-1)}` : `${mine[0]} and ${mine.length - 1} more`;
-    return { label, colour, runs: runs.filter((r) => classOf(value(r)) === i) };
+    return { label, colour: shade, runs: runs.filter((r) => classOf(value(r)) === i) };
   });
 }
 
@@ -345,7 +349,7 @@ function curves(found, of, scale, mode) {
     return { type: "scatter", mode, x, y, customdata: names, opacity, hovertemplate: "%{customdata}<br>step %{x}: %{y:.4g}<extra></extra>",
       line: { color: colour, width }, marker: { color: colour, size: 5 }, connectgaps: false };
   };
-  const traces = found.filter((c) => c.runs.length).map((c) => trace(c.runs, c.colour, 1.5, chosen ? FAINT : 0.85));
+  const traces = found.filter((c) => c.runs.length).map((c) => trace(c.runs, c.colour, 1.5, chosen ? FAINT : drawn().length > ERROR_BARS ? 0.4 : 0.85));
   const mine = found.find((c) => c.runs.includes(chosen));
   if (mine) traces.push(trace([chosen], mine.colour, 3, 1));
   return traces.filter((t) => t.y.some((v) => v != null));
@@ -413,10 +417,10 @@ function showPair() {
   }
   const found = Object.fromEntries(SETS.filter((s) => group.pairs[s]).map((s) => [s, pair(s, a, b)]));
   const wer = (name, set) => (name === names[0] ? group.runs.find((r) => names.includes(r.name)).scores[set].baseline : byName(name).scores[set].wer);
-  const says = (set, f) => (a === b ? "the same run" : settled(f) ? `B has ${f.change < 0 ? "fewer" : "more"} errors` : "not settled: the interval holds 0");
+  const says = (set, f) => (a === b ? "the same run" : settled(f) ? `B has ${f.change < 0 ? "fewer" : "more"} errors` : "not settled");
   $("pair").replaceChildren(make("table", {},
     make("caption", { class: "hidden" }, `WER of ${b} minus WER of ${a}`),
-    make("thead", {}, make("tr", {}, ...["set", "A, %", "B, %", "B − A, points"].map((t) => make("th", { scope: "col", style: "padding:.3rem .7rem" }, t)))),
+    make("thead", {}, make("tr", {}, ...["set", "A, %", "B, %", "B − A, points"].map((t) => make("th", { scope: "col" }, t)))),
     make("tbody", {}, ...Object.entries(found).map(([set, f]) => make("tr", {}, make("th", { scope: "row" }, set),
       make("td", {}, percent(wer(a, set))), make("td", {}, percent(wer(b, set))),
       make("td", {}, signed(f.change), make("span", { class: "interval" }, between(f.interval, signed)), make("br"), make("span", { class: "says" }, says(set, f))))))),
@@ -427,19 +431,19 @@ function showPair() {
 function drawAgainst(found) {
   const a = view.a || group.paired[1];
   const all = a ? drawn().filter((r) => r.name !== a && pair("domain", a, r.name)).map((r) => [r, pair("domain", a, r.name)]) : [];
-  const runs = all.sort((p, q) => p[1].change - q[1].change).slice(0, ERROR_BARS);
+  const runs = all.sort((p, q) => p[1].change - q[1].change).slice(0, FOREST);
   const plot = $("against").querySelector(".plot");
   $("against").querySelector("h3").textContent = a ? `Domain: all against ${a}` : "";
   plot.style.height = `${Math.min(34, 5 + 1.4 * runs.length)}rem`;
-  const colour = new Map(found.flatMap((c) => c.runs.map((r) => [r, c.colour])));
+  const shade = new Map(found.flatMap((c) => c.runs.map((r) => [r, c.colour])));
   const y = runs.map(([r]) => r.name);
   draw("against", runs.length ? [{ type: "scatter", mode: "markers", x: runs.map(([, f]) => 100 * f.change), y, customdata: y,
-    text: runs.map(([r]) => hover(r)), hoverinfo: "text", marker: { color: runs.map(([r]) => colour.get(r)), size: 8, symbol: runs.map(([r]) => SYMBOLS[r.state] ?? "circle-open") },
-    error_x: { type: "data", symmetric: false, thickness: 1.5, width: 0, array: runs.map(([, f]) => 100 * (f.interval[1] - f.change)), arrayminus: runs.map(([, f]) => 100 * (f.change - f.interval[0])) } }] : [],
+    text: runs.map(([r]) => hover(r)), hoverinfo: "text", marker: { color: runs.map(([r]) => shade.get(r)), size: 8, symbol: runs.map(([r]) => SYMBOLS[r.state] ?? "circle-open") },
+    error_x: { type: "data", symmetric: false, thickness: 1.5, width: 0, color: "#888", array: runs.map(([, f]) => 100 * (f.interval[1] - f.change)), arrayminus: runs.map(([, f]) => 100 * (f.change - f.interval[0])) } }] : [],
   layout("points (left: fewer errors)", "", { xaxis: { zeroline: true, zerolinewidth: 2, zerolinecolor: "#888" },
     yaxis: { type: "category", autorange: "reversed", tickfont: { size: 11 }, tickvals: y, ticktext: y.map((n) => (n.length > 22 ? n.slice(0, 21) + "…" : n)) } }),
-  `${runs.filter(([, f]) => settled(f) && f.change < 0).length} of ${all.length} runs have fewer errors than ${a} and ${runs.filter(([, f]) => settled(f) && f.change > 0).length} more; `
-  + `the others are not settled.${all.length > runs.length ? ` Drawn: the ${runs.length} lowest.` : ""}`,
+  `${all.filter(([, f]) => settled(f) && f.change < 0).length} of ${all.length} runs have fewer errors than ${a}, ${all.filter(([, f]) => settled(f) && f.change > 0).length} have more, `
+  + `the rest is not settled.${all.length > runs.length ? ` Drawn: the ${runs.length} lowest.` : ""}`,
   [["run", "change", "low", "high"], ...all.map(([r, f]) => [r.name, f.change, ...f.interval])]);
 }
 
@@ -447,7 +451,7 @@ function drawAgainst(found) {
 
 function drawAll() {
   const found = classes(drawn());
-  $("colour").value = view.colour;
+  $("colour").value = colour();
   $("x").value = view.x;
   showLegend(found);
   showPair();
@@ -471,7 +475,7 @@ function openGroup() {
   group = DATA.groups[view.g];
   const sweepable = group.columns.filter((c) => c !== "git_commit" && c !== "training_content");
   if (!sweepable.includes(view.x)) view.x = ["learning_rate", "max_steps"].find((c) => sweepable.includes(c)) ?? sweepable[0] ?? "";
-  if (!["state", "run", ...group.columns].includes(view.colour)) view.colour = "state";
+  if (!["state", "run", ...group.columns].includes(view.colour)) view.colour = "";
   for (const key of ["a", "b"]) if (!group.paired.includes(view[key])) view[key] = "";
   const options = (names) => names.map((name) => make("option", { value: name }, name));
   $("colour").replaceChildren(make("option", { value: "state" }, "verdict"), ...options(["run", ...group.columns]));

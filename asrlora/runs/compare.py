@@ -17,6 +17,7 @@ from typing import Any
 import jinja2
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 
 from asrlora.config import ATTEMPT
 from asrlora.errors import UserError
@@ -287,28 +288,25 @@ def _title(number: int, groups: Sequence[Group]) -> str | None:
 
 
 def _table(group: Group, title: str | None) -> Table:
-    shown = [name for name in group.columns if name not in ("git_commit", "training_content")]
-    table = Table("run", *shown, title=title, title_justify="left")
+    table = Table("run", title=title, title_justify="left")
+    table.add_column("state", no_wrap=True)
     for name in SETS:
-        table.add_column(f"{name} WER, %", justify="right")
-        table.add_column("change, points", justify="right")
-    table.add_column("state")
-    table.add_column("why")
+        table.add_column(f"{name} WER, %\nchange, points", no_wrap=True)
+    table.add_column("what differs, and why it failed", min_width=24)
+    shown = [name for name in group.columns if name not in ("git_commit", "training_content")]
     for run in group.runs:
-        cells: list[str] = []
-        for name in SETS:
-            score = run.scores.get(name)
-            cells += [f"{100 * score.baseline:.2f} → {100 * score.wer:.2f}", points(score)] if score else ["–"] * 2
-        values = [_shown(run.settings.get(name)) for name in shown]
-        table.add_row(run.name, *values, *cells, run.state, run.why if run.state == "failed" else "")
+        cells = [_cell(run.scores[name]) if name in run.scores else "–" for name in SETS]
+        settings = ", ".join(f"{name} {_shown(run.settings.get(name))}" for name in shown)
+        why = run.why if run.state == "failed" else ""
+        table.add_row(Text(run.name), run.state, *cells, Text("\n".join(filter(None, (settings, why)))))
     return table
 
 
-def points(score: Score) -> str:
-    """ "-18.22 [-20.06, -16.37]" """
+def _cell(score: Score) -> str:
+    """ "26.49 → 8.27" and, below, "-18.22 -20.06 to -16.37" """
     ends = score.change_interval
-    interval = f" [{100 * ends[0]:+.2f}, {100 * ends[1]:+.2f}]" if ends else ""
-    return f"{100 * score.change:+.2f}{interval}"
+    interval = f" {100 * ends[0]:+.2f} to {100 * ends[1]:+.2f}" if ends else ""
+    return f"{100 * score.baseline:.2f} → {100 * score.wer:.2f}\n{100 * score.change:+.2f}{interval}"
 
 
 def _shown(value: Any) -> str:
