@@ -439,6 +439,10 @@ def _compare(args: argparse.Namespace) -> int:
     page = args.output or compare.default_page(runs)
     compare.write_page(groups, page)
     console.print(f"page: {page}")
+    if args.figures:
+        from asrlora.runs.figures import write_figures
+
+        console.print(f"{len(write_figures(groups, args.figures))} figures: {args.figures}")
     return 0
 
 

@@ -1,7 +1,6 @@
 """Run directories as a sweep leaves them, with numbers made up by a rule: no training."""
 
 import itertools
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ def write_sweep(folder: Path, count: int, utterances: int = 60) -> list[Path]:
     return [
         write_run(
             folder / f"{'dora' if dora else 'lora'}-{rate:g}-{steps}-s{seed}",
-            dict(learning_rate=rate, max_steps=steps, use_dora=dora, seed=seed),
+            {"learning_rate": rate, "max_steps": steps, "use_dora": dora, "seed": seed},
             utterances=utterances,
         )
         for seed, dora, steps, rate in itertools.islice(grid, count)
@@ -37,7 +36,12 @@ def write_run(
 ) -> Path:  # fmt: skip
     """A run that learns more at higher rates, and forgets more; `until` is the share of steps done."""
     config = RunConfig.model_validate(
-        {"dataset_path": "train.jsonl", "manifest_path": "domain.jsonl", "output_dir": str(folder), **settings}
+        {
+            "dataset_path": "train.jsonl",
+            "manifest_path": "domain.jsonl",
+            "output_dir": str(folder),
+            **settings,
+        }
     )
     rng = np.random.default_rng(abs(hash((config.seed, config.max_steps, config.learning_rate))) % 2**32)
     run = record.RunRecord.create(
@@ -84,7 +88,3 @@ def _hypotheses(name: str, wer: float, count: int, rng: np.random.Generator | No
          "hypothesis_raw": "", "substitutions": int(n), "deletions": 0, "insertions": 0, "words": 10}
         for i, n in enumerate(wrong)
     ]  # fmt: skip
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]

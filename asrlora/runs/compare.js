@@ -57,13 +57,15 @@ function toAddress() {
   history.replaceState(null, "", words.size ? "#" + words : location.pathname + location.search);
 }
 
-let drawing = 0;
+let waiting = 0;
 function change(changes) {
   Object.assign(view, changes);
   toAddress();
   showTable();
-  cancelAnimationFrame(drawing);
-  drawing = requestAnimationFrame(drawAll);
+  if (Object.keys(changes).every((key) => key === "sort" || key === "dir")) return; // no plot knows the order
+  document.body.setAttribute("aria-busy", "true");
+  clearTimeout(waiting);
+  waiting = setTimeout(drawAll, 80); // the table follows every key at once, the plots follow the typist's pauses
 }
 
 // ---- which runs
@@ -355,25 +357,24 @@ function curves(found, of, scale, mode) {
   return traces.filter((t) => t.y.some((v) => v != null));
 }
 
-function drawCurves(found) {
-  const of = { loss: (r) => r.loss, domain: (r) => [r.evaluations[0], r.evaluations[1]], heldout: (r) => [r.evaluations[0], r.evaluations[2]] };
-  for (const [id, read] of Object.entries(of)) {
-    const set = SETS.includes(id), runs = drawn().filter((r) => read(r)[1].some((v) => v != null));
-    const last = runs.map((r) => [read(r)[1].findLast((v) => v != null), r.name]).sort((p, q) => p[0] - q[0]);
-    const baseline = runs.find((r) => r.scores[id])?.scores[id].baseline;
-    const limit = id === "heldout" && baseline != null ? 100 * (baseline + group.criteria.max_heldout_regression) : null;
-    const shapes = limit == null ? [] : [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: limit, y1: limit, line: { dash: "dash", width: 1, color: "#888" } }];
-    const says = !runs.length ? "" : `${runs.length} runs; at their last step from ${set ? percent(last[0][0]) + " %" : last[0][0].toFixed(3)} (${last[0][1]}) `
-      + `to ${set ? percent(last.at(-1)[0]) + " %" : last.at(-1)[0].toFixed(3)} (${last.at(-1)[1]}).`
-      + (limit == null ? "" : ` Dashed: the guardrail, ${limit.toFixed(2)} %.`);
-    draw(id, curves(found, read, set ? 100 : 1, set ? "lines+markers" : "lines"),
-      layout("step", set ? "WER, %" : "nats per token", { shapes, yaxis: { rangemode: "tozero" } }), says,
-      [["run", "step", id === "loss" ? "loss" : `${id}_wer`], ...runs.flatMap((r) => read(r)[0].map((s, i) => [r.name, s, read(r)[1][i]]))]);
-  }
+const CURVES = { loss: (r) => r.loss, domain: (r) => [r.evaluations[0], r.evaluations[1]], heldout: (r) => [r.evaluations[0], r.evaluations[2]] };
+
+function drawCurve(id, found) {
+  const read = CURVES[id];
+  const set = SETS.includes(id), runs = drawn().filter((r) => read(r)[1].some((v) => v != null));
+  const last = runs.map((r) => [read(r)[1].findLast((v) => v != null), r.name]).sort((p, q) => p[0] - q[0]);
+  const baseline = runs.find((r) => r.scores[id])?.scores[id].baseline;
+  const limit = id === "heldout" && baseline != null ? 100 * (baseline + group.criteria.max_heldout_regression) : null;
+  const shapes = limit == null ? [] : [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: limit, y1: limit, line: { dash: "dash", width: 1, color: "#888" } }];
+  const says = !runs.length ? "" : `${runs.length} runs; at their last step from ${set ? percent(last[0][0]) + " %" : last[0][0].toFixed(3)} (${last[0][1]}) `
+    + `to ${set ? percent(last.at(-1)[0]) + " %" : last.at(-1)[0].toFixed(3)} (${last.at(-1)[1]}).`
+    + (limit == null ? "" : ` Dashed: the guardrail, ${limit.toFixed(2)} %.`);
+  draw(id, curves(found, read, set ? 100 : 1, set ? "lines+markers" : "lines"),
+    layout("step", set ? "WER, %" : "nats per token", { shapes, yaxis: { rangemode: "tozero" } }), says,
+    [["run", "step", id === "loss" ? "loss" : `${id}_wer`], ...runs.flatMap((r) => read(r)[0].map((s, i) => [r.name, s, read(r)[1][i]]))]);
 }
 
-function drawSweep(found) {
-  $("sweep").hidden = !view.x;
+function drawSweep(set, found) {
   if (!view.x) return;
   const value = (r) => r.settings[view.x];
   const points = drawn().filter((r) => scored(r) && value(r) != null);
@@ -381,27 +382,25 @@ function drawSweep(found) {
   const positive = ordered && points.every((r) => value(r) > 0), all = points.map(value);
   const log = positive && Math.max(...all) / Math.min(...all) >= 8;
   const chosen = picked();
-  for (const set of SETS) {
-    const here = points.filter((r) => r.scores[set]);
-    const traces = found.map((c) => [c, c.runs.filter((r) => here.includes(r))]).filter(([, runs]) => runs.length).map(([c, runs]) => ({
-      type: "scatter", mode: "markers", x: runs.map((r) => (ordered ? value(r) : shown(value(r)))), y: runs.map((r) => 100 * r.scores[set].wer),
-      customdata: runs.map((r) => r.name), text: runs.map(hover), hoverinfo: "text",
-      error_y: { type: "data", symmetric: false, thickness: 1, width: 0, visible: here.length <= ERROR_BARS,
-        array: runs.map((r) => (r.scores[set].interval ? 100 * (r.scores[set].interval[1] - r.scores[set].wer) : 0)),
-        arrayminus: runs.map((r) => (r.scores[set].interval ? 100 * (r.scores[set].wer - r.scores[set].interval[0]) : 0)) },
-      marker: { color: c.colour, size: runs.map((r) => (r === chosen ? 14 : 8)), symbol: runs.map((r) => SYMBOLS[r.state] ?? "circle-open"),
-        opacity: runs.map((r) => (chosen && r !== chosen ? 0.35 : 0.9)) } }));
-    const values = [...new Set(here.map(value))].sort((p, q) => (ordered ? p - q : 0));
-    const mean = (v) => { const mine = here.filter((r) => value(r) === v); return mine.reduce((sum, r) => sum + r.scores[set].wer, 0) / mine.length; };
-    if (ordered && values.length > 1) { // says where the middle goes while other settings vary
-      traces.unshift({ type: "scatter", mode: "lines", x: values, y: values.map((v) => 100 * mean(v)), hoverinfo: "skip", line: { color: "#888", width: 1, dash: "dot" } });
-    }
-    const low = values.map((v) => [mean(v), v]).sort((p, q) => p[0] - q[0])[0];
-    const axis = ordered ? { type: log ? "log" : "linear", ...(log && values.length <= 9 ? { tickvals: values, ticktext: values.map(shown) } : {}) } : { type: "category" };
-    draw(`sweep-${set}`, traces, layout(view.x, "WER, %", { xaxis: axis }),
-      low ? `Lowest mean WER, ${percent(low[0])} %, at ${view.x} ${shown(low[1])}; dotted: means of the runs with one value, whose other settings may differ.` : "",
-      [["run", view.x, `${set}_wer`], ...here.map((r) => [r.name, value(r), r.scores[set].wer])]);
+  const here = points.filter((r) => r.scores[set]);
+  const traces = found.map((c) => [c, c.runs.filter((r) => here.includes(r))]).filter(([, runs]) => runs.length).map(([c, runs]) => ({
+    type: "scatter", mode: "markers", x: runs.map((r) => (ordered ? value(r) : shown(value(r)))), y: runs.map((r) => 100 * r.scores[set].wer),
+    customdata: runs.map((r) => r.name), text: runs.map(hover), hoverinfo: "text",
+    error_y: { type: "data", symmetric: false, thickness: 1, width: 0, visible: here.length <= ERROR_BARS,
+      array: runs.map((r) => (r.scores[set].interval ? 100 * (r.scores[set].interval[1] - r.scores[set].wer) : 0)),
+      arrayminus: runs.map((r) => (r.scores[set].interval ? 100 * (r.scores[set].wer - r.scores[set].interval[0]) : 0)) },
+    marker: { color: c.colour, size: runs.map((r) => (r === chosen ? 14 : 8)), symbol: runs.map((r) => SYMBOLS[r.state] ?? "circle-open"),
+      opacity: runs.map((r) => (chosen && r !== chosen ? 0.35 : 0.9)) } }));
+  const values = [...new Set(here.map(value))].sort((p, q) => (ordered ? p - q : 0));
+  const mean = (v) => { const mine = here.filter((r) => value(r) === v); return mine.reduce((sum, r) => sum + r.scores[set].wer, 0) / mine.length; };
+  if (ordered && values.length > 1) { // says where the middle goes while other settings vary
+    traces.unshift({ type: "scatter", mode: "lines", x: values, y: values.map((v) => 100 * mean(v)), hoverinfo: "skip", line: { color: "#888", width: 1, dash: "dot" } });
   }
+  const low = values.map((v) => [mean(v), v]).sort((p, q) => p[0] - q[0])[0];
+  const axis = ordered ? { type: log ? "log" : "linear", ...(log && values.length <= 9 ? { tickvals: values, ticktext: values.map(shown) } : {}) } : { type: "category" };
+  draw(`sweep-${set}`, traces, layout(view.x, "WER, %", { xaxis: axis }),
+    low ? `Lowest mean WER, ${percent(low[0])} %, at ${view.x} ${shown(low[1])}; dotted: means of the runs with one value, whose other settings may differ.` : "",
+    [["run", view.x, `${set}_wer`], ...here.map((r) => [r.name, value(r), r.scores[set].wer])]);
 }
 
 // ---- two runs
@@ -449,16 +448,23 @@ function drawAgainst(found) {
 
 // ---- all of it
 
-function drawAll() {
-  const found = classes(drawn());
+let drawings = 0;
+/** One plot a task, so that the page answers in between; a newer drawing takes the place of an older one. */
+async function drawAll() {
+  const mine = ++drawings, found = classes(drawn());
+  document.body.setAttribute("aria-busy", "true");
   $("colour").value = colour();
   $("x").value = view.x;
+  $("sweep").hidden = !view.x;
   showLegend(found);
   showPair();
-  drawTrade(found);
-  drawAgainst(found);
-  drawCurves(found);
-  drawSweep(found);
+  const plots = [drawTrade, drawAgainst, ...Object.keys(CURVES).map((id) => (f) => drawCurve(id, f)), ...SETS.map((set) => (f) => drawSweep(set, f))];
+  for (const plot of plots) {
+    plot(found);
+    await new Promise((next) => setTimeout(next));
+    if (mine !== drawings) return;
+  }
+  document.body.setAttribute("aria-busy", "false");
 }
 
 function lead() {

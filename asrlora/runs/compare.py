@@ -149,7 +149,9 @@ def read_run(folder: Path) -> Run:
         criteria=verdict.Criteria(**judged["criteria"]) if judged else verdict.Criteria(),
         scores=scores,
         best_step=best,
-        losses=[(line["step"], line["loss"]) for line in metrics if math.isfinite(line.get("loss", math.nan))],
+        losses=[
+            (line["step"], line["loss"]) for line in metrics if math.isfinite(line.get("loss", math.nan))
+        ],
         evaluations=evaluations,
     )
 
