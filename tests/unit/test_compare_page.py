@@ -114,7 +114,7 @@ def test_filtering_and_hiding_reach_table_plots_and_address(opened: Browser, pag
     opened.click("#show")
     drawn(opened)
     assert len(listed(opened)) == opened.run(count) == 9
-    assert opened.requests() == [address]
+    assert opened.requests() == [page.as_uri()]
     opened.open(page.as_uri())
     drawn(opened)
 
