@@ -9,9 +9,11 @@ const SYMBOLS = { accept: "circle", inconclusive: "diamond", reject: "x", failed
 const CLASSES = 8; // colours; more values than that share one with their neighbours, more runs are told by verdict
 const ERROR_BARS = 40; // runs; more crosses than that hide each other
 const FOREST = 24; // rows of the figure of all against one
-// Okabe and Ito 2008, told apart by colour-blind eyes; viridis for what has an order
+const DARK = matchMedia("(prefers-color-scheme: dark)");
+// Okabe and Ito 2008, told apart by colour-blind eyes; viridis for what has an order, lighter on a dark page
 const UNORDERED = ["#2f86c9", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c6bb1", "#7f7f7f"];
 const ORDERED = ["#482878", "#3e4a89", "#31688e", "#26828e", "#1f9e89", "#35b779", "#8fd744", "#e3c812"];
+const ORDERED_ON_DARK = ["#a07be0", "#7490e0", "#4fa3d1", "#31b5b0", "#3cc48a", "#7cd35c", "#b5de2b", "#fde725"];
 
 const $ = (id) => document.getElementById(id);
 const percent = (x) => (x == null ? "–" : (100 * x).toFixed(2));
@@ -19,6 +21,9 @@ const signed = (x) => (x == null ? "–" : (x >= 0 ? "+" : "−") + Math.abs(100
 const shown = (x) => (x == null || (Array.isArray(x) && !x.length) ? "–" : Array.isArray(x) ? x.join(", ")
   : typeof x === "number" && x !== 0 && (Math.abs(x) < 1e-3 || Math.abs(x) >= 1e6) ? x.toExponential().replace("e+", "e")
   : String(x));
+const brief = (x) => shown(x).replace(/\b([0-9a-f]{12})[0-9a-f]{52}\b/g, "$1…"); // a sha256
+/** A setting as plots take it: a number, or the text of anything else. */
+const setting = (run, name) => (typeof run.settings[name] === "number" ? run.settings[name] : shown(run.settings[name]));
 const between = (ends, format) => (ends ? ` [${format(ends[0])}, ${format(ends[1])}]` : "");
 
 function make(tag, attributes = {}, ...children) {
@@ -243,7 +248,7 @@ function classes(runs) {
     return STATES.filter((s) => group.runs.some((r) => r.state === s)).map((s) => (
       { label: s, colour: colourOf(s), runs: runs.filter((r) => r.state === s) }));
   }
-  const value = colour() === "run" ? (r) => r.name : (r) => r.settings[colour()];
+  const value = colour() === "run" ? (r) => r.name : (r) => setting(r, colour());
   const values = [...new Set(group.runs.map(value))];
   const ordered = values.every((v) => typeof v === "number");
   values.sort((p, q) => (ordered ? p - q : String(p).localeCompare(String(q), "en", { numeric: true })));
@@ -251,7 +256,7 @@ function classes(runs) {
   const classOf = (v) => Math.floor((values.indexOf(v) * count) / values.length);
   return Array.from({ length: count }, (_, i) => {
     const mine = values.filter((v) => classOf(v) === i).map(shown);
-    const shade = ordered ? ORDERED[count > 1 ? Math.round((i * (CLASSES - 1)) / (count - 1)) : 3] : UNORDERED[i];
+    const shade = ordered ? (DARK.matches ? ORDERED_ON_DARK : ORDERED)[count > 1 ? Math.round((i * (CLASSES - 1)) / (count - 1)) : 3] : UNORDERED[i];
     const label = mine.length === 1 ? mine[0] : ordered ? `${mine[0]} to ${mine.at(-1)}` : `${mine[0]} and ${mine.length - 1} more`;
     return { label, colour: shade, runs: runs.filter((r) => classOf(value(r)) === i) };
   });
@@ -309,19 +314,33 @@ const hover = (run) => {
     + group.columns.slice(0, 6).map((c) => `<br>${safe(c)} ${safe(shown(run.settings[c]))}`).join("");
 };
 
+/** One trace of marks a class; `x` and `y` give a run's place, the others its error bars. */
+function marks(found, points, x, y, more) {
+  const chosen = picked();
+  return found.map((c) => [c, c.runs.filter((r) => points.includes(r))]).filter(([, runs]) => runs.length).map(([c, runs]) => ({
+    type: "scatter", mode: "markers", x: runs.map(x), y: runs.map(y),
+    customdata: runs.map((r) => r.name), text: runs.map(hover), hoverinfo: "text", ...more(runs),
+    marker: { color: c.colour, size: runs.map((r) => (r === chosen ? 15 : 9)),
+      symbol: runs.map((r) => SYMBOLS[r.state] ?? "circle-open"), opacity: runs.map((r) => (chosen && r !== chosen ? 0.35 : 1)),
+      line: { width: runs.map((r) => (r === chosen ? 2 : 0)) } } }));
+}
+
+/** Error bars from an interval, in points; of many runs only those of the chosen one. */
+function bars(runs, points, middle, interval) {
+  const seen = (r) => interval(r) && (points.length <= ERROR_BARS || r === picked());
+  return { type: "data", symmetric: false, thickness: 1, width: 0,
+    array: runs.map((r) => (seen(r) ? 100 * (interval(r)[1] - middle(r)) : 0)),
+    arrayminus: runs.map((r) => (seen(r) ? 100 * (middle(r) - interval(r)[0]) : 0)) };
+}
+
 function drawTrade(found) {
-  const points = drawn().filter((r) => r.scores.domain && r.scores.heldout);
-  const bars = points.length <= ERROR_BARS, chosen = picked();
-  const errors = (runs, set) => ({ type: "data", symmetric: false, thickness: 1, width: 0,
-    array: runs.map((r) => { const s = r.scores[set]; return s.change_interval && (bars || r === chosen) ? 100 * (s.change_interval[1] - s.change) : 0; }),
-    arrayminus: runs.map((r) => { const s = r.scores[set]; return s.change_interval && (bars || r === chosen) ? 100 * (s.change - s.change_interval[0]) : 0; }) });
-  const traces = found.map((c) => [c, c.runs.filter((r) => points.includes(r))]).filter(([, runs]) => runs.length).map(([c, runs]) => ({
-    type: "scatter", mode: "markers", x: runs.map((r) => 100 * r.scores.domain.change), y: runs.map((r) => 100 * r.scores.heldout.change),
-    customdata: runs.map((r) => r.name), text: runs.map(hover), hoverinfo: "text", error_x: errors(runs, "domain"), error_y: errors(runs, "heldout"),
-    marker: { color: c.colour, size: runs.map((r) => (r === chosen ? 15 : 9)), symbol: runs.map((r) => SYMBOLS[r.state] ?? "circle-open"),
-      opacity: runs.map((r) => (chosen && r !== chosen ? 0.35 : 1)), line: { width: runs.map((r) => (r === chosen ? 2 : 0)) } } }));
+  const points = drawn().filter((r) => r.scores.domain && r.scores.heldout), few = points.length <= ERROR_BARS;
+  const [x_, y_] = SETS.map((set) => (r) => r.scores[set].change);
+  const [xs, ys] = SETS.map((set) => (r) => r.scores[set].change_interval);
+  const traces = marks(found, points, (r) => 100 * x_(r), (r) => 100 * y_(r), (runs) => (
+    { error_x: bars(runs, points, x_, xs), error_y: bars(runs, points, y_, ys) }));
   const ends = (set, limit) => {
-    const all = points.flatMap((r) => (bars && r.scores[set].change_interval) || [r.scores[set].change]).map((v) => 100 * v).concat(0, 100 * limit);
+    const all = points.flatMap((r) => (few && r.scores[set].change_interval) || [r.scores[set].change]).map((v) => 100 * v).concat(0, 100 * limit);
     const low = Math.min(...all), high = Math.max(...all), room = Math.max(0.06 * (high - low), 0.1);
     return [low - room, high + room];
   };
@@ -334,7 +353,7 @@ function drawTrade(found) {
   draw("trade", traces, layout("domain WER change, points (left is better)", "heldout WER change, points (down is better)", {
     xaxis: { range: x }, yaxis: { range: y }, shapes: [region], annotations: [note] }),
   `${inside} of ${points.length} runs lie in the accepted region: domain WER down by at least ${percent(need)} points, heldout WER up by at most `
-  + `${percent(limit)}. A run is accepted where the whole of its cross lies inside${bars ? "" : "; choose a run to see its cross"}.`,
+  + `${percent(limit)}. A run is accepted where the whole of its cross lies inside${few ? "" : "; choose a run to see its cross"}.`,
   [["run", "state", "domain_change", "heldout_change"], ...points.map((r) => [r.name, r.state, r.scores.domain.change, r.scores.heldout.change])]);
 }
 
@@ -376,23 +395,20 @@ function drawCurve(id, found) {
 
 function drawSweep(set, found) {
   if (!view.x) return;
-  const value = (r) => r.settings[view.x];
-  const points = drawn().filter((r) => scored(r) && value(r) != null);
+  const value = (r) => setting(r, view.x);
+  const points = drawn().filter(scored);
   const ordered = points.every((r) => typeof value(r) === "number");
   const positive = ordered && points.every((r) => value(r) > 0), all = points.map(value);
   const log = positive && Math.max(...all) / Math.min(...all) >= 8;
-  const chosen = picked();
   const here = points.filter((r) => r.scores[set]);
-  const traces = found.map((c) => [c, c.runs.filter((r) => here.includes(r))]).filter(([, runs]) => runs.length).map(([c, runs]) => ({
-    type: "scatter", mode: "markers", x: runs.map((r) => (ordered ? value(r) : shown(value(r)))), y: runs.map((r) => 100 * r.scores[set].wer),
-    customdata: runs.map((r) => r.name), text: runs.map(hover), hoverinfo: "text",
-    error_y: { type: "data", symmetric: false, thickness: 1, width: 0, visible: here.length <= ERROR_BARS,
-      array: runs.map((r) => (r.scores[set].interval ? 100 * (r.scores[set].interval[1] - r.scores[set].wer) : 0)),
-      arrayminus: runs.map((r) => (r.scores[set].interval ? 100 * (r.scores[set].wer - r.scores[set].interval[0]) : 0)) },
-    marker: { color: c.colour, size: runs.map((r) => (r === chosen ? 14 : 8)), symbol: runs.map((r) => SYMBOLS[r.state] ?? "circle-open"),
-      opacity: runs.map((r) => (chosen && r !== chosen ? 0.35 : 0.9)) } }));
+  const wer = (r) => r.scores[set].wer;
+  const traces = marks(found, here, value, (r) => 100 * wer(r), (runs) => (
+    { error_y: bars(runs, here, wer, (r) => r.scores[set].interval) }));
   const values = [...new Set(here.map(value))].sort((p, q) => (ordered ? p - q : 0));
-  const mean = (v) => { const mine = here.filter((r) => value(r) === v); return mine.reduce((sum, r) => sum + r.scores[set].wer, 0) / mine.length; };
+  const mean = (v) => {
+    const mine = here.filter((r) => value(r) === v);
+    return mine.reduce((sum, r) => sum + wer(r), 0) / mine.length;
+  };
   if (ordered && values.length > 1) { // says where the middle goes while other settings vary
     traces.unshift({ type: "scatter", mode: "lines", x: values, y: values.map((v) => 100 * mean(v)), hoverinfo: "skip", line: { color: "#888", width: 1, dash: "dot" } });
   }
@@ -473,8 +489,11 @@ function lead() {
   const first = group.runs.find(scored);
   const of = (set) => `${set} WER ${percent(first.scores[set].baseline)} → ${percent(first.scores[set].wer)} %`;
   const better = { accept: "Best accepted", inconclusive: "None is accepted; lowest domain WER among the inconclusive" }[first?.state] ?? "None is accepted; first in line";
+  const like = group.runs.filter((r) => first && r !== first && r.state === first.state).map((r) => pair("domain", first.name, r.name));
+  const open = like.filter((found) => found && !settled(found)).length;
   return `${group.runs.length} run${group.runs.length === 1 ? "" : "s"}: ${told}.`
-    + (first ? ` ${better}: ${first.name}, ${SETS.filter((s) => first.scores[s]).map(of).join(", ")}.` : "");
+    + (first ? ` ${better}: ${first.name}, ${SETS.filter((s) => first.scores[s]).map(of).join(", ")}.` : "")
+    + (open ? ` On the domain ${open} of the ${like.length} others of this verdict cannot be told from it.` : "");
 }
 
 function openGroup() {
@@ -491,7 +510,7 @@ function openGroup() {
   for (const button of $("groups").children) button.setAttribute("aria-pressed", Number(button.dataset.g) === view.g);
   $("differs").hidden = !group.differs.length;
   $("differs").replaceChildren(make("p", {}, "These runs were scored under another fingerprint than group 1. They are not ranked or compared with it:"),
-    make("ul", {}, ...group.differs.map(([key, here, there]) => make("li", {}, make("b", {}, key), `: ${shown(here)} here, ${shown(there)} in group 1`))));
+    make("ul", {}, ...group.differs.map(([key, here, there]) => make("li", {}, make("b", {}, key), `: ${brief(here)} here, ${brief(there)} in group 1`))));
   $("states").replaceChildren(...STATES.filter((s) => group.runs.some((r) => r.state === s)).map((s) => make("button", {
     type: "button", "data-state": s, onclick: () => change({ off: view.off.includes(s) ? view.off.filter((o) => o !== s) : [...view.off, s] }) },
     `${s} ${group.runs.filter((r) => r.state === s).length}`)));
@@ -512,7 +531,7 @@ function start() {
   $("reset").addEventListener("click", () => { view = { ...EMPTY, g: view.g }; toAddress(); openGroup(); });
   $("table-csv").addEventListener("click", tableCsv);
   addEventListener("hashchange", () => { fromAddress(); openGroup(); });
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
+  DARK.addEventListener("change", drawAll);
   fromAddress();
   openGroup();
 }

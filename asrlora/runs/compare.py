@@ -22,17 +22,16 @@ from rich.text import Text
 from asrlora.config import ATTEMPT
 from asrlora.errors import UserError
 from asrlora.runs import ledger
-from asrlora.runs.record import read_counts, read_json, step_folder, whole_lines, write_whole
+from asrlora.runs.record import read_counts, read_json, read_log, step_folder, write_whole
 from asrlora.score import verdict
-from asrlora.score.wer import Counts, total
+from asrlora.score.resample import Interval, interval, resample
+from asrlora.score.wer import total
 
 SETS = ("domain", "heldout")
 STATES = ("accept", "inconclusive", "reject", "complete", "running", "preempted", "failed")  # best first
 LOSSES = 150  # points of a loss curve; more are means of neighbours
 PAIRED = 200  # runs of a group, best first, that are compared pair by pair: 19,900 pairs take 10 s
 BASE = "the base"
-
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -123,7 +122,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 def read_run(folder: Path) -> Run:
     identity = read_json(folder / "run.json")
     judged = read_json(folder / "verdict.json") if (folder / "verdict.json").exists() else None
-    metrics = whole_lines(folder / "metrics.jsonl") if (folder / "metrics.jsonl").exists() else []
+    metrics = read_log(folder / "metrics.jsonl")
     best = (judged or identity).get("best_step") or 0
     evaluations = _evaluations(folder)
     scores = {}
@@ -145,7 +144,7 @@ def read_run(folder: Path) -> Run:
         folder=folder,
         identity=identity,
         state=judged["verdict"] if judged and state == "complete" else state,
-        why=(identity["reason"] if state != "complete" else (judged or {}).get("reason")) or "",
+        why=_why(identity, judged),
         criteria=verdict.Criteria(**judged["criteria"]) if judged else verdict.Criteria(),
         scores=scores,
         best_step=best,
@@ -156,14 +155,21 @@ def read_run(folder: Path) -> Run:
     )
 
 
+def _why(identity: Mapping[str, Any], judged: Mapping[str, Any] | None) -> str:
+    """The diagnosis where there is one, and the verdict's reason, or why the run has not ended."""
+    diagnosed = [f"{one['kind']}: {one['told']}" for one in identity.get("diagnosis") or ()]
+    reason = judged["reason"] if judged and identity["state"] == "complete" else identity["reason"]
+    return "; ".join([*diagnosed, *([reason] if reason else [])])
+
+
 def _judged_score(section: Mapping[str, Any], name: str) -> Score:
     sign = -1 if name == "domain" else 1  # verdict.json tells the domain's reduction
     change = section["reduction" if name == "domain" else "regression"]
     low, high = sorted(sign * end for end in section["interval"])
-    interval = section.get("tuned_interval")
+    tuned = section.get("tuned_interval")
     return Score(
         section["baseline_wer"], section["tuned_wer"], sign * change,
-        (interval[0], interval[1]) if interval else None, (low, high),
+        (tuned[0], tuned[1]) if tuned else None, (low, high),
     )  # fmt: skip
 
 
@@ -219,7 +225,7 @@ def _group(runs: Sequence[Run]) -> Group:
         for run, old in zip(unjudged, drawn[count:], strict=True):
             new = drawn[1 + kept.index(run)]
             intervals[run.name][name] = replace(
-                run.scores[name], interval=_interval(new), change_interval=_interval(new - old)
+                run.scores[name], interval=interval(new), change_interval=interval(new - old)
             )
     return Group(
         [replace(run, scores=intervals[run.name]) for run in ranked],
@@ -233,37 +239,6 @@ def _group(runs: Sequence[Run]) -> Group:
 def _hypotheses(run: Run, name: str) -> bool:
     steps = (0, run.best_step)
     return name in run.scores and all((step_folder(run.folder, s) / f"{name}.jsonl").exists() for s in steps)
-
-
-def resample(systems: Sequence[Mapping[str, Counts]]) -> np.ndarray:
-    """WERs of all systems in each resample of the utterances: (systems, RESAMPLES).
-
-    The resamples are those of `verdict.compare`, drawn once for all: a pair's interval is the one
-    that it gives, at the price of one comparison instead of one for each pair.
-    Raises UserError where the systems were scored on different utterances.
-    """
-    ids = sorted(systems[0])
-    for system in systems:
-        if system.keys() != systems[0].keys():
-            raise UserError(
-                "runs of one fingerprint hold different utterances, such as"
-                f" {sorted(system.keys() ^ systems[0].keys())[0]!r}; a file of hypotheses is damaged"
-            )
-    errors = np.array([[float(system[i].errors) for system in systems] for i in ids])  # (N, systems)
-    words = np.array([float(systems[0][i].words) for i in ids])
-    rng = np.random.default_rng(verdict.SEED)
-    drawn = []
-    for _ in range(verdict.RESAMPLES // verdict.BATCH):
-        numbers = rng.integers(0, len(ids), (verdict.BATCH, len(ids)))
-        numbers += len(ids) * np.arange(verdict.BATCH)[:, None]
-        times = np.bincount(numbers.ravel(), minlength=numbers.size).reshape(numbers.shape)  # each is taken
-        drawn.append((times @ errors).T / np.maximum(times @ words, 1))
-    return np.concatenate(drawn, axis=1)
-
-
-def _interval(values: np.ndarray) -> Interval:
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def _pairs(wers: Sequence[float], drawn: np.ndarray) -> list[tuple[float, float, float]]:
@@ -307,8 +282,8 @@ def _table(group: Group, title: str | None) -> Table:
 def _cell(score: Score) -> str:
     """ "26.49 → 8.27" and, below, "-18.22 -20.06 to -16.37" """
     ends = score.change_interval
-    interval = f" {100 * ends[0]:+.2f} to {100 * ends[1]:+.2f}" if ends else ""
-    return f"{100 * score.baseline:.2f} → {100 * score.wer:.2f}\n{100 * score.change:+.2f}{interval}"
+    between = f" {100 * ends[0]:+.2f} to {100 * ends[1]:+.2f}" if ends else ""
+    return f"{100 * score.baseline:.2f} → {100 * score.wer:.2f}\n{100 * score.change:+.2f}{between}"
 
 
 def _shown(value: Any) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from asrlora.runs import compare
-from browser import CHROMIUM, Browser, browser
+from browser import CHROMIUM, PATIENCE, Browser, browser
 from sweeps import FINGERPRINT, write_run, write_sweep
 
 pytest.importorskip("plotly")
@@ -68,8 +68,9 @@ def listed(chromium: Browser) -> list[str]:
 
 
 def saved(path: Path) -> Path:
-    end = time.monotonic() + 30
-    while not path.exists():
+    """Chromium writes beside the name, and renames when all is there."""
+    end = time.monotonic() + PATIENCE
+    while not path.exists() or not path.stat().st_size:
         assert time.monotonic() < end, f"{path} was not saved"
         time.sleep(0.02)
     return path
