@@ -171,6 +171,22 @@ def _parser() -> argparse.ArgumentParser:
         "--figures", type=Path, metavar="DIR", help="write figures for papers there too, as PDF and SVG"
     )
 
+    status = commands.add_parser("status", help="how runs are getting on, from their files alone")
+    status.set_defaults(run=_status)
+    status.add_argument("runs", type=Path, nargs="+", help="run directories")
+
+    track = commands.add_parser("track", help="Weights & Biases: send what waits, make a workspace")
+    track_steps = track.add_subparsers(required=True, metavar="STEP", parser_class=Parser)
+    sync = track_steps.add_parser("sync", help="send runs that were logged offline or cut off")
+    sync.set_defaults(run=_track_sync)
+    sync.add_argument("runs", type=Path, nargs="+", help="run directories")
+    sync.add_argument("--dry-run", action="store_true", help="only tell what would be sent")
+    space = track_steps.add_parser("workspace", help="a W&B workspace that compares a sweep")
+    space.set_defaults(run=_track_workspace)
+    space.add_argument("--entity", required=True, help="your W&B team or user")
+    space.add_argument("--project", default="asrlora")
+    space.add_argument("--group", help="only the runs of this sweep ($ASRLORA_SWEEP of its runs)")
+
     transcribe = commands.add_parser("transcribe", help="print what is said in audio files")
     transcribe.set_defaults(run=_transcribe)
     transcribe.add_argument("audio", type=Path, nargs="+")
@@ -443,6 +459,32 @@ def _compare(args: argparse.Namespace) -> int:
         from asrlora.runs.figures import write_figures
 
         console.print(f"{len(write_figures(groups, args.figures))} figures: {args.figures}")
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    from asrlora.runs import status
+
+    for run in args.runs:
+        console.print(status.describe(run))
+    return 0
+
+
+def _track_sync(args: argparse.Namespace) -> int:
+    from asrlora.runs import tracking
+
+    if not any(tracking.unsent(run) for run in args.runs):
+        console.print("nothing waits to be sent to W&B")
+        return 0
+    return 1 if tracking.sync(args.runs, args.dry_run) else 0
+
+
+def _track_workspace(args: argparse.Namespace) -> int:
+    from asrlora.runs import tracking
+
+    made = tracking.workspace(args.entity, args.project, args.group)
+    made.save()
+    console.print(f"workspace: {made.url}")
     return 0
 
 

@@ -20,7 +20,10 @@ ALLOW_OUTSIDE = "read audio outside a manifest's folder: only where you trust wh
 
 
 # settings of an attempt, not of the run: they may differ when a run is gone on with
-ATTEMPT = {"resume", "save_interval", "keep_checkpoints", "max_minutes", "wandb_mode", "allow_outside"}
+ATTEMPT = {
+    "resume", "save_interval", "keep_checkpoints", "max_minutes", "wandb_mode", "wandb_artifact",
+    "tensorboard", "allow_outside",
+}  # fmt: skip
 
 
 def _split(value: Any) -> Any:
@@ -134,6 +137,8 @@ class RunConfig(pydantic.BaseModel):
     wandb_mode: Literal["online", "offline", "disabled"] | None = Field(
         None, description="Weights & Biases; default: online where logged in, else offline"
     )
+    wandb_artifact: bool = Field(False, description="send the best adapter to W&B, as an artifact")
+    tensorboard: bool = Field(False, description="write TensorBoard's files too (needs asrlora[tensorboard])")
 
     @pydantic.model_validator(mode="after")
     def _agree(self) -> "RunConfig":

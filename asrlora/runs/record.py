@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable
@@ -22,6 +23,7 @@ from asrlora.files import write_whole as write_whole  # callers of this module u
 from asrlora.score import verdict
 from asrlora.score.wer import Counts
 
+SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")  # names of variables that no record may hold
 LIBRARIES = ("torch", "accelerate", "deepspeed", "transformers", "peft", "webdataset", "jiwer")
 
 
@@ -98,7 +100,7 @@ class RunRecord:
         """Takes back what was written after optimizer step `step`: it will be written again."""
         metrics = self.folder / "metrics.jsonl"
         if metrics.exists():
-            lines = [line for line in whole_lines(metrics) if line["step"] <= step]
+            lines = [line for line in read_log(metrics) if line["step"] <= step]
             write_whole(metrics, to_lines(lines))
         for folder in (self.folder / "eval").glob("step-*"):
             if int(folder.name.removeprefix("step-")) > step:
@@ -128,9 +130,11 @@ class RunRecord:
         write_whole(self.folder / "run.json", json.dumps(self.identity, indent=1) + "\n")
 
 
-def whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log whose writer may have been killed in the middle of the last one."""
-    found = []
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log whose writer may have been killed in the middle of the last one; none without it."""
+    found: list[dict[str, Any]] = []
+    if not path.exists():
+        return found
     for line in path.read_text(encoding="utf-8").split("\n"):
         with contextlib.suppress(json.JSONDecodeError):
             found.append(json.loads(line))
@@ -205,6 +209,14 @@ def judge_run(run: Path) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     found = {name: importlib.metadata.version(name) for name in LIBRARIES}
     return {"python": platform.python_version(), **found}
+
+
+def redacted(text: str) -> str:
+    """Without the keys that the environment holds, and without passwords in addresses."""
+    for name, value in os.environ.items():
+        if SECRET.search(name) and len(value) >= 8:
+            text = text.replace(value, "***")
+    return re.sub(r"(://[^/@\s:]*):[^/@\s]+@", r"\1:***@", text)
 
 
 def _git_commit() -> str | None:

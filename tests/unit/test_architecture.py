@@ -65,7 +65,8 @@ def test_each_outside_library_has_one_room(library: str) -> None:
      "asrlora.data.plan", "asrlora.data.audit", "asrlora.data.check", "asrlora.data.style",
      "asrlora.data.shards", "asrlora.data.fence", "asrlora.data.importers", "asrlora.data.sets",
      "asrlora.score.power", "asrlora.runs.record",
-     "asrlora.runs.ledger", "asrlora.runs.tracking", "asrlora.runs.report", "asrlora.config",
+     "asrlora.runs.ledger", "asrlora.runs.tracking", "asrlora.runs.report", "asrlora.runs.compare",
+     "asrlora.runs.figures", "asrlora.runs.status", "asrlora.score.resample", "asrlora.config",
      "asrlora.models.hub", "asrlora.train", "asrlora.cli", "asrlora.demo.corpus", "asrlora.demo.demo"],
 )  # fmt: skip
 def test_needs_no_torch(module: str) -> None:
