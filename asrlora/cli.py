@@ -186,6 +186,32 @@ def _parser() -> argparse.ArgumentParser:
         "--resample-by", choices=("utterance", "speaker"), help="default: as the run was started"
     )
 
+    comparing = commands.add_parser("compare", help="runs side by side: one HTML page and a table")
+    comparing.set_defaults(run=_compare)
+    comparing.add_argument("runs", type=Path, nargs="+", help="run directories, or folders that hold some")
+    comparing.add_argument(
+        "--output", type=Path, help="the page (default: compare.html in the folder that holds the runs)"
+    )
+    comparing.add_argument(
+        "--figures", type=Path, metavar="DIR", help="write figures for papers there too, as PDF and SVG"
+    )
+
+    status = commands.add_parser("status", help="how runs are getting on, from their files alone")
+    status.set_defaults(run=_status)
+    status.add_argument("runs", type=Path, nargs="+", help="run directories")
+
+    track = commands.add_parser("track", help="Weights & Biases: send what waits, make a workspace")
+    track_steps = track.add_subparsers(required=True, metavar="STEP", parser_class=Parser)
+    sync = track_steps.add_parser("sync", help="send runs that were logged offline or cut off")
+    sync.set_defaults(run=_track_sync)
+    sync.add_argument("runs", type=Path, nargs="+", help="run directories")
+    sync.add_argument("--dry-run", action="store_true", help="only tell what would be sent")
+    space = track_steps.add_parser("workspace", help="a W&B workspace that compares a sweep")
+    space.set_defaults(run=_track_workspace)
+    space.add_argument("--entity", required=True, help="your W&B team or user")
+    space.add_argument("--project", default="asrlora")
+    space.add_argument("--group", help="only the runs of this sweep ($ASRLORA_SWEEP of its runs)")
+
     transcribe = commands.add_parser("transcribe", help="print what is said in audio files")
     transcribe.set_defaults(run=_transcribe)
     transcribe.add_argument("audio", type=Path, nargs="+")
@@ -519,6 +545,49 @@ def _verdict(args: argparse.Namespace) -> int:
     console.print(f"{judged['verdict']}: {judged['reason']}")
     console.print(f"report: {write_report(args.run_dir)}")
     return EXIT_CODES[judged["verdict"]]
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from asrlora.runs import compare
+
+    runs = compare.read_runs(compare.find(args.runs))
+    groups = compare.grouped(runs)
+    for table in compare.tables(groups):
+        console.print(table)
+    page = args.output or compare.default_page(runs)
+    compare.write_page(groups, page)
+    console.print(f"page: {page}")
+    if args.figures:
+        from asrlora.runs.paper import write_figures
+
+        console.print(f"{len(write_figures(groups, args.figures))} figures: {args.figures}")
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    from asrlora.runs import status
+
+    for run in args.runs:
+        console.print(status.describe(run))
+    return 0
+
+
+def _track_sync(args: argparse.Namespace) -> int:
+    from asrlora.runs import tracking
+
+    if not any(tracking.unsent(run) for run in args.runs):
+        console.print("nothing waits to be sent to W&B")
+        return 0
+    return 1 if tracking.sync(args.runs, args.dry_run) else 0
+
+
+def _track_workspace(args: argparse.Namespace) -> int:
+    from asrlora.runs import tracking
+
+    made = tracking.workspace(args.entity, args.project, args.group)
+    made.save()
+    console.print(f"workspace: {made.url}")
+    return 0
 
 
 def _transcribe(args: argparse.Namespace) -> int:

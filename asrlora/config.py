@@ -21,8 +21,10 @@ ALLOW_OUTSIDE = "read audio outside a manifest's folder: only where you trust wh
 
 
 # settings of an attempt, not of the run: they may differ when a run is gone on with
-ATTEMPT = {"resume", "save_interval", "keep_checkpoints", "max_minutes", "wandb_mode", "allow_outside",
-           "expect_baseline", "baseline_tolerance", "report_audio"}  # fmt: skip
+ATTEMPT = {
+    "resume", "save_interval", "keep_checkpoints", "max_minutes", "wandb_mode", "wandb_artifact",
+    "tensorboard", "allow_outside", "expect_baseline", "baseline_tolerance", "report_audio",
+}  # fmt: skip
 # names that a further guardrail cannot take: other sets, and other keys of scores.json
 TAKEN = {"train", "replay", "domain", "domain_chosen_on", "domain_report", "heldout", "scores", "step",
          "seconds", "fingerprint"}  # fmt: skip
@@ -194,6 +196,8 @@ class RunConfig(pydantic.BaseModel):
     wandb_mode: Literal["online", "offline", "disabled"] | None = Field(
         None, description="Weights & Biases; default: online where logged in, else offline"
     )
+    wandb_artifact: bool = Field(False, description="send the best adapter to W&B, as an artifact")
+    tensorboard: bool = Field(False, description="write TensorBoard's files too (needs asrlora[tensorboard])")
 
     @pydantic.model_validator(mode="after")
     def _agree(self) -> "RunConfig":

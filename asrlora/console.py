@@ -38,6 +38,16 @@ def progress(label: str, total_seconds: float, shown: bool = True) -> Iterator[A
         yield _lines(label, total_seconds)
 
 
+@contextlib.contextmanager
+def steps_bar(total: int, done: int) -> Iterator[Callable[[str], None]]:
+    """On a terminal, a bar of optimizer steps under a line; yields a function that takes the next line."""
+    columns = (BarColumn(None), TextColumn("{task.percentage:>3.0f} %"), TimeRemainingColumn())
+    lines = Progress(TextColumn("{task.description}"), *columns, console=console, transient=True)
+    with lines as bar:
+        task = bar.add_task("", total=total, completed=done)
+        yield lambda text: bar.update(task, advance=1, description=text)
+
+
 def _lines(label: str, total: float) -> Advance:
     start = told = time.monotonic()
     done = 0.0

@@ -7,6 +7,7 @@ Exit codes: 0 done, 2 a mistake of the user's, 75 stopped on request with a chec
 What is slow to import is imported after the checks, so that a mistake is told within two seconds.
 """
 
+import importlib.util
 import itertools
 import sys
 import time
@@ -70,6 +71,8 @@ def check(config: RunConfig) -> Inputs:
     ]
     found = audit.quick(train, evaluation, config).check()
     find_model(config.model_id)
+    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("--tensorboard needs the package tensorboard: uv sync --extra tensorboard")
     sets: dict[str, list[manifest.Utterance] | shards.Shards] = {"train": source, **evaluation}
     return Inputs(sets if replay is None else {**sets, "replay": replay}, found)
 
@@ -91,7 +94,7 @@ def _read(place: Path | str, config: RunConfig) -> list[manifest.Utterance] | sh
 def train(config: RunConfig, inputs: Inputs) -> int:
     import torch
 
-    from asrlora.data.batches import read_batches
+    from asrlora.data.batches import padding, read_batches
     from asrlora.engine import runtime as runtimes
     from asrlora.engine.run import Run
     from asrlora.engine.step import learning_rate, train_step
@@ -161,7 +164,7 @@ def train(config: RunConfig, inputs: Inputs) -> int:
             run.log(
                 step, used, spent, loss=result.loss, grad_norm=result.grad_norm, tokens=tokens,
                 epoch=epoch, learning_rate=learning_rate(config, step),
-                data_wait=sum(batch.waited for batch in share) / spent,
+                data_wait=sum(batch.waited for batch in share) / spent, padding=padding(share),
             )  # fmt: skip
             stop = result.stop
             if config.evaluates_at(step) and not stop:

@@ -54,6 +54,12 @@ def pack(pcms: list[audio.Pcm]) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(packed), torch.tensor([len(pcm) for pcm in pcms])
 
 
+def padding(batches: Iterable[Batch]) -> float:
+    """The share of silence that was put behind the utterances."""
+    sizes = [(int(batch.lengths.sum()), batch.pcm.numel()) for batch in batches]
+    return 1 - sum(heard for heard, _ in sizes) / sum(padded for _, padded in sizes)
+
+
 def _unpack(pcm: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     waves = pcm * (1 / 32768)  # exact: a power of two
     mask = torch.arange(pcm.shape[1], device=pcm.device) < lengths[:, None]

@@ -18,6 +18,7 @@ import psutil
 import yaml
 
 from asrlora.errors import UserError
+from asrlora.runs.record import redacted
 
 USER_ERROR, PREEMPTED = 2, 75  # exit codes: a mistake of the user's; stopped, to be gone on with
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # SLURM and clouds announce the end by these
@@ -37,7 +38,7 @@ def command_line() -> list[str] | None:
 def command_as_typed() -> str:
     """The `uv run` command that repeats this run."""
     words = command_line() or ["python", *sys.argv]
-    return shlex.join(["uv", "run", *words])
+    return redacted(shlex.join(["uv", "run", *words]))
 
 
 def process_start() -> float:

@@ -6,17 +6,18 @@ import hashlib
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from asrlora.config import RunConfig
-from asrlora.console import Advance, console, progress
+from asrlora.console import console, progress, steps_bar
 from asrlora.data import audio, manifest
 from asrlora.data.audit import baseline
 from asrlora.data.findings import Audit
 from asrlora.data.shards import Sample, Shards
-from asrlora.engine import checkpoint, launcher
+from asrlora.engine import checkpoint, launcher, logs
 from asrlora.engine.checkpoint import Checkpoint
 from asrlora.engine.evaluate import evaluate, fingerprint
 from asrlora.engine.runtime import Runtime
@@ -24,9 +25,11 @@ from asrlora.engine.step import StepResult
 from asrlora.errors import UserError
 from asrlora.models import adapters
 from asrlora.models.families import Base
-from asrlora.runs import examples, record, report, tracking
-from asrlora.score import choice, odd, text, words
+from asrlora.runs import examples, record, report, status, tracking
+from asrlora.score import choice, odd, resample, text, verdict, words
 from asrlora.score.hypotheses import Hypothesis, summary
+
+HEARD = 8  # utterances of each set whose audio goes to W&B, the most changed ones
 
 
 class Run:
@@ -40,7 +43,9 @@ class Run:
         self.normaliser = text.normaliser(config.text_normaliser, config.language)
         self.domain_words: frozenset[str] = frozenset()  # only on rank 0
         self.record: record.RunRecord | None = None
-        self.tracker: Any = None
+        self.tracker = tracking.Tracker()
+        self.progress: status.Progress | None = None
+        self.to_terminal: Callable[[], None] = lambda: None  # of a rank whose output goes to a file
         self.initial = config.output_dir / "adapter_initial" if adapters.rewrites_base(config) else None
         self.checkpoints = config.output_dir / "checkpoints"
         self.nonfinite = 0  # steps in a row
@@ -53,8 +58,8 @@ class Run:
         )
         self._mark = launcher.process_start()
         self._bar = contextlib.ExitStack()  # the training bar of a terminal; evaluations have their own
-        self._advance: Advance | None = None
-        self._window: list[tuple[float, float]] = []  # (audio-seconds, seconds) since the last line
+        self._show: Callable[[str], None] | None = None
+        self._window: list[tuple[float, float]] = []  # (audio-seconds, moment) of the last steps
 
     def _spent(self, stage: str) -> None:
         """Books the time since the last call on `stage`, for the table of stages."""
@@ -90,12 +95,23 @@ class Run:
             }
             self.record = self._reopen(same) if self.goes_on else self._create(same)
             self.domain_words = self._choose_words()
-            earlier = self.record.identity.get("wandb_id")
-            settings = self.record.identity["config"]
-            self.tracker = tracking.start(self.config.wandb_mode, self.config.output_dir, settings, earlier)
-            if self.tracker is not None:
-                self.record.update(wandb_id=self.tracker.id)
+            self.progress = status.Progress(self.config.output_dir)
+        else:
+            path = self.config.output_dir / "logs" / f"rank-{self.runtime.rank}.log"
+            self.to_terminal = logs.into_file(path)
         self.runtime.watch_the_others(self._end_in_silence)
+        if self.record is not None:  # not before: W&B may take longer to start than the watch is patient
+            self.tracker = self._track(self.record)
+
+    def _track(self, kept: record.RunRecord) -> tracking.Tracker:
+        """Only rank 0. Before anything is taken back, so that no step is sent twice."""
+        sent = [line["step"] for line in record.read_log(self.config.output_dir / "metrics.jsonl")]
+        adapter = "dora" if self.config.use_dora else "lora"
+        run = tracking.start(self.config, kept.identity, [self.base.kind, adapter])
+        if run is not None:
+            kept.update(wandb_id=run.id)
+        board = self.runtime.tensorboard(self.config.output_dir) if self.config.tensorboard else None
+        return tracking.Tracker(run, board, max(sent, default=-1))
 
     def _create(self, same: dict[str, Any]) -> record.RunRecord:
         created = record.RunRecord.create(
@@ -212,10 +228,11 @@ class Run:
         """
         self._spent("training" if step else "start and shards")
         self._bar.close()
-        self._advance = None
+        self._show = None
         path = record.step_folder(self.config.output_dir, step) / "scores.json"
         scores = record.read_json(path) if self.goes_on and self.runtime.is_main and path.exists() else None
-        scores = self.runtime.from_main(scores) or self._score(step, model)
+        known = self.runtime.from_main(scores)
+        scores = known or self._score(step, model)
         if scores is None:
             return False
         wers = {name: scores[name]["wer"] for name in self.data}
@@ -234,8 +251,7 @@ class Run:
                     f" baseline of {self.baseline[name]:.2%}"
                 )
         self.tell(
-            f"step {step}: "
-            + ", ".join(f"{name} WER {value:.2%}" for name, value in wers.items())
+            f"step {step}: WER {status.against_baseline(wers, self.baseline)}"
             + f" ({scores['rtfx']:,.0f} audio-s/s)"
             + (", best so far" if best else "")
         )
@@ -244,7 +260,10 @@ class Run:
                 self.tell(f"{name}: of the hypotheses {strange}")
         if self.stopped:
             self.tell(self.stopped)
-        tracking.log(self.tracker, step, {f"wer/{name}": value for name, value in wers.items()})
+        if known is None:
+            self.tracker.log(max(step, self.tracker.logged + 1), self._told(scores))
+        if self.progress is not None:
+            self.progress.tell(stage="training", wers=wers, baseline=self.baseline)
         self._spent("evaluations" if step else "baseline")
         return True
 
@@ -261,13 +280,32 @@ class Run:
             f" another --model-id, manifest, normaliser or --language, or expect {wer:.4f}"
         )
 
+    def _told(self, scores: dict[str, Any]) -> dict[str, float]:
+        """What W&B gets of an evaluation: WERs and changes with intervals, and the guardrail."""
+        told = {}
+        for name in self.data:
+            told[f"wer/{name}"] = scores[name]["wer"]
+            for key in ("interval", "change_interval"):
+                for end, value in zip(("low", "high"), scores[name].get(key, ()), strict=False):
+                    told[f"wer/{name}_{key}_{end}"] = value
+        if "heldout" in self.baseline:
+            told["wer/guardrail"] = self.baseline["heldout"] + verdict.Criteria().max_heldout_regression
+        return told
+
     def _score(self, step: int, model: Any) -> dict[str, Any] | None:
         """Collective. Evaluates all sets and writes hypotheses and scores; None where it was dropped."""
         results: dict[str, list[Hypothesis]] = {}
         strange: dict[str, dict[str, int]] = {}
         total = sum(data.seconds for data in self.data.values())
         start = time.monotonic()
-        with progress(f"evaluation at step {step}", total, self.runtime.is_main) as advance:
+        stage = f"evaluation at step {step}"
+        with progress(stage, total, self.runtime.is_main) as show:
+
+            def advance(seconds: float) -> None:
+                show(seconds)
+                if self.progress is not None:
+                    self.progress.tell(stage=stage)
+
             for name, data in self.data.items():
                 found = evaluate(
                     self.runtime, model, self.base, data, self.config.eval_batch_seconds,
@@ -288,12 +326,24 @@ class Run:
             halves = choice.halves({one.id: one for one in results["domain"]})
             scores |= {name: summary(list(half.values())) for name, half in halves.items()}
         if self.record is not None:
+            for name, hypotheses in results.items():
+                scores[name] |= self._intervals(step, name, hypotheses)
             lines = {name: [asdict(h) for h in found] for name, found in results.items()}
             self.record.write_evaluation(step, lines, scores)
             if step == 0:
                 self._audit_baseline(self.record, results)
         # rank 0 has counted, all ranks follow
         return self.runtime.from_main(scores)
+
+    def _intervals(self, step: int, name: str, hypotheses: Sequence[Hypothesis]) -> dict[str, Any]:
+        """Only rank 0: 95 % intervals of the WER and, after step 0, of its change since then."""
+        now = {h.id: h.counts for h in hypotheses}
+        if step == 0:
+            (drawn,) = resample.resample([now])
+            return {"interval": resample.interval(drawn)}
+        before = record.read_counts(record.step_folder(self.config.output_dir, 0) / f"{name}.jsonl")
+        old, new = resample.resample([before, now])
+        return {"interval": resample.interval(new), "change_interval": resample.interval(new - old)}
 
     def _audit_baseline(self, kept: record.RunRecord, results: dict[str, list[Hypothesis]]) -> None:
         """Only rank 0: what the base writes, and how its errors vary, complete the audit."""
@@ -335,23 +385,38 @@ class Run:
         audio_seconds = sum(sample.duration for sample in samples)
         # equal digests: equal utterances in equal order
         read = hashlib.sha256("\n".join(sample.id for sample in samples).encode()).hexdigest()[:16]
-        self.record.log({"step": step, "audio_seconds": round(audio_seconds, 3), "read": read, **values})
-        tracking.log(self.tracker, step, {f"train/{k}": v for k, v in values.items()})
-        self._window.append((audio_seconds, time.monotonic()))
-        if self._advance is None:
-            left_to_do = self.config.eval_interval - (step - 1) % self.config.eval_interval
-            bar = progress(f"training from step {step}", audio_seconds * left_to_do, console.is_terminal)
-            self._advance = self._bar.enter_context(bar)
-        self._advance(audio_seconds)
-        if step % max(1, self.config.max_steps // 20) == 0 and len(self._window) > 1:
-            spent = self._window[-1][1] - self._window[0][1]
-            rate = sum(a for a, _ in self._window[1:]) / max(spent, 1e-9)
-            left = (self.config.max_steps - step) * spent / (len(self._window) - 1)
-            self.tell(
-                f"step {step} of {self.config.max_steps}: loss {values['loss']:.4f} nats per token,"
-                f" {rate:,.0f} audio-s/s, {left:.0f} s of training left"
-            )
-            self._window.clear()
+        entry: dict[str, Any] = {
+            "step": step, "audio_seconds": round(audio_seconds, 3), "read": read, **values,
+            "seconds": round(seconds, 4), "memory_gib": round(self.runtime.memory() / 2**30, 3),
+            "adapter_norm": self.runtime.adapter_norm(),
+        }  # fmt: skip
+        rates = {f"{name}_per_second": entry[name] / seconds for name in ("tokens", "audio_seconds")}
+        # first, so that a kill leaves no step in metrics.jsonl that W&B has not heard of
+        self.tracker.log(step, {f"train/{name}": value for name, value in {**entry, **rates}.items()})
+        self.record.log(entry)
+        self._window = [*self._window[-49:], (audio_seconds, time.monotonic())]
+        self._tell_progress(step, seconds, values)
+
+    def _tell_progress(self, step: int, seconds: float, values: dict[str, float]) -> None:
+        """Only rank 0: the line of the terminal, or one in twenty where there is none, and progress.json."""
+        assert self.progress is not None
+        told: dict[str, Any] = {
+            "stage": "training", "step": step, "max_steps": self.config.max_steps, "loss": values["loss"],
+            "data_wait": values["data_wait"], "step_seconds": seconds,
+        }  # fmt: skip
+        if len(self._window) > 1:
+            spent = max(self._window[-1][1] - self._window[0][1], 1e-9)
+            told["rate"] = sum(a for a, _ in self._window[1:]) / spent
+            told["seconds_left"] = (self.config.max_steps - step) * spent / (len(self._window) - 1)
+        self.progress.tell(**told)
+        line = status.line(self.progress.values)
+        if console.is_terminal:
+            if self._show is None:
+                self._window = self._window[-1:]  # the evaluation before it is no step
+                self._show = self._bar.enter_context(steps_bar(self.config.max_steps, step - 1))
+            self._show(line)
+        elif step % max(1, self.config.max_steps // 20) == 0:
+            self.tell(line)
 
     def finish(self) -> None:
         if self.record is None:
@@ -367,10 +432,10 @@ class Run:
             self._keep_excerpts(judged)
         page = report.write_report(self.config.output_dir)
         self.tell(f"report: {page}")
-        for name in self.data:
-            path = record.step_folder(self.config.output_dir, judged["best_step"]) / f"{name}.jsonl"
-            tracking.log_hypotheses(self.tracker, f"{name}/hypotheses", record.read_lines(path))
-        tracking.finish(self.tracker, judged)
+        for name in self.data if self.tracker.run is not None else ():
+            self._track_hypotheses(name, judged["best_step"])
+        adapter = self.config.output_dir / "adapter_best" if self.config.wandb_artifact else None
+        self._end_tracking(judged, adapter)
         self.record.end("complete", self.stopped)  # last: an attempt that goes on would stop here
 
     def _keep_excerpts(self, judged: dict[str, Any]) -> None:
@@ -386,6 +451,28 @@ class Run:
                 path = examples.excerpt(self.config.output_dir, name, one)
                 record.write_whole(path, audio.encode_mp3(pcm))
 
+    def _track_hypotheses(self, name: str, best: int) -> None:
+        old, new = (
+            record.read_lines(record.step_folder(self.config.output_dir, step) / f"{name}.jsonl")
+            for step in (0, best)
+        )
+        pairs, data = tracking.by_change(old, new), self.data[name]
+        numbers = {sample.id: number for number, sample in enumerate(data.samples)}
+        heard = [line["id"] for _, line in pairs[:HEARD]]
+        waves = {i: (data.read(numbers[i]), audio.SAMPLE_RATE) for i in heard}
+        last = self.progress.values.get("step", 0) if self.progress else 0
+        tracking.log_hypotheses(self.tracker, last, name, pairs, waves)
+
+    def _end_tracking(
+        self, judged: dict[str, Any] | None = None, adapter: Path | None = None, failed: bool = False
+    ) -> None:
+        if self.record is None or self.progress is None:
+            return
+        self.progress.write()
+        if not tracking.finish(self.tracker, judged, adapter, failed):
+            self.record.update(wandb_unsent=True)
+            self.tell(f"W&B did not take all; later: uv run asrlora track sync {self.config.output_dir}")
+
     def preempt(self, step: int) -> None:
         """The end of an attempt that was asked to stop; `asrlora/train.py --resume auto` goes on."""
         self._bar.close()
@@ -394,9 +481,10 @@ class Run:
         reason = f"stopped at step {step} on request; go on with --resume auto"
         self.record.end("preempted", reason)
         self.tell(reason)
-        tracking.finish(self.tracker, None, failed=True)
+        self._end_tracking(failed=True)
 
     def _end_in_silence(self, reason: str) -> None:
+        self.to_terminal()
         print(f"asrlora: error: {reason}; the run ends", file=sys.stderr, flush=True)
         if self.record is not None:
             self.record.end("failed", reason)
@@ -414,8 +502,9 @@ class Run:
 
     def fail(self, error: BaseException) -> None:
         self._bar.close()
+        self.to_terminal()
         if self.record is not None:
             with contextlib.suppress(OSError):  # the directory may be what has failed
                 if self.config.output_dir.exists():
                     self.record.end("failed", f"{type(error).__name__}: {error}")
-            tracking.finish(self.tracker, None, failed=True)
+                    self._end_tracking(failed=True)

@@ -11,6 +11,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
@@ -178,6 +179,25 @@ class Runtime:
             zero.safe_set_full_fp32_param(parameter, adapter[name].to(self.device))
             for key in MOMENTS:
                 zero.safe_set_full_optimizer_state(parameter, moment(key, name), key)
+
+    def adapter_norm(self) -> float:
+        """The 2-norm of all that is trained, as this rank holds it."""
+        trained = [p.detach() for p in self.trained().values()]
+        return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(trained))))
+
+    def memory(self) -> int:
+        """Bytes at most allocated on this rank's GPU so far, or held by its process without one."""
+        if self.device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self.device))
+        return int(psutil.Process().memory_info().rss)
+
+    def tensorboard(self, folder: Path) -> Any:
+        """Accelerate's tracker, with log(values, step) and finish(); call it on rank 0 alone."""
+        from accelerate.tracking import TensorBoardTracker
+
+        tracker = TensorBoardTracker("tensorboard", folder)
+        tracker.start()
+        return tracker
 
     def sum(self, *values: float) -> list[float]:
         """Collective. The sums over ranks, in double precision."""

@@ -10,6 +10,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Collection, Iterable, Mapping
@@ -24,6 +25,7 @@ from asrlora.score import choice, mapsswe, verdict
 from asrlora.score.wer import Counts
 
 LEFT_BEHIND = 30.0  # seconds that ranks may live on after their launcher or a peer was killed
+SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")  # names of variables that no record may hold
 LIBRARIES = ("torch", "accelerate", "deepspeed", "transformers", "peft", "webdataset", "jiwer")
 
 
@@ -117,7 +119,7 @@ class RunRecord:
         """Takes back what was written after optimizer step `step`: it will be written again."""
         metrics = self.folder / "metrics.jsonl"
         if metrics.exists():
-            lines = [line for line in _whole_lines(metrics) if line["step"] <= step]
+            lines = [line for line in read_log(metrics) if line["step"] <= step]
             write_whole(metrics, to_lines(lines))
         for folder in (self.folder / "eval").glob("step-*"):
             if int(folder.name.removeprefix("step-")) > step:
@@ -148,9 +150,11 @@ class RunRecord:
         write_whole(self.folder / "run.json", json.dumps(self.identity, indent=1) + "\n")
 
 
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log whose writer may have been killed in the middle of the last one."""
-    found = []
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log whose writer may have been killed in the middle of the last one; none without it."""
+    found: list[dict[str, Any]] = []
+    if not path.exists():
+        return found
     for line in path.read_text(encoding="utf-8").split("\n"):
         with contextlib.suppress(json.JSONDecodeError):
             found.append(json.loads(line))
@@ -224,6 +228,11 @@ def compare_files(
     return verdict.compare(counts(before), counts(after), speakers, segments)
 
 
+def read_counts(path: Path) -> dict[str, Counts]:
+    """Integer counts by utterance id. Raises UserError when an id stands there twice."""
+    return counts(read_hypotheses(path))
+
+
 def counts(lines: Mapping[str, Mapping[str, Any]]) -> dict[str, Counts]:
     return {
         i: Counts(line["substitutions"], line["deletions"], line["insertions"], line["words"])
@@ -282,6 +291,14 @@ def _check_same(run: Path, step: int, before: dict[str, Any], after: dict[str, A
 def versions() -> dict[str, str]:
     found = {name: importlib.metadata.version(name) for name in LIBRARIES}
     return {"python": platform.python_version(), **found}
+
+
+def redacted(text: str) -> str:
+    """Without the keys that the environment holds, and without passwords in addresses."""
+    for name, value in os.environ.items():
+        if SECRET.search(name) and len(value) >= 8:
+            text = text.replace(value, "***")
+    return re.sub(r"(://[^/@\s:]*):[^/@\s]+@", r"\1:***@", text)
 
 
 def _git_commit() -> str | None:

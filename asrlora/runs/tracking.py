@@ -1,67 +1,245 @@
 """Weights & Biases: the only module that knows it. Everything sent is also in the run directory."""
 
 import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-HYPOTHESES_SHOWN = 200  # in the W&B table; all of them are in the run directory
+from asrlora.config import RunConfig
+from asrlora.errors import UserError
+from asrlora.runs import record
+from asrlora.runs.record import read_json, redacted
+
+PROJECT = "asrlora"
+SHOWN = 200  # utterances in a W&B table, the most changed ones; all of them are in the run directory
+PATIENCE = 10  # seconds for a server to answer at the start; then the run is an offline one
+FAREWELL = 30  # seconds to send what is left at the end; the rest stays on disk, for `track sync`
+SLURM = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
 
 
-def start(
-    mode: Literal["online", "offline", "disabled"] | None,
-    folder: Path,
-    config: dict[str, Any],
-    earlier: str | None = None,
-) -> Any:
-    """Starts a run, or returns None when switched off. Without a mode: online where logged in.
+@dataclass
+class Tracker:
+    """Where the numbers go beside metrics.jsonl. Only rank 0 has one; either part may be missing."""
 
-    `earlier` is the id of the W&B run of an attempt before this one, to be gone on with.
+    run: Any = None  # W&B's
+    board: Any = None  # TensorBoard's, with log(values, step) and finish()
+    logged: int = -1  # steps up to here were sent by an earlier attempt: W&B's steps only go up
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        if self.run is not None and step > self.logged:
+            self.run.log(dict(values), step=step)
+        if self.board is not None:
+            self.board.log({key: value for key, value in values.items() if not isinstance(value, str)}, step)
+
+
+def start(config: RunConfig, identity: Mapping[str, Any], tags: Sequence[str]) -> Any:
+    """W&B's run for the run that `identity`, its run.json, describes; None where switched off.
+
+    Without --wandb-mode: online where logged in. A server that does not answer within PATIENCE makes
+    an offline run of it. The W&B run of an earlier attempt is gone on with.
     """
-    if mode == "disabled":
+    if config.wandb_mode == "disabled":
         return None
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
 
-    if mode is None:
-        mode = "online" if wandb.login(prompt=False) else "offline"
-    return wandb.init(
-        project="asrlora", name=folder.resolve().name, dir=folder, config=config, mode=mode,
-        settings=wandb.Settings(console="off"), id=earlier, resume="allow" if earlier else None,
-    )  # fmt: skip
+    mode = config.wandb_mode or ("online" if _logged_in() else "offline")
+    earlier = identity.get("wandb_id")
+    settings: dict[str, Any] = {
+        "project": PROJECT,
+        "name": config.output_dir.resolve().name,
+        "dir": config.output_dir,
+        "group": os.environ.get("ASRLORA_SWEEP"),
+        "job_type": os.environ.get("ASRLORA_PHASE", "train"),
+        "tags": list(tags),
+        "id": earlier,
+        "resume": "allow" if earlier else None,
+        "config": {
+            **identity["config"],
+            "fingerprint": identity["fingerprint"],
+            "git_commit": identity["git_commit"],
+            "command": identity["command"],
+            "world_size": identity["world_size"],
+            "launch": identity["launch"],
+            "slurm": {name: os.environ[name] for name in SLURM if name in os.environ},
+        },
+        "settings": wandb.Settings(
+            console="off", init_timeout=PATIENCE, finish_timeout=FAREWELL, finish_timeout_raises=True,
+            # W&B notes the arguments of the process as they are
+            x_disable_meta=redacted(" ".join(sys.argv)) != " ".join(sys.argv),
+        ),
+    }  # fmt: skip
+    if mode == "online":
+        try:
+            return wandb.init(mode="online", **settings)
+        except wandb.errors.Error as error:
+            wandb.teardown()  # else the id is taken
+            print(f"W&B: no answer ({_first_line(error)}); logging offline", file=sys.stderr, flush=True)
+    return wandb.init(mode="offline", **settings)
 
 
-def log(run: Any, step: int, values: dict[str, Any]) -> None:
-    if run is not None:
-        run.log(values, step=step)
+def _logged_in() -> bool:
+    """Whether there is a key; asks no server, which may be down."""
+    import wandb
+
+    try:
+        return bool(wandb.login(prompt=False, verify=False))
+    except wandb.errors.Error as error:
+        print(f"W&B: {_first_line(error)}; logging offline", file=sys.stderr, flush=True)
+        return False
 
 
-def log_hypotheses(run: Any, name: str, hypotheses: list[dict[str, Any]]) -> None:
-    """The table `name`: the first hypotheses in order of id, with their error counts."""
-    if run is None:
+def _first_line(error: Exception) -> str:
+    return redacted(str(error).splitlines()[0])
+
+
+def by_change(
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
+) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Scored lines of the same utterances, those first whose errors changed most."""
+    old = {line["id"]: line for line in before}
+    pairs = [(old[line["id"]], line) for line in after]
+    return sorted(pairs, key=lambda pair: (-abs(_errors(pair[1]) - _errors(pair[0])), pair[1]["id"]))
+
+
+def log_hypotheses(
+    tracker: Tracker,
+    step: int,
+    name: str,
+    pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]],
+    audio: Mapping[str, tuple[Any, int]],
+) -> None:
+    """A table of baseline and best step side by side, as `by_change` gives them, and a few to hear.
+
+    `audio` holds waves and sample rates by utterance id; in a table W&B would not keep them offline.
+    """
+    if tracker.run is None:
         return
     import wandb
 
     columns: list[str | int] = [
-        "id",
-        "reference",
-        "hypothesis",
-        "substitutions",
-        "deletions",
-        "insertions",
-        "words",
+        "id", "reference", "before", "after", "errors before", "errors after", "words",
+    ]  # fmt: skip
+    rows = [
+        [new["id"], new["reference"], old["hypothesis"], new["hypothesis"], _errors(old), _errors(new),
+         new["words"]]
+        for old, new in pairs[:SHOWN]
+    ]  # fmt: skip
+    heard = [
+        wandb.Audio(*audio[new["id"]], caption=f"{new['id']}: {old['hypothesis']} → {new['hypothesis']}")
+        for old, new in pairs
+        if new["id"] in audio
     ]
-    rows = [[h[str(column)] for column in columns] for h in hypotheses[:HYPOTHESES_SHOWN]]
-    run.log({name: wandb.Table(columns=columns, data=rows)})
+    values = {f"{name}/hypotheses": wandb.Table(columns=columns, data=rows), f"{name}/audio": heard}
+    tracker.run.log(values, step=max(step, tracker.logged + 1))
 
 
-def finish(run: Any, judged: dict[str, Any] | None, failed: bool = False) -> None:
-    if run is None:
-        return
+def _errors(line: Mapping[str, Any]) -> int:
+    return int(line["substitutions"] + line["deletions"] + line["insertions"])
+
+
+def finish(
+    tracker: Tracker,
+    judged: Mapping[str, Any] | None = None,
+    adapter: Path | None = None,
+    failed: bool = False,
+) -> bool:
+    """Ends the run; returns False where not all of it reached the server.
+
+    `judged` is verdict.json; `adapter`, a folder, is sent as an artifact.
+    """
+    if tracker.board is not None:
+        tracker.board.finish()
+    if tracker.run is None:
+        return True
+    import wandb
+
     if judged is not None:
-        run.summary["verdict"] = judged["verdict"]
-        run.summary["best_step"] = judged["best_step"]
-        for name in ("domain", "heldout"):
-            for key in ("baseline_wer", "tuned_wer"):
-                if judged[name] is not None:
-                    run.summary[f"{name}/{key}"] = judged[name][key]
-    run.finish(exit_code=1 if failed else 0)
+        tracker.run.summary.update(_summary(judged))
+    if adapter is not None:
+        artifact = wandb.Artifact(f"adapter-{tracker.run.id}", type="adapter")
+        artifact.add_dir(str(adapter))
+        tracker.run.log_artifact(artifact)
+    try:
+        tracker.run.finish(exit_code=1 if failed else 0)
+    except TimeoutError:
+        return False
+    return True
+
+
+def _summary(judged: Mapping[str, Any]) -> dict[str, Any]:
+    found = {"verdict": judged["verdict"], "reason": judged["reason"], "best_step": judged["best_step"]}
+    for name, change in (("domain", "reduction"), ("heldout", "regression")):
+        section = judged[name]
+        if section is not None:
+            found |= {f"{name}/{key}": section[key] for key in ("baseline_wer", "tuned_wer", change)}
+            found |= {f"{name}/{change}_low": section["interval"][0]}
+            found |= {f"{name}/{change}_high": section["interval"][1]}
+    return found
+
+
+def sync(runs: Sequence[Path], dry_run: bool = False) -> int:
+    """Sends what no server has, by W&B's own command; returns its exit code.
+
+    That command appends the attempts of one run to each other in the order of their starts.
+    """
+    paths = [str(path) for run in runs for path in unsent(run)]
+    if not paths:
+        return 0
+    words = [sys.executable, "-m", "wandb", "beta", "sync", "--yes", "--no-skip-online"]
+    code = subprocess.run([*words, *(["--dry-run"] if dry_run else []), *paths]).returncode
+    for run in runs:
+        identity = read_json(run / "run.json")
+        if code == 0 and not dry_run and identity.get("wandb_unsent"):
+            kept = record.RunRecord.reopen(run)
+            kept.update(wandb_unsent=False)
+            kept.lock.close()
+    return code
+
+
+def unsent(run: Path) -> list[Path]:
+    """W&B's folders of a run that no server has: offline ones, and online ones that were cut off."""
+    cut_off = read_json(run / "run.json").get("wandb_unsent")
+    kinds = ["offline-run-*", *(["run-*"] if cut_off else [])]
+    found = [path for kind in kinds for path in sorted((run / "wandb").glob(kind)) if path.is_dir()]
+    return [path.resolve() for path in found if not list(path.glob("*.synced"))]
+
+
+def workspace(entity: str, project: str, group: str | None) -> Any:
+    """A W&B workspace that compares a sweep; its `save` writes it there.
+
+    Raises UserError where the library for it is missing.
+    """
+    try:
+        import wandb_workspaces.reports.v2 as panels
+        import wandb_workspaces.workspaces as workspaces
+    except ModuleNotFoundError:
+        raise UserError(
+            "asrlora track workspace needs W&B's library wandb-workspaces: uv sync --extra workspaces"
+        ) from None
+    settings = ("learning_rate", "max_steps", "lora_r", "use_dora", "seed")
+    wers = ("domain/tuned_wer", "heldout/tuned_wer")
+    columns = [
+        *(
+            panels.ParallelCoordinatesPlotColumn(panels.Config(name), log=name == "learning_rate")
+            for name in settings
+        ),
+        *(panels.ParallelCoordinatesPlotColumn(panels.SummaryMetric(name), inverted=True) for name in wers),
+    ]
+    change = panels.SummaryMetric("domain/reduction"), panels.SummaryMetric("heldout/regression")
+    sections = [
+        workspaces.Section("Sweep", is_open=True, panels=[
+            panels.ParallelCoordinatesPlot(columns=columns, title="settings against both WERs"),
+            panels.ScatterPlot(x=change[0], y=change[1], title="what is won, and at what cost"),
+        ]),
+        workspaces.Section("Curves", is_open=True, panels=[
+            panels.LinePlot(x="Step", y=[name], title=name)
+            for name in ("train/loss", "wer/domain", "wer/heldout")
+        ]),
+    ]  # fmt: skip
+    chosen = workspaces.RunsetSettings(filters=f"Metric('group') == '{group}'" if group else "")
+    name = f"asrlora {group}" if group else "asrlora"
+    return workspaces.Workspace(entity, project, name, sections=sections, runset_settings=chosen)

@@ -61,6 +61,10 @@ def test_the_processes_that_were_asked_for_came_up(runs: dict[str, Path]) -> Non
     assert identities["one"]["command"].startswith("uv run python asrlora/train.py --model-id")
 
 
+def test_the_other_rank_has_a_log_of_its_own(runs: dict[str, Path]) -> None:
+    assert [len(list((run / "logs").glob("rank-1.log"))) for run in runs.values()] == [0, 1, 1]
+
+
 @pytest.mark.parametrize("name", ["ddp", "zero2"])
 def test_baseline_scores_and_hypotheses_equal_those_of_one_process(runs: dict[str, Path], name: str) -> None:
     for file in ("domain.jsonl", "heldout.jsonl"):

@@ -65,8 +65,9 @@ def test_each_outside_library_has_one_room(library: str) -> None:
      "asrlora.data.plan", "asrlora.data.audit", "asrlora.data.check", "asrlora.data.style",
      "asrlora.data.shards", "asrlora.data.fence", "asrlora.data.importers", "asrlora.data.sets",
      "asrlora.score.power", "asrlora.score.mapsswe", "asrlora.score.words", "asrlora.score.hypotheses",
-     "asrlora.score.calibration",
-     "asrlora.runs.record", "asrlora.runs.scores",
+     "asrlora.score.calibration", "asrlora.score.resample",
+     "asrlora.runs.record", "asrlora.runs.scores", "asrlora.runs.compare", "asrlora.runs.paper",
+     "asrlora.runs.status",
      "asrlora.runs.ledger", "asrlora.runs.tracking", "asrlora.runs.report", "asrlora.config",
      "asrlora.models.hub", "asrlora.train", "asrlora.cli", "asrlora.demo.corpus", "asrlora.demo.demo"],
 )  # fmt: skip

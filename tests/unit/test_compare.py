@@ -1,0 +1,127 @@
+"""The numbers of the page; what it does under clicks is in test_compare_page.py."""
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+
+from asrlora import cli
+from asrlora.errors import UserError
+from asrlora.runs import compare, record
+from asrlora.score import verdict
+from sweeps import FINGERPRINT, write_run, write_sweep
+
+pytest.importorskip("plotly")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight complete runs, one each running, preempted and failed, and one on another heldout manifest."""
+    folder = tmp_path_factory.mktemp("sweep")
+    write_sweep(folder, 8)
+    write_run(folder / "running", {"seed": 91}, state="running", until=0.5)
+    write_run(folder / "preempted", {"seed": 92}, state="preempted", until=0.5, reason="on request")
+    early = write_run(folder / "failed", {"seed": 93}, state="failed", until=0.1, reason="loss is nan")
+    (early / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n{"step": 2, "lo')  # killed in the middle
+    write_run(folder / "other", {}, fingerprint={**FINGERPRINT, "heldout manifest": "x" * 64})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def groups(folder: Path) -> list[compare.Group]:
+    return compare.grouped(compare.read_runs(compare.find([folder])))
+
+
+def test_every_pair_has_the_interval_that_comparing_the_two_alone_gives(groups: list[compare.Group]) -> None:
+    """The oracle is the verdict's own function, on the files of two runs."""
+    group = groups[0]
+    folders = {run.name: record.step_folder(run.folder, run.best_step) for run in group.runs}
+    folders[compare.BASE] = record.step_folder(group.runs[0].folder, 0)
+    pairs = list(itertools.combinations(group.paired, 2))
+    assert len(pairs) == len(group.pairs["domain"]) == 66
+    for name in ("domain", "heldout"):
+        for (a, b), (change, low, high) in list(zip(pairs, group.pairs[name], strict=True))[::7]:
+            counts = (record.read_counts(folders[run] / f"{name}.jsonl") for run in (a, b))
+            alone = verdict.compare(*counts)
+            assert change == pytest.approx(alone.change, abs=1e-12)
+            assert (low, high) == pytest.approx(alone.change_interval, abs=1e-12)
+
+
+def test_a_run_without_a_verdict_gets_the_intervals_that_one_would_give(groups: list[compare.Group]) -> None:
+    run = next(run for run in groups[0].runs if run.name == "running")
+    old, new = (record.step_folder(run.folder, step) / "heldout.jsonl" for step in (0, run.best_step))
+    alone = verdict.compare(record.read_counts(old), record.read_counts(new))
+    assert run.scores["heldout"].interval == pytest.approx(alone.tuned_interval, abs=1e-12)
+    assert run.scores["heldout"].change_interval == pytest.approx(alone.change_interval, abs=1e-12)
+    assert not (run.folder / "verdict.json").exists(), "somebody else's run is only read"
+
+
+def test_other_fingerprints_are_other_groups_and_never_paired(groups: list[compare.Group]) -> None:
+    assert [len(group.runs) for group in groups] == [11, 1]
+    assert [run.name for run in groups[1].runs] == ["other"]
+    assert "other" not in groups[0].paired
+    assert compare.differing([group.fingerprint for group in groups]) == ["heldout manifest"]
+    assert compare.tables(groups)[1].title == "group 2: not comparable with group 1, other heldout manifest"
+
+
+def test_runs_are_ranked_by_verdict_and_domain_wer(groups: list[compare.Group]) -> None:
+    runs = groups[0].runs
+    assert [run.state for run in runs] == sorted((r.state for r in runs), key=compare.STATES.index)
+    for one, next_one in itertools.pairwise(runs):
+        assert one.state != next_one.state or one.scores["domain"].wer <= next_one.scores["domain"].wer
+    assert {run.name: run.why for run in runs}["failed"] == "loss is nan"
+    assert {run.name: run.losses for run in runs}["failed"] == []
+
+
+def test_settings_that_differ_are_named(groups: list[compare.Group]) -> None:
+    assert groups[0].columns == ["max_steps", "learning_rate", "seed"]
+
+
+def test_the_records_alone_are_enough() -> None:
+    """docs/runs keeps neither hypotheses nor metrics."""
+    root = Path(__file__).parents[2] / "docs" / "runs"
+    (group,) = [g for g in compare.grouped(compare.read_runs(compare.find([root]))) if len(g.runs) > 3]
+    assert group.paired == []
+    assert group.runs[0].state == "accept"
+    score = group.runs[0].scores["domain"]
+    assert score.change_interval is not None
+    assert score.change_interval[0] < score.change < score.change_interval[1] < 0
+    assert group.runs[0].evaluations[0]["domain"] == score.baseline
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for place in ("a", "b"):
+        write_run(tmp_path / place / "run", {"max_steps": 4}, utterances=4)
+    runs = compare.read_runs(compare.find([tmp_path]))
+    assert sorted(run.name for run in runs) == ["a/run", "b/run"]
+
+
+def test_hypotheses_of_other_utterances_are_refused(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / f"r{i}", {"max_steps": 4, "seed": i}, utterances=5) for i in range(2)]
+    step = record.read_json(runs[1] / "run.json")["best_step"]
+    path = record.step_folder(runs[1], step) / "domain.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(UserError, match="hold different utterances, such as 'domain-0004'"):
+        compare.grouped(compare.read_runs(runs))
+
+
+def test_what_is_no_run_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no run\.json at or below"):
+        compare.find([tmp_path])
+    assert cli.main(["compare", str(tmp_path / "nowhere")]) == 2
+
+
+def test_the_command_writes_page_and_figures(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, figures = tmp_path / "deep" / "page.html", tmp_path / "figures"
+    runs = [str(folder / name) for name in ("lora-1e-05-100-s1", "lora-0.0003-100-s1", "failed")]
+    assert cli.main(["compare", *runs, "--output", str(page), "--figures", str(figures)]) == 0
+    assert "loss is nan" in capsys.readouterr().out
+    data = json.loads(page.read_text().split('id="data">')[1].split("</script>")[0])
+    first = data["groups"][0]["runs"][0]
+    assert (page.parent / first["report"]).resolve() == folder / first["name"] / "report.html"
+    names = {path.name for path in figures.iterdir()}
+    assert {"trade-off.pdf", "curves.svg", "sweep-learning_rate.pdf"} <= names
+    assert b"/FontType 3" not in (figures / "trade-off.pdf").read_bytes()
