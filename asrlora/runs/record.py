@@ -98,7 +98,7 @@ class RunRecord:
         """Takes back what was written after optimizer step `step`: it will be written again."""
         metrics = self.folder / "metrics.jsonl"
         if metrics.exists():
-            lines = [line for line in _whole_lines(metrics) if line["step"] <= step]
+            lines = [line for line in read_log(metrics) if line["step"] <= step]
             write_whole(metrics, to_lines(lines))
         for folder in (self.folder / "eval").glob("step-*"):
             if int(folder.name.removeprefix("step-")) > step:
@@ -128,9 +128,11 @@ class RunRecord:
         write_whole(self.folder / "run.json", json.dumps(self.identity, indent=1) + "\n")
 
 
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log whose writer may have been killed in the middle of the last one."""
-    found = []
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log whose writer may have been killed in the middle of the last one; none without it."""
+    found: list[dict[str, Any]] = []
+    if not path.exists():
+        return found
     for line in path.read_text(encoding="utf-8").split("\n"):
         with contextlib.suppress(json.JSONDecodeError):
             found.append(json.loads(line))
