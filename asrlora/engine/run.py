@@ -24,7 +24,7 @@ from asrlora.engine.step import StepResult
 from asrlora.errors import UserError
 from asrlora.models import adapters
 from asrlora.models.families import Base
-from asrlora.runs import record, report, tracking
+from asrlora.runs import diagnosis, pruning, record, report, tracking
 from asrlora.score import verdict
 
 
@@ -199,6 +199,10 @@ class Run:
             + f" ({rate:,.0f} audio-s/s)"
             + (", best so far" if best else "")
         )
+        if self.stopped is None:
+            at = (step, self.config.max_steps, self.config.eval_interval)
+            early = pruning.reason(self.config.output_dir, *at) if self.runtime.is_main else None
+            self.stopped = self.runtime.from_main(early)
         if self.stopped:
             self.tell(self.stopped)
         tracking.log(self.tracker, step, {f"wer/{name}": value for name, value in wers.items()})
@@ -296,7 +300,7 @@ class Run:
         judged = record.judge_run(self.config.output_dir)
         self._spent("verdict")
         stages = {name: round(seconds, 1) for name, seconds in self.stages.items()}
-        self.record.update(stage_seconds=stages)
+        self.record.update(stage_seconds=stages, diagnosis=diagnosis.of_run(self.config.output_dir))
         self.tell(f"verdict: {judged['verdict']}. {judged['reason']}")
         page = report.write_report(self.config.output_dir)
         self.tell(f"report: {page}")
@@ -312,6 +316,8 @@ class Run:
         if self.record is None:
             return
         reason = f"stopped at step {step} on request; go on with --resume auto"
+        if gave_up := record.gave_up():
+            reason = f"{gave_up}; {reason}"
         self.record.end("preempted", reason)
         self.tell(reason)
         tracking.finish(self.tracker, None, failed=True)
@@ -338,4 +344,5 @@ class Run:
             with contextlib.suppress(OSError):  # the directory may be what has failed
                 if self.config.output_dir.exists():
                     self.record.end("failed", f"{type(error).__name__}: {error}")
+                    self.record.update(diagnosis=diagnosis.of_run(self.config.output_dir))
             tracking.finish(self.tracker, None, failed=True)

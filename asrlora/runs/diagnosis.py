@@ -162,13 +162,12 @@ def read_curves(run: Path) -> Curves:
     identity = record.read_json(run / "run.json")
     planned = identity.get("audit", {}).get("sets", {}).get("train", {}).get("epochs") or 0.0
     share = metrics[-1]["step"] / identity["config"]["max_steps"] if metrics else 0.0
-    return Curves(
-        {line["step"]: line["loss"] for line in metrics},
-        *({step: one[name]["wer"] for step, one in scores.items() if name in one}
-          for name in ("domain", "heldout")),
-        epochs=planned * share,
-        reason=identity["reason"] or "",
-    )  # fmt: skip
+    domain, heldout = (
+        {step: float(one[name]["wer"]) for step, one in scores.items() if name in one}
+        for name in ("domain", "heldout")
+    )
+    losses = {line["step"]: line["loss"] for line in metrics}
+    return Curves(losses, domain, heldout, planned * share, identity["reason"] or "")
 
 
 def read_scores(run: Path) -> dict[int, dict[str, Any]]:

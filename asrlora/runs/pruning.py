@@ -77,7 +77,9 @@ def halving(wer: float, peers: list[float], share: int) -> str | None:
     place = 1 + sum(other < wer for other in peers)
     if count < share or place <= math.ceil(count / share):
         return None
-    return f"domain WER {wer:.2%} is number {place} of {count} trials that came as far; the best 1/{share} go on"
+    return (
+        f"domain WER {wer:.2%} is number {place} of {count} trials that came as far; the best 1/{share} go on"
+    )
 
 
 def _domain(run: Path, step: int) -> float | None:

@@ -21,7 +21,9 @@ class Standing:
     """A trial as its files tell it. WERs are fractions; `tuned` is of the best step so far."""
 
     trial: Trial
-    state: str  # waiting, running, preempted, timed out, cancelled, lost, given up, refused, failed, pruned, complete
+    # waiting, running, complete, pruned; or how the last attempt ended: preempted, given up, timed out,
+    # cancelled, stopped, lost (node failure or SIGKILL), refused, failed
+    state: str
     step: int = 0
     max_steps: int = 0
     baseline: dict[str, float] | None = None
@@ -54,7 +56,10 @@ def standing(trial: Trial, criteria: Criteria) -> Standing:
         if told := diagnosis.told(identity.get("diagnosis", [])):
             why += f" ({told})"
     metrics, scores = record.read_log(trial.folder / "metrics.jsonl"), diagnosis.read_scores(trial.folder)
-    wers = {s: {n: one[n]["wer"] for n in ("domain", "heldout") if n in one} for s, one in scores.items()}
+    sets = ("domain", "heldout")
+    wers: dict[int, dict[str, float]] = {
+        step: {name: one[name]["wer"] for name in sets if name in one} for step, one in scores.items()
+    }
     return Standing(
         trial, state, metrics[-1]["step"] if metrics else 0, identity["config"]["max_steps"],
         wers.get(0), wers.get(max(wers, default=0)), why=why,
@@ -94,7 +99,8 @@ def restate(judged: dict[str, Any], criteria: Criteria) -> dict[str, Any]:
 
 
 def within_guardrail(one: Standing, criteria: Criteria) -> bool:
-    assert one.tuned is not None and one.baseline is not None
+    assert one.tuned is not None
+    assert one.baseline is not None
     return verdict.within_guardrail(
         one.tuned.get("heldout"), one.baseline.get("heldout"),
         verdict.Criteria(criteria.min_domain_reduction, criteria.max_heldout_regression),
@@ -126,7 +132,8 @@ def choose(standings: Sequence[Standing], criteria: Criteria) -> Choice | None:
     rule = f"{len(within)} of {len(judged)} hold the guardrail" if within else "none holds the guardrail"
     why = f"{rule}; domain WER {_wer(best):.2%}"
     if best is not lowest:
-        why += f" ties with the lowest, {_wer(lowest):.2%} ({lowest.trial.label}), and is the cheapest of {len(tied)}"
+        why += f" ties with the lowest, {_wer(lowest):.2%} ({lowest.trial.label}),"
+        why += f" and is the cheapest of {len(tied)}"
     elif len(tied) > 1:
         why += f" is the lowest, and the cheapest of {len(tied)} that tie"
     else:
