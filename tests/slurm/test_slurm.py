@@ -5,7 +5,6 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -28,7 +27,7 @@ MISSING = [tool for tool in ("slurmctld", "slurmd", "sbatch", "munged") if shuti
 pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=f"Slurm is not installed (no {', '.join(MISSING)})"),
     pytest.mark.skipif(os.geteuid() != 0, reason="the test cluster needs root"),
-    pytest.mark.timeout(420),
+    pytest.mark.timeout(800),
 ]
 FOR_EVER = 1_000_000  # steps of a run that only ends when it is stopped
 
@@ -183,16 +182,19 @@ def jobs(cluster: Cluster) -> Jobs:
 
 
 def _kill_node(name: str) -> None:
-    """As if the power had gone: its daemon, and everything that it has started."""
+    """As if the power had gone: its daemon first, lest it tells that its jobs have ended, then those."""
+    cluster = os.environ["SLURM_CONF"]
+    found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            words = process.cmdline()
-            daemon = (
-                bool(words) and Path(words[0]).name in ("slurmd", "slurmstepd") and name in " ".join(words)
-            )
-            ours = process.environ().get("SLURM_CONF") == os.environ["SLURM_CONF"]
-            if ours and (daemon or process.environ().get("SLURMD_NODENAME") == name):
-                os.kill(process.pid, signal.SIGKILL)
+            environment, words = process.environ(), process.cmdline()
+            if environment.get("SLURM_CONF") == cluster and words:
+                daemon = Path(words[0]).name == "slurmd" and name in words
+                if daemon or environment.get("SLURMD_NODENAME") == name or f"/{name}/" in " ".join(words):
+                    found.append((not daemon, process))
+    for _, process in sorted(found, key=lambda one: one[0]):
+        with contextlib.suppress(psutil.Error):
+            process.kill()
 
 
 def test_a_preempted_task_requeues_itself_and_ends_in_the_same_adapter(jobs: Jobs) -> None:

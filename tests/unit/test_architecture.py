@@ -66,6 +66,7 @@ def test_each_outside_library_has_one_room(library: str) -> None:
      "asrlora.data.shards", "asrlora.data.fence", "asrlora.data.importers", "asrlora.data.sets",
      "asrlora.score.power", "asrlora.runs.record",
      "asrlora.runs.ledger", "asrlora.runs.tracking", "asrlora.runs.report", "asrlora.config",
+     "asrlora.runs.sweep", "asrlora.runs.trials", "asrlora.runs.conduct", "asrlora.runs.programme",
      "asrlora.models.hub", "asrlora.train", "asrlora.cli", "asrlora.demo.corpus", "asrlora.demo.demo"],
 )  # fmt: skip
 def test_needs_no_torch(module: str) -> None:
