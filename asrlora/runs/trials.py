@@ -127,18 +127,22 @@ def choose(standings: Sequence[Standing], criteria: Criteria) -> Choice | None:
     if not pool:
         return None
     lowest = min(pool, key=lambda one: (_wer(one), one.trial.id))
-    tied = [one for one in pool if one is lowest or _ties(lowest, one)]
-    best = min(tied, key=lambda one: (cost(one.trial.folder), _wer(one), one.trial.id))
+    near = [one for one in pool if one is not lowest and _overlap(lowest, one)]
+    cheap = sorted([lowest, *near], key=lambda one: (cost(one.trial.folder), _wer(one), one.trial.id))
+    best = next(one for one in cheap if one is lowest or _ties(lowest, one))
     rule = f"{len(within)} of {len(judged)} hold the guardrail" if within else "none holds the guardrail"
     why = f"{rule}; domain WER {_wer(best):.2%}"
-    if best is not lowest:
-        why += f" ties with the lowest, {_wer(lowest):.2%} ({lowest.trial.label}),"
-        why += f" and is the cheapest of {len(tied)}"
-    elif len(tied) > 1:
-        why += f" is the lowest, and the cheapest of {len(tied)} that tie"
-    else:
-        why += " is the lowest"
-    return Choice(best, why)
+    if best is lowest:
+        return Choice(best, f"{why} is the lowest")
+    return Choice(
+        best, f"{why} ties with the lowest, {_wer(lowest):.2%} ({lowest.trial.label}), and is the cheapest so"
+    )
+
+
+def _overlap(one: Standing, other: Standing) -> bool:
+    """Whether the intervals of both WERs meet: where they do not, nobody need ask whether they tie."""
+    intervals = [x.judged["domain"]["tuned_interval"] for x in (one, other) if x.judged]
+    return bool(intervals[0][0] <= intervals[1][1] and intervals[1][0] <= intervals[0][1])
 
 
 def _wer(one: Standing) -> float:

@@ -182,17 +182,21 @@ def jobs(cluster: Cluster) -> Jobs:
 
 
 def _kill_node(name: str) -> None:
-    """As if the power had gone: its daemon first, lest it tells that its jobs have ended, then those."""
-    cluster = os.environ["SLURM_CONF"]
-    found = []
+    """As if the power had gone: first the daemons, lest they tell that the job has ended, then the job."""
+    daemons, steps_, rest = list[psutil.Process](), list[psutil.Process](), list[psutil.Process]()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            environment, words = process.environ(), process.cmdline()
-            if environment.get("SLURM_CONF") == cluster and words:
-                daemon = Path(words[0]).name == "slurmd" and name in words
-                if daemon or environment.get("SLURMD_NODENAME") == name or f"/{name}/" in " ".join(words):
-                    found.append((not daemon, process))
-    for _, process in sorted(found, key=lambda one: one[0]):
+            environment = process.environ()
+            if environment.get("SLURM_CONF") != os.environ["SLURM_CONF"]:
+                continue
+            if process.name() == "slurmd" and name in process.cmdline():
+                daemons.append(process)
+            elif environment.get("SLURMD_NODENAME") == name:
+                rest.append(process)
+                steps_ += [parent for parent in process.parents() if parent.name() == "slurmstepd"]
+    assert daemons
+    assert steps_
+    for process in [*daemons, *steps_, *rest]:
         with contextlib.suppress(psutil.Error):
             process.kill()
 

@@ -1,7 +1,6 @@
 import json
 import shutil
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -120,20 +119,19 @@ def test_many_that_draw_the_ledger_at_once_lose_nothing(tmp_path: Path) -> None:
     assert page.read_text().startswith("by hand\n")
 
 
-def test_a_thousand_runs_are_drawn_in_three_seconds_of_this_process(tmp_path: Path) -> None:
+def test_many_runs_are_drawn_once_each(tmp_path: Path) -> None:
     made = make_run(tmp_path / "runs" / "0")
     record.judge_run(tmp_path / "runs" / "0")
-    for number in range(1, 1000):
+    for number in range(1, 50):
         folder = tmp_path / "runs" / str(number)
         folder.mkdir()
         (folder / "run.json").write_text(json.dumps({**made.identity, "run_id": str(number)}))
         shutil.copy(tmp_path / "runs" / "0" / "verdict.json", folder)
     page = tmp_path / "page.md"
     page.write_text(f"{ledger.BEGIN}\n{ledger.END}\n")
-    start = time.process_time()
-    ledger.write_matrix(page, tmp_path / "a.md", ledger.find_runs([tmp_path / "runs"]))
-    assert time.process_time() - start < 3
-    assert page.read_text().count("\n| ") == 1001
+    twice = [tmp_path / "runs", tmp_path / "runs" / "7"]
+    assert ledger.write_matrix(page, tmp_path / "a.md", ledger.find_runs(twice)) == (50, 0)
+    assert page.read_text().count("\n| 7 |") == 1
 
 
 def test_the_command_of_a_record_runs_again_into_another_folder(tmp_path: Path) -> None:

@@ -114,7 +114,8 @@ if seed == 3 and not started:
     signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))
     (run / "ready").write_text("")
     time.sleep(60)
-part = {"baseline_wer": 0.3, "tuned_wer": 0.3 - seed / 100, "interval": [0.0, 0.1], "reduction": seed / 100,
+part = {"baseline_wer": 0.3, "tuned_wer": 0.3 - seed / 100,
+        "tuned_interval": [0, 1], "interval": [0.0, 0.1], "reduction": seed / 100,
         "utterances": 2}
 criteria = {"min_domain_reduction": 0.01, "max_heldout_regression": 0.002}
 (run / "verdict.json").write_text(json.dumps(
@@ -251,7 +252,8 @@ def standing(tmp_path: Path, name: str, domain: float, heldout: float, seconds: 
     (folder / "eval" / "step-000001" / "domain.jsonl").write_text(text)
     return trials.Standing(
         Trial(name, {}, {}, folder), "complete", 1, 1, {"domain": 0.3, "heldout": 0.05},
-        {"domain": domain, "heldout": heldout}, {"best_step": 1, "verdict": "reject"},
+        {"domain": domain, "heldout": heldout}, {"best_step": 1, "verdict": "reject",
+         "domain": {"tuned_interval": [domain - 0.03, domain + 0.03]}},
     )  # fmt: skip
 
 
