@@ -126,7 +126,8 @@ def _evaluated(output: Path, fixed: Settings, manifest: Any) -> dict[str, Any]:
             if name in fixed:
                 words += ["--" + name.replace("_", "-"), str(fixed[name])]
         words += ["--allow-outside"] if fixed.get("allow_outside") else []
-        subprocess.run([sys.executable, "-m", "asrlora.cli", *words], check=True)
+        if subprocess.run([sys.executable, "-m", "asrlora.cli", *words]).returncode:
+            raise UserError(f"parity: the baseline cannot be evaluated on {manifest}; the reason stands above")
     return record.read_json(output / "scores.json")
 
 
