@@ -127,7 +127,7 @@ def _evaluated(output: Path, fixed: Settings, manifest: Any) -> dict[str, Any]:
                 words += ["--" + name.replace("_", "-"), str(fixed[name])]
         words += ["--allow-outside"] if fixed.get("allow_outside") else []
         if subprocess.run([sys.executable, "-m", "asrlora.cli", *words]).returncode:
-            raise UserError(f"parity: the baseline cannot be evaluated on {manifest}; the reason stands above")
+            raise UserError(f"parity: the baseline cannot be evaluated on {manifest}; see above")
     return record.read_json(output / "scores.json")
 
 
