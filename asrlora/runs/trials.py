@@ -40,7 +40,11 @@ def standing(trial: Trial, criteria: Criteria) -> Standing:
     why = (last or {}).get("told", "")
     if identity is not None and identity["state"] == "complete":
         return _finished(trial, identity, criteria)
-    if owner is not None:
+    if (
+        last is not None and last["ended"] is None and last["cause"]
+    ):  # told to end; it may be killed meanwhile
+        state = last["cause"]
+    elif owner is not None:
         state, why = "running", owner
     elif last is not None and last["ended"] is None:
         state = "lost"

@@ -58,7 +58,7 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2,requeue_d
 ReturnToService=2
 SlurmdTimeout=15
 SlurmctldTimeout=15
-KillWait=5
+KillWait=30
 MinJobAge=3600
 JobRequeue=1
 JobAcctGatherType=jobacct_gather/none

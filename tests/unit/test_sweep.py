@@ -206,6 +206,10 @@ def test_an_attempt_without_a_sign_of_life_is_lost_and_a_living_one_is_left_alon
     assert not claim.take("job 8_0 on n2")
     assert conduct.run(loaded, loaded, found, found, 1) == 0
     assert starts(found[0]) == 0
+    told = {"owner": "job 7_0 on n1", "ended": None, "cause": "cancelled", "told": ""}
+    (found[0].folder / trials.ATTEMPTS).write_text(json.dumps({"attempts": [told]}))
+    assert trials.standing(found[0], loaded.criteria).state == "cancelled", "it may be killed while it saves"
+    (found[0].folder / trials.ATTEMPTS).write_text(json.dumps({"attempts": [{**told, "cause": None}]}))
     old = time.time() - 60
     os.utime(claim.path, (old, old))
     one = trials.standing(found[0], loaded.criteria)
