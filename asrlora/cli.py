@@ -228,9 +228,41 @@ def _parser() -> argparse.ArgumentParser:
 
     ledger = commands.add_parser("ledger", help="draw the run matrix from run records")
     ledger.set_defaults(run=_ledger)
-    ledger.add_argument("folders", type=Path, nargs="+", help="where run directories are")
-    ledger.add_argument("--page", type=Path, default=Path("docs/experiment_plan.md"))
+    ledger.add_argument(
+        "--runs", type=Path, nargs="+", metavar="DIR", help="where run directories are (docs/runs, outputs)"
+    )
+    _pages(ledger)
+    ledger_steps = ledger.add_subparsers(metavar="STEP", parser_class=Parser)
+    archive = ledger_steps.add_parser("archive", help="move a run to the archive, with the reason")
+    archive.set_defaults(run=_ledger_archive)
+    archive.add_argument("run_dir", type=Path)
+    archive.add_argument("--reason", required=True)
+    _pages(archive)
+    verifying = ledger_steps.add_parser("verify", help="run a run's command again, and compare")
+    verifying.set_defaults(run=_ledger_verify)
+    verifying.add_argument("run_dir", type=Path)
+
+    sweep = commands.add_parser("sweep", help="many trials from one file; see docs/sweeps.md")
+    sweep_steps = sweep.add_subparsers(required=True, metavar="STEP", parser_class=Parser)
+    planning = sweep_steps.add_parser("plan", help="print the trials and the sbatch line")
+    planning.set_defaults(run=_sweep_plan)
+    planning.add_argument("file", type=Path)
+    planning.add_argument("--arrays", action="store_true", help="only phases and array ranges, for scripts")
+    running = sweep_steps.add_parser("run", help="run the trials, or go on with them")
+    running.set_defaults(run=_sweep_run)
+    running.add_argument("file", type=Path)
+    running.add_argument("--jobs", type=_count, default=1, metavar="N", help="so many at once")
+    running.add_argument("--phase", help="only this one")
+    running.add_argument("--trial", type=int, metavar="K", help="only this one, counted from 0")
+    status = sweep_steps.add_parser("status", help="how the trials stand, while they run too")
+    status.set_defaults(run=_sweep_status)
+    status.add_argument("file", type=Path)
     return parser
+
+
+def _pages(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--page", type=Path, default=Path("docs/experiment_plan.md"))
+    parser.add_argument("--archive-page", type=Path, default=Path("docs/archive_legacy_results.md"))
 
 
 def _allow_outside(parser: argparse.ArgumentParser) -> None:
@@ -613,9 +645,91 @@ def _export(args: argparse.Namespace) -> int:
 def _ledger(args: argparse.Namespace) -> int:
     from asrlora.runs import ledger
 
-    runs = ledger.find_runs(args.folders)
-    ledger.write_matrix(args.page, runs)
-    console.print(f"{args.page}: {len(runs)} runs")
+    folders = args.runs or [path for path in (Path("docs/runs"), Path("outputs")) if path.is_dir()]
+    active, archived = ledger.write_matrix(args.page, args.archive_page, ledger.find_runs(folders))
+    console.print(f"{args.page}: {active} runs; {args.archive_page}: {archived}")
+    return 0
+
+
+def _ledger_archive(args: argparse.Namespace) -> int:
+    from asrlora.runs import ledger
+
+    ledger.archive(args.run_dir, args.reason)
+    ledger.write_matrix(args.page, args.archive_page, [args.run_dir])
+    console.print(f"{args.run_dir} stands in {args.archive_page} now")
+    return 0
+
+
+def _ledger_verify(args: argparse.Namespace) -> int:
+    from asrlora.runs import ledger
+
+    odd = ledger.verify(args.run_dir)
+    for line in odd:
+        console.print(f"differs: {line}")
+    console.print(f"{args.run_dir}: {'does not come out again' if odd else 'comes out again'}")
+    return 3 if odd else 0
+
+
+def _sweep_plan(args: argparse.Namespace) -> int:
+    from asrlora.runs import programme, sweep
+
+    loaded = sweep.load(args.file)
+    if args.arrays:
+        for name, count in sweep.sizes(loaded).items():
+            print(f"{name} 0-{count - 1}%{loaded.at_once}")
+        return 0
+    for chapter in programme.chapters(loaded):
+        console.print(f"phase {chapter.phase.name}:")
+        for number, trial in enumerate(chapter.trials):
+            console.print(f"  {number} {trial.id} {trial.label}")
+            console.print(f"    {sweep.typed(sweep.command(loaded, trial))}")
+    console.print(f"on Slurm: {sweep.sbatch_line(loaded, args.file)}")
+    return 0
+
+
+def _sweep_run(args: argparse.Namespace) -> int:
+    import os
+
+    from asrlora.runs import programme, sweep
+
+    loaded = sweep.load(args.file)
+    phases = {phase.name: phase for phase in sweep.phases_of(loaded)}
+    if args.phase is None and args.trial is None:
+        return programme.run(loaded, args.jobs)
+    name = args.phase or next(iter(phases))
+    if name not in phases:
+        raise UserError(f"--phase {name}: {args.file} has the phases {', '.join(phases)}")
+    if args.trial is not None:
+        count = sweep.sizes(loaded)[name]
+        if not 0 <= args.trial < count:
+            raise UserError(f"--trial {args.trial}: {args.file} has {count} trials, 0 to {count - 1}")
+        sweep.check_array(loaded, phases[name], args.file, os.environ)
+    programme.check_parity(loaded)
+    return programme.run_phase(loaded, phases[name], args.jobs, args.trial)
+
+
+def _sweep_status(args: argparse.Namespace) -> int:
+    from rich.table import Table
+
+    from asrlora.runs import programme, sweep
+
+    loaded = sweep.load(args.file)
+    for chapter in programme.chapters(loaded):
+        table = Table(
+            "trial", chapter.phase.name, "state", "step", "domain WER, %", "heldout WER, %", "verdict", "why"
+        )
+        for one in chapter.standings:
+            wers = [
+                f"{100 * one.baseline[name]:.2f} → {100 * one.tuned[name]:.2f}"
+                if one.baseline and one.tuned and name in one.baseline and name in one.tuned
+                else "–"
+                for name in ("domain", "heldout")
+            ]
+            verdict = one.judged["verdict"] if one.judged else "–"
+            steps = f"{one.step}/{one.max_steps}" if one.max_steps else "–"
+            table.add_row(one.trial.id, one.trial.label, one.state, steps, *wers, verdict, one.why)
+        console.print(table)
+    programme.write_outcome(loaded)
     return 0
 
 

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -92,3 +93,52 @@ def lock(path: Path, seconds: float) -> BinaryIO | None:
                 file.close()
                 return None
             time.sleep(0.1)
+
+
+LOST = 20.0  # seconds without a sign of life after which a claim is nobody's; machines' clocks agree better
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What one process works on and no other, over NFS too: a file that only one of them can create.
+
+    Its owner calls `keep` every few seconds; who dies without `give_up` has lost it after LOST seconds.
+    """
+
+    path: Path
+
+    def take(self, owner: str) -> bool:
+        """Whether it is ours now; False where another process lives that has it."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.age() > LOST:
+            with contextlib.suppress(FileNotFoundError):
+                self.path.unlink()
+        try:
+            descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        except FileExistsError:
+            return False
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(owner)
+        return True
+
+    def keep(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(self.path)
+
+    def give_up(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.path.unlink()
+
+    def owner(self) -> str | None:
+        """Who works on it now; None where nobody does."""
+        try:
+            return self.path.read_text(encoding="utf-8") if self.age() <= LOST else None
+        except FileNotFoundError:
+            return None
+
+    def age(self) -> float:
+        """Seconds since the last sign of life; 0 where the file is not there."""
+        try:
+            return time.time() - self.path.stat().st_mtime
+        except FileNotFoundError:
+            return 0.0

@@ -25,7 +25,7 @@ from asrlora.engine.step import StepResult
 from asrlora.errors import UserError
 from asrlora.models import adapters
 from asrlora.models.families import Base
-from asrlora.runs import examples, record, report, status, tracking
+from asrlora.runs import diagnosis, examples, pruning, record, report, status, tracking
 from asrlora.score import choice, odd, resample, text, verdict, words
 from asrlora.score.hypotheses import Hypothesis, summary
 
@@ -258,6 +258,10 @@ class Run:
         for name in self.data:
             if strange := odd.told(scores[name]):
                 self.tell(f"{name}: of the hypotheses {strange}")
+        if self.stopped is None:
+            at = (step, self.config.max_steps, self.config.eval_interval)
+            early = pruning.reason(self.config.output_dir, *at) if self.runtime.is_main else None
+            self.stopped = self.runtime.from_main(early)
         if self.stopped:
             self.tell(self.stopped)
         if known is None:
@@ -426,7 +430,7 @@ class Run:
         judged = record.judge_run(self.config.output_dir)
         self._spent("verdict")
         stages = {name: round(seconds, 1) for name, seconds in self.stages.items()}
-        self.record.update(stage_seconds=stages)
+        self.record.update(stage_seconds=stages, diagnosis=diagnosis.of_run(self.config.output_dir))
         self.tell(f"verdict: {judged['verdict']}. {judged['reason']}")
         if self.config.report_audio:
             self._keep_excerpts(judged)
@@ -479,6 +483,8 @@ class Run:
         if self.record is None:
             return
         reason = f"stopped at step {step} on request; go on with --resume auto"
+        if gave_up := record.gave_up():
+            reason = f"{gave_up}; {reason}"
         self.record.end("preempted", reason)
         self.tell(reason)
         self._end_tracking(failed=True)
@@ -507,4 +513,5 @@ class Run:
             with contextlib.suppress(OSError):  # the directory may be what has failed
                 if self.config.output_dir.exists():
                     self.record.end("failed", f"{type(error).__name__}: {error}")
+                    self.record.update(diagnosis=diagnosis.of_run(self.config.output_dir))
                     self._end_tracking(failed=True)

@@ -161,6 +161,17 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return found
 
 
+def gave_up() -> str | None:
+    """Why a task of Slurm that was stopped is not to be run again, or None where it is.
+
+    `slurm/task.sh` asks the same question before it requeues a task.
+    """
+    restarts, limit = (os.environ.get(name) for name in ("SLURM_RESTART_COUNT", "ASRLORA_MAX_RESTARTS"))
+    if limit is None or int(restarts or 0) < int(limit):
+        return None
+    return f"given up after {int(restarts or 0)} restarts (ASRLORA_MAX_RESTARTS)"
+
+
 def step_folder(run: Path, step: int) -> Path:
     return run / "eval" / f"step-{step:06d}"
 

@@ -1,4 +1,7 @@
 import json
+import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -136,17 +139,76 @@ def test_the_ledger_keeps_failures_with_their_reason(tmp_path: Path) -> None:
         tmp_path / "runs" / "bad", command="uv run python asrlora/train.py", config=CONFIG
     )
     failed.end("failed", "FloatingPointError: the loss of step 3 is nan")
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n{ledger.BEGIN}\na stale row\n{ledger.END}\nafter\n")
-    ledger.write_matrix(page, ledger.find_runs([tmp_path / "runs"]))
+    page, archive = tmp_path / "page.md", tmp_path / "archive.md"
+    foreign = "| of another machine | 2026-11-01 |" + " x |" * (len(ledger.COLUMNS) - 2)
+    page.write_text(f"before\n{ledger.BEGIN}\na stale row\n{foreign}\n{ledger.END}\nafter\n")
+    assert ledger.write_matrix(page, archive, ledger.find_runs([tmp_path / "runs"])) == (3, 0)
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "stale" not in text
+    assert foreign in text, "a run whose record is not here stays"
     assert "| failed | FloatingPointError: the loss of step 3 is nan |" in text
     assert "`uv run python asrlora/train.py --max-steps 4`" in text
-    assert "| 33.33% | 0.00% |" in text
+    assert "| 33.33% [33.33, 33.33] | 0.00% [0.00, 0.00] |" in text
     assert "d\\|x.jsonl" in text
+    assert not archive.exists()
+    ledger.archive(tmp_path / "runs" / "bad", "trained on raw audio")
+    for _ in range(2):
+        assert ledger.write_matrix(page, archive, ledger.find_runs([tmp_path / "runs"])) == (2, 1)
+    assert "| bad |" not in page.read_text()
+    assert "trained on raw audio; FloatingPointError" in archive.read_text()
+
+
+def test_many_that_draw_the_ledger_at_once_lose_nothing(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"by hand\n{ledger.BEGIN}\n{ledger.END}\n")
+    runs = []
+    for number in range(8):
+        runs.append(tmp_path / f"run{number}")
+        record.RunRecord.create(runs[-1], command=f"uv run {number}", config=CONFIG)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda run: ledger.write_matrix(page, tmp_path / "a.md", [run]), runs))
+    assert all(f"| run{number} |" in page.read_text() for number in range(8))
+    assert page.read_text().startswith("by hand\n")
+
+
+def test_many_runs_are_drawn_once_each(tmp_path: Path) -> None:
+    made = make_run(tmp_path / "runs" / "0")
+    record.judge_run(tmp_path / "runs" / "0")
+    for number in range(1, 50):
+        folder = tmp_path / "runs" / str(number)
+        folder.mkdir()
+        (folder / "run.json").write_text(json.dumps({**made.identity, "run_id": str(number)}))
+        shutil.copy(tmp_path / "runs" / "0" / "verdict.json", folder)
+    page = tmp_path / "page.md"
+    page.write_text(f"{ledger.BEGIN}\n{ledger.END}\n")
+    twice = [tmp_path / "runs", tmp_path / "runs" / "7"]
+    assert ledger.write_matrix(page, tmp_path / "a.md", ledger.find_runs(twice)) == (50, 0)
+    assert page.read_text().count("\n| 7 |") == 1
+
+
+def test_the_command_of_a_record_runs_again_into_another_folder(tmp_path: Path) -> None:
+    typed = "uv run python asrlora/train.py --manifest-path 'it'\"'\"'s here' --output-dir old"
+    words = ledger.again_command(typed, tmp_path)
+    assert words[0] == sys.executable
+    assert words[1:4] == ["asrlora/train.py", "--manifest-path", "it's here"]
+    assert words[-4:] == ["--output-dir", str(tmp_path), "--resume", "never"]
+    with pytest.raises(UserError, match="none of training"):
+        ledger.again_command("rm -r somewhere", tmp_path)
+
+
+def test_a_run_that_comes_out_otherwise_is_told(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        make_run(tmp_path / name)
+        judged = record.judge_run(tmp_path / name)
+    assert ledger.compare(tmp_path / "one", tmp_path / "other") == []
+    judged["domain"]["tuned_wer"] = 0.01
+    (tmp_path / "other" / "verdict.json").write_text(json.dumps({**judged, "verdict": "reject"}))
+    assert ledger.compare(tmp_path / "one", tmp_path / "other") == [
+        "verdict: accept and now reject", "domain tuned_wer: 0.00% and now 1.00%",
+    ]  # fmt: skip
 
 
 def test_the_report_is_one_page_with_the_figures(tmp_path: Path) -> None:

@@ -15,13 +15,13 @@ SBATCH = """#!/usr/bin/env bash
 # runs the job at once, every task of an array, and prints a job's number
 set -euo pipefail
 echo "$*" >> "$FAKE_LOG"
-slices=0 wrap=
+slices=0
 while [[ "${1:-}" == -* ]]; do
-    case $1 in --array=1-*) slices=${1#--array=1-} ;; --wrap) wrap=$2; shift ;; esac
+    case $1 in --array=1-*) slices=${1#--array=1-} ;; esac
     shift
 done
 export SLURM_SUBMIT_DIR=$PWD SLURM_ARRAY_TASK_COUNT=$slices SLURM_CPUS_ON_NODE=1
-if [[ -n "$wrap" ]]; then bash -c "$wrap" >&2; fi
+if (( slices == 0 )); then bash "$@" >&2; fi
 for ((task = 1; task <= slices; task++)); do SLURM_ARRAY_TASK_ID=$task bash "$@" >&2; done
 echo "17;cluster"
 """
@@ -38,7 +38,7 @@ def test_slices_and_merge_make_what_one_build_makes(tmp_path: Path) -> None:
     out = tmp_path / "out; echo foo"
     subprocess.run(
         [ROOT / "slurm" / "shards.sh", tmp_path / "wav it's" / "manifest.jsonl", out, "2", "--partition=cpu"],
-        check=True, timeout=120, cwd=tmp_path,
+        check=True, timeout=120, cwd=ROOT,
         env={
             **os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "FAKE_LOG": str(tmp_path / "log"),
             "PYTHONPATH": str(ROOT),

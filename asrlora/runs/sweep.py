@@ -1,0 +1,189 @@
+"""The sweep file: trials from a grid or a list, in one phase or in several. Needs no torch.
+
+A trial's id is a hash of its settings, and its run directory is named by it: sweeps and phases that share
+an `output_dir` share their trials, and a trial that is there, complete, is not run again.
+"""
+
+import hashlib
+import itertools
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import pydantic
+import yaml
+from pydantic import Field
+
+from asrlora.config import ATTEMPT, Count, RunConfig, read_yaml, validate
+from asrlora.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+Settings = dict[str, Any]
+Values = Annotated[list[Any], Field(min_length=1)]
+
+
+class _Part(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Criteria(_Part):
+    """What a trial must show to be accepted; fractions, not per cent."""
+
+    min_domain_reduction: float = Field(0.01, ge=0)
+    max_heldout_regression: float = Field(0.002, ge=0)
+
+
+class Pruning(_Part):
+    """When a trial ends early, with its verdict on the best step so far. Looked at after evaluations."""
+
+    heldout_margin: float | None = Field(
+        None, ge=0, description="heldout WER past the guardrail by so much (fraction)"
+    )
+    loss_factor: float | None = Field(None, gt=1, description="loss above so many times its lowest")
+    halving: int | None = Field(
+        None, ge=2, description="go on only among the best 1/N of the trials that came as far (ASHA)"
+    )
+
+
+class Phase(_Part):
+    """Trials that are compared with each other: a grid, a list, or the product of both."""
+
+    name: str = Field("grid", pattern=r"^[a-z0-9_-]+$")
+    fixed: Settings = {}
+    grid: dict[str, Values] = {}
+    trials: list[Settings] = []
+
+
+class Sweep(Phase):
+    """The file. Without `phases` it is one phase by itself."""
+
+    output_dir: Path = Field(description="run directories of the trials stand here, named by their ids")
+    launch: Path | None = Field(None, description="accelerate config; without one, one process a trial")
+    at_once: Count = Field(4, description="array tasks that may run at once")
+    criteria: Criteria = Criteria()
+    prune: Pruning = Pruning()
+    parity: bool = Field(False, description="first of all evaluate the base twice; it must come out the same")
+    phases: list[Phase] = []
+
+
+@dataclass(frozen=True)
+class Trial:
+    id: str
+    settings: Settings  # as given: fixed ones, those of the winner before, and its own
+    own: Settings  # what sets it apart within its phase
+    folder: Path
+
+    @property
+    def label(self) -> str:
+        return " ".join(f"{name}={value}" for name, value in self.own.items()) or "as fixed"
+
+
+def load(path: Path) -> Sweep:
+    """Reads and checks a sweep file. Raises UserError naming the file, the key and the mend."""
+    try:
+        return Sweep.model_validate(read_yaml(path))
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        known = ", ".join(Sweep.model_fields)
+        mend = f"; known keys: {known}" if first["type"] == "extra_forbidden" else ""
+        raise UserError(f"{path}: key {key}: {first['msg'].lower()}{mend}") from None
+
+
+def phases_of(sweep: Sweep) -> Sequence[Phase]:
+    """The phases in their order; names are unique, since winners are told by them."""
+    if not sweep.phases:
+        return [sweep]
+    if sweep.grid or sweep.trials:
+        raise UserError("a sweep file with phases has its grids and trials in them, not beside them")
+    names = [phase.name for phase in sweep.phases]
+    if len(set(names)) < len(names):
+        raise UserError(f"phases: each needs a name of its own, not {', '.join(names)}")
+    return sweep.phases
+
+
+def trials_of(sweep: Sweep, phase: Phase, won: Mapping[str, Any] | None = None) -> list[Trial]:
+    """The trials of a phase, each once, in the order of the file; `won`: what phases before have chosen."""
+    base = {**sweep.fixed, **(won or {}), **phase.fixed}
+    points = [
+        dict(zip(phase.grid, values, strict=True)) for values in itertools.product(*phase.grid.values())
+    ]
+    found: dict[str, Trial] = {}
+    for listed, point in itertools.product(phase.trials or [{}], points):
+        own = {**listed, **point}
+        settings = {**base, **own}
+        if odd := [name for name in ("output_dir", "resume") if name in settings]:
+            raise UserError(f"{odd[0]} is set by the sweep, for each trial; take it out of the sweep file")
+        identity = trial_id(settings)
+        found.setdefault(identity, Trial(identity, settings, own, sweep.output_dir / identity))
+    return list(found.values())
+
+
+def trial_id(settings: Settings) -> str:
+    """The same for settings that mean the same: 1e-4 or 0.0001, a default given or left out."""
+    config = validate(None, {**settings, "output_dir": "."})
+    said = config.model_dump(mode="json", exclude_defaults=True, exclude={*ATTEMPT, "output_dir"})
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def sizes(sweep: Sweep) -> dict[str, int]:
+    """How many trials each phase has. A winner's settings change what they are, not how many."""
+    return {phase.name: len(trials_of(sweep, phase)) for phase in phases_of(sweep)}
+
+
+def command(sweep: Sweep, trial: Trial) -> list[str]:
+    """The command of a trial, for subprocess; as it would be typed, see `typed`."""
+    program = [str(Path(sys.executable))]
+    if sweep.launch is not None:
+        launcher = str(Path(sys.executable).parent / "accelerate")
+        program = [launcher, "launch", "--config_file", str(sweep.launch)]
+    return [*program, str(from_here(ROOT / "asrlora" / "train.py")), *flags(trial)]
+
+
+def flags(trial: Trial) -> list[str]:
+    words: list[str] = []
+    for name, value in {**trial.settings, "output_dir": trial.folder, "resume": "auto"}.items():
+        flag = "--" + name.replace("_", "-")
+        if RunConfig.model_fields[name].annotation is bool:
+            words += [flag if value else "--no-" + flag[2:]]
+        elif value is not None:
+            words += [flag, ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)]
+    return words
+
+
+def typed(words: Sequence[str]) -> str:
+    """The command as a person types it, from the root of the clone."""
+    program = Path(words[0]).name
+    return shlex.join(["uv", "run", "accelerate" if program == "accelerate" else "python", *words[1:]])
+
+
+def from_here(path: Path) -> Path:
+    """The path relative to the working directory where it lies below: records can then be run elsewhere."""
+    path = path.resolve()
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def sbatch_line(sweep: Sweep, file: Path) -> str:
+    """The line that submits the sweep, with an array of the right size."""
+    if sweep.phases:
+        return shlex.join(["sbatch", "slurm/programme.sh", str(file)])
+    count = len(trials_of(sweep, sweep))
+    return shlex.join(["sbatch", f"--array=0-{count - 1}%{sweep.at_once}", "slurm/sweep.sh", str(file)])
+
+
+def check_array(sweep: Sweep, phase: Phase, file: Path, environment: Mapping[str, str]) -> None:
+    """Raises UserError where this is a task of a Slurm array of another size than the phase."""
+    given = environment.get("SLURM_ARRAY_TASK_COUNT")
+    count = sizes(sweep)[phase.name]
+    if given is not None and int(given) != count:
+        raise UserError(
+            f"{file} has {count} trials and the array {given} tasks; submit it by: {sbatch_line(sweep, file)}"
+        )
+
+
+def to_yaml(sweep: Sweep) -> str:
+    return yaml.safe_dump(sweep.model_dump(mode="json"), sort_keys=False)

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=asrlora-sweep
+#SBATCH --output=slurm/logs/%x-%A_%a.log
+#SBATCH --array=0-7%4
+#SBATCH --nodes=1
+#SBATCH --ntasks=1
+#SBATCH --signal=B:USR1@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+# A sweep as an array, one trial a task: sbatch slurm/sweep.sh [FILE [--phase NAME]]
+# Without FILE the default grid, slurm/sweep.yaml. `asrlora sweep plan FILE` prints the line for another one.
+set -euo pipefail
+source "${SLURM_SUBMIT_DIR:?submit with sbatch from the root of the clone}/slurm/task.sh"
+file=${1:-slurm/sweep.yaml}
+shift "$(( $# < 1 ? $# : 1 ))"
+task "${run[@]}" asrlora sweep run "$file" "$@" --trial "${SLURM_ARRAY_TASK_ID:?submit as an array}"

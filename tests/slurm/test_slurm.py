@@ -1,0 +1,258 @@
+"""The scripts of slurm/ on a real Slurm of two nodes on this host, all jobs at once."""
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+import tiny
+from asrlora.runs import record, sweep
+from asrlora.runs.trials import standing
+from conftest import ROOT, speak
+
+MISSING = [tool for tool in ("slurmctld", "slurmd", "sbatch", "munged") if shutil.which(tool) is None]
+pytestmark = [
+    pytest.mark.skipif(bool(MISSING), reason=f"Slurm is not installed (no {', '.join(MISSING)})"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="the test cluster needs root"),
+    pytest.mark.timeout(800),
+]
+FOR_EVER = 1_000_000  # steps of a run that only ends when it is stopped
+
+
+@dataclass(frozen=True)
+class Cluster:
+    folder: Path  # its name holds a space and a quote
+    fixed: dict[str, Any]
+
+    def slurm(self, *words: str | Path) -> str:
+        done = subprocess.run(
+            [str(word) for word in words], cwd=ROOT, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def submit(self, *words: str | Path) -> str:
+        log = self.folder / "logs" / "%x-%A_%a.log"
+        return self.slurm("sbatch", "--parsable", f"--output={log}", *words).strip()
+
+    def write(self, name: str, **content: Any) -> tuple[Path, sweep.Sweep]:
+        path = self.folder / f"{name}.yaml"
+        everything = {"output_dir": str(self.folder / name), "fixed": self.fixed, **content}
+        path.write_text(yaml.safe_dump(everything))
+        return path, sweep.load(path)
+
+    def logs(self) -> str:
+        return "\n".join(
+            f"== {path}\n{path.read_text()[-1500:]}"
+            for path in [*self.folder.glob("logs/*"), *self.folder.rglob("log.txt")]
+        )
+
+    def until(self, what: str, holds: Callable[[], bool], seconds: float = 240) -> None:
+        end = time.monotonic() + seconds
+        while not holds():
+            assert time.monotonic() < end, f"{what} has not come about\n{self.logs()}"
+            time.sleep(0.05)
+
+    def ended(self, job: str) -> bool:
+        return not self.slurm("squeue", "-h", "-j", job, "-t", "PD,R,CG,CF,S").strip()
+
+
+def steps(run: Path) -> int:
+    return len(record.read_log(run / "metrics.jsonl"))
+
+
+def adapter(run: Path) -> bytes:
+    return (run / "adapter_best" / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    folder = tmp_path_factory.mktemp("slurm") / "it's here"
+    (folder / "logs").mkdir(parents=True)
+    speech = speak(folder / "speech")
+    for path, count in ((speech.train, 24), (speech.domain, 6), (speech.heldout, 6)):
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:count]))
+    model = tiny.save("moonshine", folder / "model")
+    site = folder / "site.sh"
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    site.write_text(
+        f"run=(env PATH={shlex.quote(path)} PYTHONPATH={ROOT} OMP_NUM_THREADS=1)\n"
+        "export GLOO_SOCKET_IFNAME=lo ASRLORA_MAX_RESTARTS=3 ASRLORA_PROCESSES_PER_NODE=1\n"
+    )
+    before = dict(os.environ)
+    root = Path(os.environ.get("TMPDIR", "/tmp")) / f"asrlora-slurm-{os.getpid()}"
+    script = str(ROOT / "tests" / "slurm" / "cluster.sh")
+    subprocess.run([script, "up", str(root)], check=True, timeout=120)
+    os.environ |= {"SLURM_CONF": str(root / "etc" / "slurm.conf"), "ASRLORA_SITE": str(site)}
+    fixed = {
+        "model_id": model, "dataset_path": str(speech.train), "manifest_path": str(speech.domain),
+        "safety_manifest_path": str(speech.heldout), "wandb_mode": "disabled", "batch_size": 2,
+        "gradient_accumulation_steps": 2, "learning_rate": 3e-3, "max_steps": 300, "eval_interval": 300,
+        "save_interval": 20,
+    }  # fmt: skip
+    try:
+        yield Cluster(folder, fixed)
+    finally:
+        subprocess.run([script, "down", str(root)], timeout=120)
+        os.environ.clear()
+        os.environ.update(before)
+        shutil.rmtree(root, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """What was submitted, and the trials of the array and of the job whose node dies."""
+
+    array: str
+    trials: list[sweep.Trial]
+    two_nodes: Path
+    undisturbed: Path
+    programme: Path
+    lost: sweep.Trial
+    loaded: sweep.Sweep
+
+
+@pytest.fixture(scope="module")
+def jobs(cluster: Cluster) -> Jobs:
+    """Everything at once, since most of it is waiting for `import torch`."""
+    missing = {"model_id": str(cluster.folder / "no such model")}
+    trials = [{"seed": 1}, {"seed": 2, **missing}, {"seed": 3, "max_steps": 40, "eval_interval": 40}]
+    file, loaded = cluster.write("sweep", trials=trials)
+    array = cluster.submit("--array=0-2%2", "--nodelist=n1", "slurm/sweep.sh", file)
+    found = sweep.trials_of(loaded, loaded)
+
+    run = cluster.folder / "two nodes"
+    flags = {**cluster.fixed, "max_steps": 20, "output_dir": run, "eval_interval": 20}
+    words = [
+        word for name, value in flags.items() for word in ("--" + name.replace("_", "-"), str(value))
+    ]  # fmt: skip
+    training = cluster.submit("--nodes=2", "--cpus-per-task=1", "slurm/train.sh", "cpu", *words)
+
+    lost_file, lost_sweep = cluster.write("lost", trials=[{"max_steps": FOR_EVER, "eval_interval": FOR_EVER}])
+    lost = sweep.trials_of(lost_sweep, lost_sweep)[0]
+    dying = cluster.submit("--array=0-0", "--nodelist=n2", "slurm/sweep.sh", lost_file)
+
+    phases = [{"name": "one", "grid": {"seed": [1, 2]}}, {"name": "two"}]
+    programme, _ = cluster.write("programme", fixed={**cluster.fixed, **missing}, phases=phases)
+    cluster.submit("slurm/programme.sh", programme)
+
+    same, _ = cluster.write("undisturbed", trials=trials)
+    program = [sys.executable, "-m", "asrlora.cli", "sweep", "run", str(same), "--trial", "0"]
+    with subprocess.Popen(program, cwd=ROOT) as alone:
+        cluster.until("step 30 of trial 0", lambda: steps(found[0].folder) >= 30)
+        cluster.slurm("scancel", "--batch", "--signal=USR1", f"{array}_0")
+        cluster.until("the training on two nodes", lambda: cluster.ended(training))
+        cluster.until("step 30 of the trial that is lost", lambda: steps(lost.folder) >= 30)
+        _kill_node("n2")
+        cluster.until("the loss", lambda: standing(lost, lost_sweep.criteria).state == "lost", 60)
+        # it was asked for by name, so that the array beside it is not hit
+        cluster.until(
+            "the requeue", lambda: "PENDING" in cluster.slurm("squeue", "-h", "-j", dying, "-o", "%T")
+        )
+        cluster.slurm("scontrol", "update", f"JobId={dying}", "ReqNodeList=n1")
+        assert alone.wait(200) == 0
+    cluster.until("the array", lambda: cluster.ended(array))
+
+    def attempts() -> list[dict[str, Any]]:
+        return list(record.read_json(lost.folder / "run.json")["attempts"])
+
+    cluster.until("the second attempt", lambda: len(attempts()) == 2)
+    after = attempts()[1]["from_step"]
+    cluster.until("further steps", lambda: steps(lost.folder) > after + 5)
+    cluster.slurm("scancel", dying)
+    cluster.until("the end of the programme", lambda: (cluster.folder / "programme/outcome.json").exists())
+    cluster.until("the end", lambda: cluster.ended(dying))
+    return Jobs(
+        array, found, run, sweep.trials_of(loaded, loaded)[0].folder.parent.parent / "undisturbed",
+        cluster.folder / "programme", lost, loaded,
+    )  # fmt: skip
+
+
+def _kill_node(name: str) -> None:
+    """As if the power had gone: first the daemons, lest they tell that the job has ended, then the job."""
+    daemons, steps_, rest = list[psutil.Process](), list[psutil.Process](), list[psutil.Process]()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            environment = process.environ()
+            if environment.get("SLURM_CONF") != os.environ["SLURM_CONF"]:
+                continue
+            if process.name() == "slurmd" and name in process.cmdline():
+                daemons.append(process)
+            elif environment.get("SLURMD_NODENAME") == name:
+                rest.append(process)
+                steps_ += [parent for parent in process.parents() if parent.name() == "slurmstepd"]
+    assert daemons
+    assert steps_
+    for process in [*daemons, *steps_, *rest]:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+
+
+def test_a_preempted_task_requeues_itself_and_ends_in_the_same_adapter(jobs: Jobs) -> None:
+    trial = jobs.trials[0]
+    attempts = record.read_json(trial.folder / "trial.json")["attempts"]
+    assert [one["cause"] for one in attempts] == ["preempted", "complete"]
+    assert [one["restart"] for one in attempts] == [0, 1]
+    assert all(one["owner"].startswith(f"job {jobs.array}_0 on n1") for one in attempts)
+    begun = [one["from_step"] for one in record.read_json(trial.folder / "run.json")["attempts"]]
+    assert begun[0] == 0
+    assert 30 <= begun[1] < 300
+    assert adapter(trial.folder) == adapter(jobs.undisturbed / trial.id)
+
+
+def test_a_task_that_fails_leaves_the_others_alone(jobs: Jobs) -> None:
+    states = [standing(trial, jobs.loaded.criteria) for trial in jobs.trials]
+    assert [one.state for one in states] == ["complete", "refused", "complete"]
+    assert "no such model" in states[1].why
+    assert states[2].judged is not None
+
+
+def test_the_array_keeps_its_limit(cluster: Cluster, jobs: Jobs) -> None:
+    assert "ArrayTaskThrottle=2" in cluster.slurm("scontrol", "show", "job", jobs.array)
+
+
+def test_an_array_of_another_size_is_refused_with_the_line_that_is_right(cluster: Cluster) -> None:
+    file, _ = cluster.write("three", grid={"seed": [1, 2, 3]})
+    job = cluster.submit("--array=0-0", "slurm/sweep.sh", file)
+    cluster.until("the end of the task", lambda: cluster.ended(job), 60)
+    log = (cluster.folder / "logs" / f"asrlora-sweep-{job}_0.log").read_text()
+    assert f"sbatch --array=0-2%4 slurm/sweep.sh {shlex.quote(str(file))}" in log.replace("\\'", "'") + log
+
+
+def test_phases_run_one_after_another_and_end_with_what_stands_in_the_way(jobs: Jobs) -> None:
+    told = json.loads((jobs.programme / "outcome.json").read_text())
+    assert [phase["name"] for phase in told["phases"]] == ["one", "two"]
+    assert {state for phase in told["phases"] for state in phase["trials"].values()} == {"refused"}
+    assert told["in_the_way"] == ["no trial has a verdict"]
+
+
+def test_a_node_that_fails_loses_an_attempt_and_not_the_run(jobs: Jobs) -> None:
+    attempts = record.read_json(jobs.lost.folder / "trial.json")["attempts"]
+    assert [one["cause"] for one in attempts] == ["lost", "cancelled"]
+    assert attempts[0]["owner"].endswith("n2")
+    assert attempts[1]["owner"].endswith("n1")
+    assert record.read_json(jobs.lost.folder / "run.json")["attempts"][1]["from_step"] >= 20
+
+
+def test_scancel_is_told_from_other_ends(jobs: Jobs) -> None:
+    assert standing(jobs.lost, jobs.loaded.criteria).state == "cancelled"
+    assert record.read_json(jobs.lost.folder / "run.json")["state"] == "preempted", "it was saved"
+
+
+def test_a_run_on_two_nodes_is_one_run(jobs: Jobs) -> None:
+    identity = record.read_json(jobs.two_nodes / "run.json")
+    assert (identity["state"], identity["world_size"], identity["launch"]) == ("complete", 2, "DDP")
+    assert load_file(jobs.two_nodes / "adapter_best" / "adapter_model.safetensors")

@@ -1,0 +1,68 @@
+"""Diagnoses of made curves: each failure is named, with the step at which it shows."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from asrlora.runs.diagnosis import Curves, diagnose
+
+FALLING = {step: 2.0 - step / 100 for step in range(1, 101)}
+SOUND = Curves(FALLING, {0: 0.30, 50: 0.25, 100: 0.20}, {0: 0.05, 50: 0.05, 100: 0.05}, 2.0)
+CRITERIA = {"min_domain_reduction": 0.01, "max_heldout_regression": 0.002}
+
+
+def judged(verdict: str = "reject", **domain: Any) -> dict[str, Any]:
+    part = {"reduction": 0.004, "interval": [-0.01, 0.02], "utterances": 60, **domain}
+    return {
+        "verdict": verdict, "reason": "the rule", "criteria": CRITERIA, "domain": part,
+        "heldout": {"regression": 0.0, "interval": [-0.001, 0.001], "utterances": 60},
+    }  # fmt: skip
+
+
+def kinds(curves: Curves, verdict: dict[str, Any] | None) -> list[str]:
+    return [one.kind for one in diagnose(curves, verdict)]
+
+
+def test_an_accepted_run_needs_no_diagnosis() -> None:
+    assert diagnose(SOUND, judged("accept")) == []
+
+
+def test_a_run_without_a_fault_of_its_curves_fell_short() -> None:
+    assert kinds(SOUND, judged()) == ["fell short"]
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "told"),
+    [
+        ({"losses": {s: 2.0 if s <= 40 else 2.0 + s / 20 for s in range(1, 101)}}, "diverged", "after step"),
+        ({"losses": {**FALLING, 60: math.nan, 61: math.nan}}, "diverged", "from step 60"),
+        ({"heldout": {0: 0.05, 50: 0.06, 100: 0.09}}, "forgot", "at step 50 (up 1.00 points)"),
+        ({"domain": {0: 0.30, 50: 0.20, 100: 0.28}}, "overfitted", "best at step 50"),
+        ({"losses": {s: 2.0 + 0.01 * (-1) ** s for s in range(1, 101)}}, "learned nothing", "hardly moved"),
+        ({"epochs": 45.0}, "starved", "45 epochs"),
+    ],
+)
+def test_each_failure_is_named_with_its_step(change: dict[str, Any], kind: str, told: str) -> None:
+    found = diagnose(replace(SOUND, **change), judged())
+    assert [one.kind for one in found] == [kind]
+    assert told in found[0].told
+
+
+def test_forgetting_without_any_gain_is_not_called_forgetting() -> None:
+    curves = replace(SOUND, domain={0: 0.2, 100: 0.3}, heldout={0: 0.05, 100: 0.2})
+    assert "forgot" not in kinds(curves, judged())
+
+
+def test_an_effect_below_what_can_be_told_is_inconclusive() -> None:
+    found = diagnose(SOUND, judged("inconclusive"))
+    assert [one.kind for one in found] == ["inconclusive"]
+    assert "domain reduction 0.40 points lies within 1.50 points of the 1.00 points" in found[0].told
+    assert "heldout" not in found[0].told
+
+
+def test_a_run_that_broke_keeps_its_reason_beside_what_its_curves_say() -> None:
+    broken = replace(SOUND, reason="FloatingPointError: 3 steps in a row were not finite")
+    assert kinds(broken, None) == ["diverged", "failed"]
+    assert kinds(replace(SOUND, reason="out of memory"), None) == ["failed"]

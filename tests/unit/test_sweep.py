@@ -1,0 +1,335 @@
+"""Sweep files, trial ids, states, choice, pruning, and the runner, with a fake training program."""
+
+import datetime
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from asrlora import cli
+from asrlora.config import parse_run
+from asrlora.errors import UserError
+from asrlora.files import Claim
+from asrlora.runs import conduct, pruning, sweep, trials
+from asrlora.runs.sweep import Criteria, Pruning, Sweep, Trial
+from conftest import ROOT
+
+FIXED = {"model_id": "a b'c", "dataset_path": "t.jsonl", "manifest_path": "d.jsonl"}
+
+
+def make(folder: Path, **content: Any) -> Sweep:
+    path = folder / "sweep.yaml"
+    path.write_text(yaml.safe_dump({"output_dir": str(folder / "trials"), "fixed": FIXED, **content}))
+    return sweep.load(path)
+
+
+def test_a_grid_times_a_list_each_trial_once(tmp_path: Path) -> None:
+    loaded = make(
+        tmp_path, grid={"learning_rate": [1e-4, "1e-4", 1e-5]}, trials=[{}, {"use_dora": True}]
+    )  # fmt: skip
+    found = sweep.trials_of(loaded, loaded)
+    assert len({trial.id for trial in found}) == len(found) == 4
+    assert found[2].own == {"use_dora": True, "learning_rate": 1e-4}
+
+
+def test_ids_are_of_what_settings_mean() -> None:
+    one = sweep.trial_id({**FIXED, "learning_rate": 1e-4})
+    assert one == sweep.trial_id({"learning_rate": "1e-4", **FIXED, "seed": 42, "wandb_mode": "offline"})
+    assert one != sweep.trial_id({**FIXED, "learning_rate": 1e-4, "seed": 43})
+
+
+def test_a_command_survives_the_shell_and_says_what_the_trial_is(tmp_path: Path) -> None:
+    settings = {"use_dora": False, "augment_speed": [0.9, 1.0], "replay_path": None}
+    loaded = make(tmp_path, trials=[settings])
+    trial = sweep.trials_of(loaded, loaded)[0]
+    words = shlex.split(sweep.typed(sweep.command(loaded, trial)))
+    assert words[:4] == ["uv", "run", "python", str(sweep.from_here(ROOT / "asrlora" / "train.py"))]
+    config = parse_run(words[4:])
+    assert (config.model_id, config.augment_speed, config.use_dora) == ("a b'c", (0.9, 1.0), False)
+    assert (config.output_dir, config.resume) == (trial.folder, "auto")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"grids": {}}, "key grids"),
+        ({"grid": {"learning_rate": []}}, "grid.learning_rate"),
+        ({"phases": [{"name": "a"}, {"name": "a"}]}, "a name of its own"),
+        ({"phases": [{"name": "a"}], "trials": [{}]}, "in them, not beside them"),
+        ({"grid": {"output_dir": ["x"]}}, "output_dir is set by the sweep"),
+        ({"grid": {"learning_rat": [1]}}, "did you mean learning_rate"),
+    ],
+)
+def test_a_mistake_in_the_file_is_named(tmp_path: Path, content: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        sweep.sizes(make(tmp_path, **content))
+
+
+@pytest.mark.parametrize("name", ["sweep", "programme", "programme_demo"])
+def test_the_files_that_ship_are_sound(name: str) -> None:
+    loaded = sweep.load(ROOT / "slurm" / f"{name}.yaml")
+    assert all(sweep.sizes(loaded).values())
+
+
+def test_the_default_array_fits_the_default_grid() -> None:
+    loaded = sweep.load(ROOT / "slurm" / "sweep.yaml")
+    line = sweep.sbatch_line(loaded, Path("slurm/sweep.yaml"))
+    assert line == "sbatch --array=0-7%4 slurm/sweep.sh slurm/sweep.yaml"
+    assert "#SBATCH --array=0-7%4\n" in (ROOT / "slurm" / "sweep.sh").read_text()
+    with pytest.raises(
+        UserError, match=r"8 trials and the array 3 tasks; submit it by: sbatch --array=0-7%4"
+    ):
+        sweep.check_array(loaded, loaded, Path("slurm/sweep.yaml"), {"SLURM_ARRAY_TASK_COUNT": "3"})
+
+
+def test_no_script_holds_a_setting_of_a_site() -> None:
+    for script in (ROOT / "slurm").glob("*.sh"):
+        if script.name != "site.sh":
+            lines = [line for line in script.read_text().splitlines() if line.startswith("#SBATCH")]
+            odd = [line for line in lines if any(f"--{w}=" in line for w in ("partition", "account", "time"))]
+            assert not odd, script
+
+
+# a stand-in for training: it writes a record as a run does, and ends as its seed says
+TRAIN = """
+import json, pathlib, signal, sys, time
+flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+run, seed = pathlib.Path(flags["--output-dir"]), int(flags["--seed"])
+started = (run / "starts").read_text() if (run / "starts").exists() else ""
+(run / "starts").write_text(started + "x")
+if seed == 2:
+    sys.exit("asrlora: error: no such model")
+if seed == 3 and not started:
+    signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))
+    (run / "ready").write_text("")
+    time.sleep(60)
+part = {"baseline_wer": 0.3, "tuned_wer": 0.3 - seed / 100,
+        "tuned_interval": [0, 1], "interval": [0.0, 0.1], "reduction": seed / 100,
+        "utterances": 2}
+criteria = {"min_domain_reduction": 0.01, "max_heldout_regression": 0.002}
+(run / "verdict.json").write_text(json.dumps(
+    {"verdict": "inconclusive", "criteria": criteria, "domain": part, "heldout": None, "best_step": 4,
+     "reason": "made up"}))
+(run / "run.json").write_text(json.dumps(
+    {"state": "complete", "reason": None, "config": {"max_steps": 4}, "run_id": run.name}))
+"""
+
+
+@pytest.fixture
+def faked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    program = tmp_path / "train.py"
+    program.write_text(TRAIN)
+
+    def command(loaded: Sweep, trial: Trial) -> list[str]:
+        return [sys.executable, str(program), *sweep.flags(trial)]
+
+    monkeypatch.setattr(conduct, "command", command)
+    for name in list(os.environ):
+        if name.startswith("SLURM_"):
+            monkeypatch.delenv(name)
+    return tmp_path
+
+
+def starts(trial: Trial) -> int:
+    return len((trial.folder / "starts").read_text()) if (trial.folder / "starts").exists() else 0
+
+
+def test_trials_run_two_at_once_and_what_is_complete_is_not_run_again(faked: Path) -> None:
+    loaded = make(faked, grid={"seed": [1, 2, 4]})
+    found = sweep.trials_of(loaded, loaded)
+    assert conduct.run(loaded, loaded, found, found, 2) == 1
+    states = [trials.standing(trial, loaded.criteria) for trial in found]
+    assert [one.state for one in states] == ["complete", "failed", "complete"]
+    assert states[1].why == "no such model"
+    assert conduct.run(loaded, loaded, found, found, 2) == 1
+    assert [starts(trial) for trial in found] == [1, 2, 1]
+    assert conduct.run(loaded, loaded, found, found[1:2], 1) == 1
+
+
+def test_a_signal_reaches_the_trial_and_the_next_run_goes_on(faked: Path) -> None:
+    loaded = make(faked, grid={"seed": [3, 1]})
+    found = sweep.trials_of(loaded, loaded)
+    code = f"""
+import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+from pathlib import Path
+from asrlora.runs import conduct, sweep
+loaded = sweep.load(Path({str(faked / "sweep.yaml")!r}))
+conduct.command = lambda l, t: [sys.executable, {str(faked / "train.py")!r}, *sweep.flags(t)]
+found = sweep.trials_of(loaded, loaded)
+sys.exit(conduct.run(loaded, loaded, found, found, 1))
+"""
+    with subprocess.Popen([sys.executable, "-c", code]) as runner:
+        end = time.monotonic() + 60
+        while not (found[0].folder / "ready").exists():
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        assert trials.standing(found[0], loaded.criteria).state == "running"
+        runner.send_signal(signal.SIGUSR1)
+        assert runner.wait(30) == 75
+    states = [trials.standing(trial, loaded.criteria).state for trial in found]
+    assert states == ["preempted", "waiting"]
+    assert conduct.run(loaded, loaded, found, found, 1) == 0
+    attempts = json.loads((found[0].folder / "trial.json").read_text())["attempts"]
+    assert [one["cause"] for one in attempts] == ["preempted", "complete"]
+
+
+def test_a_task_that_was_stopped_too_often_says_so(faked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from asrlora.runs import record
+
+    assert record.gave_up() is None
+    monkeypatch.setenv("ASRLORA_MAX_RESTARTS", "3")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    assert record.gave_up() is None
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
+    assert record.gave_up() == "given up after 3 restarts (ASRLORA_MAX_RESTARTS)"
+
+
+def test_an_attempt_without_a_sign_of_life_is_lost_and_a_living_one_is_left_alone(faked: Path) -> None:
+    loaded = make(faked, grid={"seed": [1]})
+    found = sweep.trials_of(loaded, loaded)
+    claim = Claim(found[0].folder / trials.CLAIM)
+    assert claim.take("job 7_0 on n1")
+    (found[0].folder / trials.ATTEMPTS).write_text(
+        json.dumps({"attempts": [{"owner": "job 7_0 on n1", "ended": None, "cause": None}]})
+    )
+    assert not claim.take("job 8_0 on n2")
+    assert conduct.run(loaded, loaded, found, found, 1) == 0
+    assert starts(found[0]) == 0
+    told = {"owner": "job 7_0 on n1", "ended": None, "cause": "cancelled", "told": ""}
+    (found[0].folder / trials.ATTEMPTS).write_text(json.dumps({"attempts": [told]}))
+    assert trials.standing(found[0], loaded.criteria).state == "cancelled", "it may be killed while it saves"
+    (found[0].folder / trials.ATTEMPTS).write_text(json.dumps({"attempts": [{**told, "cause": None}]}))
+    old = time.time() - 60
+    os.utime(claim.path, (old, old))
+    one = trials.standing(found[0], loaded.criteria)
+    assert one.state == "lost"
+    assert "job 7_0 on n1" in one.why
+    assert conduct.run(loaded, loaded, found, found, 1) == 0
+    attempts = json.loads((found[0].folder / "trial.json").read_text())["attempts"]
+    assert [one["cause"] for one in attempts] == ["lost", "complete"]
+
+
+@pytest.mark.parametrize(
+    ("told", "cause"),
+    [
+        ({"JobState": "COMPLETING", "Reason": "TimeLimit"}, "timed out"),
+        ({"JobState": "COMPLETING", "Reason": "None"}, "cancelled"),
+        ({"JobState": "PREEMPTED", "Reason": "None"}, "preempted"),
+        (
+            {"JobState": "COMPLETING", "Reason": "None", "TimeLimit": "00:05:00",
+             "StartTime": "2026-11-22T11:54:59"},
+            "timed out",
+        ),
+        (
+            {"JobState": "COMPLETING", "Reason": "None", "TimeLimit": "1-00:05:00",
+             "StartTime": "2026-11-22T11:54:59"},
+            "cancelled",
+        ),
+    ],
+)  # fmt: skip
+def test_ends_by_slurm_are_told_apart(told: dict[str, str], cause: str) -> None:
+    assert conduct.slurm_cause(told, datetime.datetime(2026, 11, 22, 12, 0)) == cause
+
+
+def standing(tmp_path: Path, name: str, domain: float, heldout: float, seconds: float) -> trials.Standing:
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps({"config": {}, "trained_parameters": 5}))
+    (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "audio_seconds": seconds}) + "\n")
+    lines = [
+        {"id": i, "substitutions": int(i < 1000 * domain), "deletions": 0, "insertions": 0, "words": 1}
+        for i in range(1000)
+    ]
+    (folder / "eval" / "step-000001").mkdir(parents=True)
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "eval" / "step-000001" / "domain.jsonl").write_text(text)
+    return trials.Standing(
+        Trial(name, {}, {}, folder), "complete", 1, 1, {"domain": 0.3, "heldout": 0.05},
+        {"domain": domain, "heldout": heldout}, {"best_step": 1, "verdict": "reject",
+         "domain": {"tuned_interval": [domain - 0.03, domain + 0.03]}},
+    )  # fmt: skip
+
+
+def test_the_guardrail_comes_before_the_domain(tmp_path: Path) -> None:
+    low, safe = standing(tmp_path, "low", 0.10, 0.08, 1), standing(tmp_path, "safe", 0.20, 0.05, 1)
+    choice = trials.choose([low, safe], Criteria())
+    assert choice is not None
+    assert choice.best is safe
+    assert "1 of 2 hold the guardrail" in choice.why
+    assert trials.choose([replace(low, judged=None)], Criteria()) is None
+
+
+def test_ties_within_the_interval_go_to_the_cheaper(tmp_path: Path) -> None:
+    dear, cheap = standing(tmp_path, "dear", 0.200, 0.05, 900), standing(tmp_path, "cheap", 0.202, 0.05, 100)
+    worse = standing(tmp_path, "worse", 0.25, 0.05, 1)
+    choice = trials.choose([dear, cheap, worse], Criteria())
+    assert choice is not None
+    assert choice.best is cheap
+    assert "ties with the lowest, 20.00%" in choice.why
+
+
+def write_scores(run: Path, step: int, domain: float, heldout: float) -> None:
+    folder = run / "eval" / f"step-{step:06d}"
+    folder.mkdir(parents=True)
+    (folder / "scores.json").write_text(json.dumps({"domain": {"wer": domain}, "heldout": {"wer": heldout}}))
+
+
+def test_pruning_says_why_and_is_off_without_rules(tmp_path: Path) -> None:
+    mine, peers = (
+        Trial("mine", {}, {}, tmp_path / "mine"),
+        [Trial(n, {}, {}, tmp_path / n) for n in ("p1", "p2")],
+    )
+    for step, heldout in ((0, 0.05), (50, 0.07)):
+        write_scores(mine.folder, step, 0.3, heldout)
+        for peer, wer in zip(peers, (0.2, 0.25), strict=True):
+            write_scores(peer.folder, step, wer, 0.05)
+    ask = (50, 100, 50)
+    assert pruning.reason(mine.folder, *ask) is None
+    pruning.write_rules(Pruning(heldout_margin=0.02), Criteria(), mine, peers)
+    assert pruning.reason(mine.folder, *ask) is None
+    pruning.write_rules(Pruning(heldout_margin=0.01), Criteria(), mine, peers)
+    told = pruning.reason(mine.folder, *ask) or ""
+    assert told.startswith("pruned at step 50: heldout WER is up by 2.00 points")
+    pruning.write_rules(Pruning(halving=2), Criteria(), mine, peers)
+    assert "number 3 of 3 trials" in (pruning.reason(mine.folder, *ask) or "")
+    pruning.write_rules(Pruning(loss_factor=2.0), Criteria(), mine, peers)
+    losses = [1.0] * 20 + [3.0] * 20
+    lines = [{"step": step, "loss": loss} for step, loss in enumerate(losses, 1)]
+    (mine.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert "loss rose to 3.0 times" in (pruning.reason(mine.folder, *ask) or "")
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=40, unique=True), st.integers(2, 4))
+def test_halving_never_drops_the_best_and_keeps_the_share(wers: list[float], share: int) -> None:
+    kept = [
+        wer for i, wer in enumerate(wers)
+        if pruning.halving(wer, wers[:i] + wers[i + 1 :], share) is None
+    ]  # fmt: skip
+    assert min(wers) in kept
+    assert len(kept) == (len(wers) if len(wers) < share else -(-len(wers) // share))
+
+
+def test_the_commands_print_the_plan_and_the_table(faked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loaded = make(faked, grid={"seed": [1, 2]})
+    file = str(faked / "sweep.yaml")
+    assert cli.main(["sweep", "plan", file, "--arrays"]) == 0
+    assert capsys.readouterr().out == "grid 0-1%4\n"
+    assert cli.main(["sweep", "run", file]) == 1
+    assert cli.main(["sweep", "status", file]) == 0
+    told = json.loads((faked / "trials" / "outcome.json").read_text())
+    first = sweep.trials_of(loaded, loaded)[0]
+    assert told["phases"][0]["winner"] == first.id
+    assert told["verdict"] == "inconclusive"
+    assert told["in_the_way"][0] == "made up"
+    assert cli.main(["sweep", "run", file, "--trial", "5"]) == 2
