@@ -124,6 +124,7 @@ def test_a_signal_to_the_launcher_stops_its_ranks_with_a_checkpoint(speech: Spee
     assert len(list((run / "checkpoints").glob("step-*/state.json"))) == 1
 
 
+@pytest.mark.slow
 def test_ranks_end_when_their_launcher_is_killed(speech: Speech, tmp_path: Path) -> None:
     """Else they would write into the files of the attempt that goes on with the run."""
     run = tmp_path / "run"
@@ -142,5 +143,6 @@ def test_ranks_end_when_their_launcher_is_killed(speech: Speech, tmp_path: Path)
     assert len(gone) >= 2
     assert not left
     identity = json.loads((run / "run.json").read_text())
+    # the first rank that notices ends; another one may learn it from their broken connection
     assert identity["state"] == "failed"
-    assert "launcher" in identity["reason"]
+    assert "launcher" in identity["reason"] or "Connection closed" in identity["reason"]
