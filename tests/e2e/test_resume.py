@@ -47,7 +47,7 @@ def test_a_killed_run_ends_as_if_nobody_had_disturbed_it(
     undisturbed: Undisturbed, tmp_path: Path, world: int, number: int
 ) -> None:
     expected, took = undisturbed.results[world], undisturbed.seconds[world]
-    kill_resume.trial(number, undisturbed.speech, tmp_path, world, expected, took)
+    kill_resume.trial(number, undisturbed.speech, tmp_path, world, expected, took, kills=1)
 
 
 def lines_of(run: Path) -> int:
