@@ -106,6 +106,7 @@ def test_a_launch_that_is_not_what_was_asked_for_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_launcher_stops_its_ranks_with_a_checkpoint(speech: Speech, tmp_path: Path) -> None:
     """The launcher alone is told, as by a scheduler; it ends with 75 when its ranks have saved."""
     run = tmp_path / "run"
