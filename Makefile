@@ -1,15 +1,19 @@
-# make demo: the whole way, on a machine with Python 3.11 and git.  make test: all checks, as CI runs them.
+# make demo: the whole way, on a machine with Python 3.11 and git.  make test: the checks of every day; CI runs
+# make test-slow after it.
 UV_VERSION := 0.13.9
 UV := $(or $(shell command -v uv 2>/dev/null),.tools/bin/uv)
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint install format pins clean
+.PHONY: demo test test-slow lint install format pins clean
 
 demo: install
 	$(UV) run asrlora demo
 
 test: install lint
-	$(UV) run pytest -n 2 --dist loadfile
+	$(UV) run pytest -n 2 --dist loadfile -m "not slow"
+
+test-slow: install
+	$(UV) run pytest -n 2 --dist loadfile -m slow
 
 lint: install
 	$(UV) run ruff check .

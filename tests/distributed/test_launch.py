@@ -110,6 +110,7 @@ def test_a_launch_that_is_not_what_was_asked_for_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_launcher_stops_its_ranks_with_a_checkpoint(speech: Speech, tmp_path: Path) -> None:
     """The launcher alone is told, as by a scheduler; it ends with 75 when its ranks have saved."""
     run = tmp_path / "run"
@@ -128,6 +129,7 @@ def test_a_signal_to_the_launcher_stops_its_ranks_with_a_checkpoint(speech: Spee
     assert len(list((run / "checkpoints").glob("step-*/state.json"))) == 1
 
 
+@pytest.mark.slow
 def test_ranks_end_when_their_launcher_is_killed(speech: Speech, tmp_path: Path) -> None:
     """Else they would write into the files of the attempt that goes on with the run."""
     run = tmp_path / "run"
@@ -146,5 +148,6 @@ def test_ranks_end_when_their_launcher_is_killed(speech: Speech, tmp_path: Path)
     assert len(gone) >= 2
     assert not left
     identity = json.loads((run / "run.json").read_text())
+    # the first rank that notices ends; another one may learn it from their broken connection
     assert identity["state"] == "failed"
-    assert "launcher" in identity["reason"]
+    assert "launcher" in identity["reason"] or "Connection closed" in identity["reason"]

@@ -141,12 +141,13 @@ def trial(
     expected: dict[str, str],
     took: float,
     zero2: bool = False,
+    kills: int = KILLS,
 ) -> list[str]:
     """One run with its kills; returns what was done to it. Raises AssertionError on a difference."""
     rng = random.Random(number)
     run, log, done = folder / f"trial-{number}", folder / f"trial-{number}.log", []
     flags = speech.flags(run, **SETTINGS)
-    for _ in range(KILLS):
+    for _ in range(kills):
         ranks = start(world, flags, log, zero2)
         moment = rng.uniform(0.0, took)
         if any(code is not None for code in wait(ranks[:1], moment)):

@@ -34,6 +34,7 @@ def losses(speech: Speech, folder: Path) -> list[float]:
     return [json.loads(line)["loss"] for line in lines]
 
 
+@pytest.mark.slow
 def test_the_golden_curve(speech: Speech, tmp_path: Path) -> None:
     golden = json.loads(GOLDEN.read_text())
     assert sum(golden[-20:]) < 0.3 * sum(golden[:20]), "a curve that does not fall shows nothing"

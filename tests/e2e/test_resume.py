@@ -47,7 +47,7 @@ def test_a_killed_run_ends_as_if_nobody_had_disturbed_it(
     undisturbed: Undisturbed, tmp_path: Path, world: int, number: int
 ) -> None:
     expected, took = undisturbed.results[world], undisturbed.seconds[world]
-    kill_resume.trial(number, undisturbed.speech, tmp_path, world, expected, took)
+    kill_resume.trial(number, undisturbed.speech, tmp_path, world, expected, took, kills=1)
 
 
 def lines_of(run: Path) -> int:
@@ -117,6 +117,7 @@ def pissa(undisturbed: Undisturbed) -> dict[str, str]:
     return kill_resume.undisturbed(undisturbed.speech, undisturbed.folder / "pissa", 1, **PISSA)[0]
 
 
+@pytest.mark.slow
 def test_a_rewritten_base_is_rewritten_again(
     pissa: dict[str, str], undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
@@ -130,6 +131,7 @@ def test_a_rewritten_base_is_rewritten_again(
     assert kill_resume.differences(result(tmp_path / "run"), pissa) == []
 
 
+@pytest.mark.slow
 def test_bf16_on_two_processes_stays_within_its_bound(
     pissa: dict[str, str], undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
@@ -170,7 +172,8 @@ def test_a_vanished_run_directory_is_a_clear_end(undisturbed: Undisturbed, tmp_p
     told = (tmp_path / "log").read_text()
     assert codes[0] == 2, told
     assert codes[1] not in (0, None)
-    errors = [line for line in told.splitlines() if line.startswith("asrlora: error")]
+    # here rank 0 keeps the store that a launcher keeps otherwise, so that the other rank misses it
+    errors = [line for line in told.splitlines() if "asrlora: error" in line and "ranks' store" not in line]
     assert len(errors) == 1
     assert f"--output-dir {run} cannot be written" in errors[0] or "checkpoint of step" in errors[0]
     assert list((tmp_path / "gone" / "checkpoints").glob("step-*/state.json"))

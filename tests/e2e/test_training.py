@@ -86,7 +86,8 @@ def test_the_run_directory_holds_what_is_promised(run: Path) -> None:
     line = record.read_lines(run / "eval/step-000000/domain.jsonl")[0]
     assert set(line) == {
         "id", "reference", "hypothesis", "reference_raw", "hypothesis_raw",
-        "substitutions", "deletions", "insertions", "words",
+        "substitutions", "deletions", "insertions", "words", "character_errors", "characters",
+        "speaker", "duration",
     }  # fmt: skip
     assert list(run.glob("wandb/offline-run-*/*.wandb")), "W&B wrote nothing"
     assert identity["wandb_id"]

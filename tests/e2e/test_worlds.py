@@ -8,6 +8,7 @@ import socket
 from dataclasses import asdict
 from pathlib import Path
 
+import pytest
 from kill_resume import PRELOAD, wait
 
 from asrlora.data import shards
@@ -39,6 +40,7 @@ def evaluate_on(rank: int, world: int, port: int, folders: list[Path], seconds: 
     started.close()
 
 
+@pytest.mark.slow
 def test_hypotheses_are_the_same_on_any_number_of_processes(speech: Speech, tmp_path: Path) -> None:
     """With other batches each time, a shuffled manifest, and a set too small to give each rank a batch."""
     lines = speech.domain.read_text().splitlines(keepends=True)[:16]

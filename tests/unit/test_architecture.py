@@ -14,7 +14,8 @@ MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))
 }
 # from the bottom up; a room may import rooms before it, and itself
-FLOORS = "errors files config console score data runs models engine demo bench bench_eval train cli".split()
+FLOORS = """errors files config console score data runs models engine demo
+bench bench_eval bench_engine train cli""".split()
 OUTSIDE = {
     "accelerate": ["asrlora.engine.runtime", "asrlora.engine.offline"],
     "deepspeed": ["asrlora.engine.runtime"],

@@ -163,4 +163,4 @@ def test_the_bench_runs(capsys: pytest.CaptureFixture[str]) -> None:
     figures = bench.bench_data(0.002)
     bench.tell(figures)
     assert figures["damage"] == {"truncations noticed of 2": 2, "bit flips noticed of 2": 2}
-    assert figures["loader"]["later epochs, times webdataset"] > 0
+    assert figures["loader"]["later epochs, times plain webdataset"] > 0

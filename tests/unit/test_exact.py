@@ -270,6 +270,7 @@ def test_the_masked_norm_is_torchs_own_on_each_utterance_in_fp32_and_bf16() -> N
             assert torch.allclose(found[row, :, :count].float(), alone, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["moonshine", "moonshine_streaming", "wav2vec2-group"])
 def test_a_compiled_step_hears_no_padding_either(kind: str, tmp_path: Path) -> None:
     """Traced only (backend eager): what hooks leave on a module must not become a constant."""

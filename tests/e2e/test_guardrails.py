@@ -16,6 +16,8 @@ from asrlora.runs import examples, record
 from asrlora.score import choice
 from conftest import Speech
 
+pytestmark = pytest.mark.slow
+
 # Share of utterances without any hypothesis, at steps 0, 2, 4 and 6. Step 4 is the best on the domain, and
 # breaks the second guardrail; step 6 is the best on the whole domain, and not on the half that may choose.
 WRONG = {
