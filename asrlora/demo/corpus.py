@@ -50,7 +50,7 @@ PRETRAINING = Style(
     (145, 190), (20.0, 45.0), 0.0, grammar.pretraining_sentence,
 )  # fmt: skip
 GENERAL = dataclasses.replace(
-    PRETRAINING, words_per_minute=(140, 200), snr_db=(11.5, 40.0), sentence=grammar.general_sentence
+    PRETRAINING, words_per_minute=(140, 200), snr_db=(11.0, 40.0), sentence=grammar.general_sentence
 )
 DOMAIN = Style(
     _voices("en-gb-x-gbclan", "m2 m5 Annie") + _voices("en-us-nyc", "m5"),

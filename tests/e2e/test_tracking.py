@@ -19,6 +19,7 @@ from asrlora.engine.run import Run
 from asrlora.runs import record, status, tracking
 from conftest import Speech
 
+pytestmark = pytest.mark.slow
 KEY = "f00dcafe" * 5  # of no account
 SETTINGS = {
     "max_steps": 6, "eval_interval": 3, "learning_rate": 1e-3, "wandb_mode": "offline", "batch_size": 2,

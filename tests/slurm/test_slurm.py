@@ -25,6 +25,7 @@ from conftest import ROOT, speak
 
 MISSING = [tool for tool in ("slurmctld", "slurmd", "sbatch", "munged") if shutil.which(tool) is None]
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(bool(MISSING), reason=f"Slurm is not installed (no {', '.join(MISSING)})"),
     pytest.mark.skipif(os.geteuid() != 0, reason="the test cluster needs root"),
     pytest.mark.timeout(800),
