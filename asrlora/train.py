@@ -150,7 +150,8 @@ def train(config: RunConfig, inputs: Inputs) -> int:
             for epoch, microbatches in ahead
             for batch in plan.share(microbatches, runtime.rank, runtime.world_size)
         )
-        batches = read_batches(training.samples, mine, augmentation(config).apply)
+        read = read_batches(training.samples, mine, augmentation(config).apply)
+        batches = runtime.work.each("reading a batch", read)
         for step, (epoch, microbatches) in enumerate(planned, done + 1):
             if run.stopped:
                 break

@@ -54,10 +54,12 @@ def evaluate(
     was_training = model.training
     model.eval()
     pairs: list[tuple[str, Written]] = []
-    for batch in read_batches(shards, ((0, batch) for batch in mine)):
+    batches_read = read_batches(shards, ((0, batch) for batch in mine))
+    for batch in runtime.work.each("reading a batch to evaluate", batches_read):
         seconds = [sample.duration for sample in batch.samples]
-        waves, mask = batch.to(runtime.device)
-        written = decode.transcribe(model, base, waves, mask, seconds)
+        with runtime.work.on("evaluating a batch"):
+            waves, mask = batch.to(runtime.device)
+            written = decode.transcribe(model, base, waves, mask, seconds)
         pairs += [(s.id, one) for s, one in zip(batch.samples, written, strict=True)]
         progress(sum(seconds) * runtime.world_size)
         if runtime.stop_requested:

@@ -99,7 +99,7 @@ class Run:
         else:
             path = self.config.output_dir / "logs" / f"rank-{self.runtime.rank}.log"
             self.to_terminal = logs.into_file(path)
-        self.runtime.watch_the_others(self._end_in_silence)
+        self.runtime.watch(self._end_in_silence)
         if self.record is not None:  # not before: W&B may take longer to start than the watch is patient
             self.tracker = self._track(self.record)
 

@@ -41,6 +41,7 @@ class Runtime:
     signalled: bool = False
     deadline: float = math.inf  # seconds since 1970
     reserve: float = 10.0  # seconds that one more step and a save take; measured as the run goes on
+    work: watchdog.Work = field(default_factory=watchdog.Work)
     end_watch: Callable[[], None] | None = None
     unreached: set[str] = field(default_factory=set)  # adapter tensors that no gradient has come to yet
     _marks: list[Any] = field(default_factory=list)  # the hooks that find that out
@@ -245,10 +246,9 @@ class Runtime:
         """Whether this rank was asked to stop; the ranks agree on it at the end of a step."""
         return self.signalled or time.time() + self.reserve > self.deadline
 
-    def watch_the_others(self, on_silence: Callable[[str], None]) -> None:
-        """Ends the run, with a message, when another rank is frozen: see watchdog.py."""
-        if self.world_size > 1:
-            self.end_watch = watchdog.watch(self.rank, self.world_size, on_silence)
+    def watch(self, on_silence: Callable[[str], None]) -> None:
+        """Ends the run, with a message, when a rank is frozen or hangs: see watchdog.py."""
+        self.end_watch = watchdog.watch(self.rank, self.world_size, self.work, on_silence)
 
     def close(self) -> None:
         """Collective. Ends the process group, so that no rank leaves another one waiting."""

@@ -66,7 +66,8 @@ def train_step(
         device = runtime.device
         waves, mask = batch.to(device)
         with runtime.microbatch(last):
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+            bf16 = torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16")
+            with runtime.work.on("computing a loss"), bf16:
                 loss = families.summed_loss(
                     runtime.model,
                     base,
@@ -74,7 +75,7 @@ def train_step(
                     mask,
                     families.pad_labels([labels[s.id] for s in batch.samples]).to(device),
                 )
-            value = float(loss.detach())
+                value = float(loss.detach())
             summed += value
             # a loss of infinity can have a finite gradient, which must not be applied either
             runtime.backward(loss * (scale if math.isfinite(value) else nan), last)

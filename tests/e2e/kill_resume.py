@@ -21,6 +21,7 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -49,7 +50,9 @@ def small(folder: Path) -> Speech:
     return whole
 
 
-def _rank(rank: int, world: int, port: int, flags: list[str], log: Path, zero2: bool) -> None:
+def _rank(
+    rank: int, world: int, port: int, flags: list[str], log: Path, zero2: bool, change: Callable[[int], None]
+) -> None:
     if zero2:  # as the launcher does
         os.environ |= {
             "ACCELERATE_USE_DEEPSPEED": "true",
@@ -67,6 +70,7 @@ def _rank(rank: int, world: int, port: int, flags: list[str], log: Path, zero2: 
     from asrlora.errors import exit_code
 
     sys.argv = ["asrlora/train.py", *flags]
+    change(rank)
     code = exit_code(lambda: train.main(flags))
     sys.stdout.flush()
     os._exit(code)
@@ -78,11 +82,22 @@ def server() -> multiprocessing.context.ForkServerContext:
     return context
 
 
-def start(world: int, flags: list[str], log: Path, zero2: bool = False) -> list[multiprocessing.Process]:
+def _nothing(rank: int) -> None: ...
+
+
+def start(
+    world: int,
+    flags: list[str],
+    log: Path,
+    zero2: bool = False,
+    change: Callable[[int], None] = _nothing,
+) -> list[multiprocessing.Process]:
+    """`change` is called in each rank, with its number, before the run."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    ranks = [server().Process(target=_rank, args=(r, world, port, flags, log, zero2)) for r in range(world)]
+    given = (world, port, flags, log, zero2, change)
+    ranks = [server().Process(target=_rank, args=(r, *given)) for r in range(world)]
     for rank in ranks:
         rank.start()
     return ranks

@@ -1,12 +1,15 @@
 """Runs that are killed, stopped, frozen and gone on with, on real gloo ranks."""
 
+import itertools
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import kill_resume
 import pytest
@@ -14,6 +17,8 @@ from kill_resume import SETTINGS, result, start, wait
 from safetensors.torch import load_file
 
 from asrlora import train
+from asrlora.data import batches
+from asrlora.engine import watchdog
 from asrlora.errors import UserError
 from asrlora.runs import record
 from conftest import Speech
@@ -161,6 +166,38 @@ def test_a_frozen_rank_takes_the_run_down_and_is_named(frozen: tuple[Path, list[
     identity = record.read_json(folder / "run" / "run.json")
     assert identity["state"] == "failed"
     assert "has not answered" in identity["reason"]
+
+
+def hang_in_the_last_rank(rank: int) -> None:
+    """It gets three batches to train on, and waits for ever for the fourth, as on a source that is locked."""
+    watchdog.HANG = 2.0
+    whole = batches.read_batches
+
+    def locked(*args: Any) -> Iterator[batches.Batch]:
+        yield from itertools.islice(whole(*args), 3)
+        threading.Event().wait()
+
+    if rank == int(os.environ.get("WORLD_SIZE", 1)) - 1:
+        batches.read_batches = locked
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_rank_that_hangs_takes_the_run_down_and_is_named(
+    undisturbed: Undisturbed, tmp_path: Path, world: int
+) -> None:
+    flags = undisturbed.speech.flags(tmp_path / "run", **SETTINGS)
+    ranks = start(world, flags, tmp_path / "log", change=hang_in_the_last_rank)
+    codes = wait(ranks, 60)
+    assert codes[0] == 1
+    assert codes[-1] in (1, -signal.SIGKILL)
+    told = f"rank {world - 1} (process {ranks[-1].pid} on"
+    said = (tmp_path / "log").read_text() + "".join(p.read_text() for p in tmp_path.glob("run/logs/*.log"))
+    assert told in said
+    assert "in locked" in said, "the stack of what hangs"
+    identity = record.read_json(tmp_path / "run" / "run.json")
+    assert identity["state"] == "failed"
+    assert told in identity["reason"]
+    assert "while reading a batch" in identity["reason"]
 
 
 def test_a_vanished_run_directory_is_a_clear_end(undisturbed: Undisturbed, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import tiny
 from asrlora import cli
 from asrlora.data import batches, shards
 from asrlora.data.manifest import read_manifest
+from asrlora.engine import watchdog
 from asrlora.engine.evaluate import Evaluation, evaluate, fingerprint
 from asrlora.models import decode, families, moonshine, padding, seq2seq, whisper
 from asrlora.models.family import Base, Written
@@ -88,6 +89,7 @@ class Rank:
 
     def __init__(self, rank: int, world_size: int, gathered: list[Any]) -> None:
         self.rank, self.world_size, self.gathered = rank, world_size, gathered
+        self.work = watchdog.Work()
 
     def gather(self, items: list[Any]) -> list[Any] | None:
         self.gathered += items
