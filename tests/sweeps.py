@@ -45,7 +45,7 @@ def write_run(
     )
     rng = np.random.default_rng(abs(hash((config.seed, config.max_steps, config.learning_rate))) % 2**32)
     run = record.RunRecord.create(
-        folder, command=f"uv run python asrlora/train.py --output-dir {folder.name}",
+        folder, command=f"uv run python asrlora/train.py --output-dir {folder}",
         config=config.model_dump(mode="json"), fingerprint=fingerprint, world_size=1, launch="one process",
         training={"set": "9 utterances kept", "content": "0" * 64}, best_step=0, wandb_id=None,
     )  # fmt: skip

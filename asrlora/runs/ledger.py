@@ -37,13 +37,14 @@ WAIT = 60.0  # seconds for another command that draws the same page
 
 def find_runs(folders: Iterable[Path]) -> list[Path]:
     """All run directories at and below `folders`, oldest first; copies of one run only once."""
-    found: dict[tuple[str, str], Path] = {}
+    found: dict[tuple[str, str, str], Path] = {}
     for folder in folders:
         for place, below, names in os.walk(folder):
             if "run.json" in names:
                 below.clear()  # a run directory holds no other one, and thousands of files
                 identity = read_json(Path(place) / "run.json")
-                found.setdefault((identity["started"], identity["run_id"]), Path(place))
+                key = (identity["started"], identity["run_id"], identity["command"])
+                found.setdefault(key, Path(place))
     return [found[key] for key in sorted(found)]
 
 

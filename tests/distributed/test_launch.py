@@ -20,7 +20,7 @@ WAYS = {
     "zero2": [ACCELERATE, "launch", "--config_file", "accelerate_configs/cpu_zero2.yaml"],
 }
 SETTINGS = {
-    "max_steps": 40, "eval_interval": 40, "learning_rate": 1e-3, "batch_size": 4,
+    "max_steps": 40, "eval_interval": 40, "learning_rate": 1e-3, "batch_size": 2,
     "gradient_accumulation_steps": 4,
 }  # fmt: skip
 
