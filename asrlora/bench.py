@@ -43,8 +43,8 @@ def bench_data(scale: float = 1.0) -> Figures:
             "plan": lambda: _plan(round(1_000_000 * scale)),
             "index": lambda: _index(folder / "index", round(1_000_000 * scale)),
             "damage": lambda: _damage(folder / "damage", round(1000 * scale)),
-            "build": lambda: _build(folder / "build", max(16, round(400 * scale))),
-            "loader": lambda: _loader(folder / "loader", max(16, round(400 * scale))),
+            "build": lambda: _build(folder / "build", max(16, round(512 * scale))),
+            "loader": lambda: _loader(folder / "loader", max(16, round(512 * scale))),
         }
         for step, measure in steps.items():
             console.print(f"bench: {step}")
@@ -170,7 +170,7 @@ def _build(folder: Path, count: int) -> dict[str, Any]:
         utterances = write_corpus(folder / str(rate), lengths, rate)
         audio.read_audio(utterances[0].audio)  # torch, where it is needed, is imported before the clock runs
         best = {1: float("inf"), 2: float("inf")}
-        for repeat in range(REPEATS):
+        for repeat in range(2 * REPEATS):
             for workers in best:
                 out = folder / f"out-{rate}-{workers}-{repeat}"
                 start = time.perf_counter()

@@ -29,26 +29,32 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name only when all of it is on disk; several may write it at once."""
+def written_whole(path: Path, synced: bool = True) -> Iterator[BinaryIO]:
+    """A file that appears under its name only when all of it is on disk; several may write it at once.
+
+    Not `synced`: when all of it is written. After a crash of the machine it may be there and broken, so this
+    is for files that are checked against a hash, and synced later.
+    """
     descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
             file.flush()
-            os.fsync(descriptor)
+            if synced:
+                os.fsync(descriptor)
         os.chmod(aside, 0o644)
         os.rename(aside, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(aside)
         raise
-    sync_folder(path.parent)
+    if synced:
+        sync(path.parent)
 
 
-def sync_folder(folder: Path) -> None:
-    """Puts a folder's list of names on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Puts a file's bytes, or a folder's list of names, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -66,8 +72,7 @@ def folder_whole(path: Path) -> Iterator[Path]:
     try:
         yield aside
         for file in aside.iterdir():
-            with open(file, "rb+") as opened:
-                os.fsync(opened.fileno())
+            sync(file)
         aside.chmod(0o755)
         old = path.with_name(f".{path.name}-old")
         if path.exists():

@@ -9,6 +9,8 @@ Shapes: T samples of one utterance at 16 kHz.
 
 import functools
 import io
+import os
+import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,6 +44,7 @@ Pcm = npt.NDArray[np.int16]
 Wave = npt.NDArray[np.float32]
 
 
+MEMORY_FILES = hasattr(os, "memfd_create")  # on Linux
 FULL_SCALE = 32767 / 32768  # the largest sample a 16-bit file can hold
 
 
@@ -139,10 +142,18 @@ def to_float(pcm: Pcm) -> Wave:
 
 
 def encode_flac(pcm: Pcm) -> bytes:
-    """Lossless; the same samples give the same bytes with one version of libsndfile."""
-    buffer = io.BytesIO()
-    soundfile.write(buffer, pcm, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    return buffer.getvalue()
+    """Lossless; the same samples give the same bytes with one version of libsndfile.
+
+    Into a file in memory: for BytesIO, libsndfile would call Python for each block of samples, and threads
+    wait for each other there.
+    """
+    with open(os.memfd_create("flac"), "w+b") if MEMORY_FILES else tempfile.TemporaryFile() as file:
+        descriptor = file.fileno()
+        kind: dict[str, Any] = {"format": "FLAC", "subtype": "PCM_16", "closefd": False}
+        with soundfile.SoundFile(descriptor, "w", SAMPLE_RATE, 1, **kind) as sound:
+            sound.write(pcm)
+        file.seek(0)
+        return file.read()
 
 
 def writes_mp3() -> bool:

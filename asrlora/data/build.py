@@ -1,8 +1,8 @@
 """Builds a folder of shards: in parallel, in slices on many machines, and on from where it was killed.
 
 Work goes on in `.OUT.building` beside OUT. A finished shard is a tar and a JSON-lines file that tells
-its samples and the tar's sha256; each is written aside, synced and renamed. `finish` makes the index
-from all of them and renames the folder to OUT: a folder of that name is whole or not there.
+its samples and the tar's sha256; each is written aside and renamed. `finish` checks them all by sha256, syncs
+them, makes the index from them and renames the folder to OUT: a folder of that name is whole or not there.
 
 Threads, not processes: decoding, FLAC and sha256 leave Python's lock alone, torch is imported once,
 and a script without a `__main__` guard starts nothing twice.
@@ -17,7 +17,7 @@ import sys
 import tarfile
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from asrlora.data import audio, index
 from asrlora.data.index import Sample, shard_name
 from asrlora.data.manifest import Utterance, fingerprint
 from asrlora.errors import UserError
-from asrlora.files import sync_folder, written_whole
+from asrlora.files import sync, written_whole
 
 FORMAT = 2
 SAMPLES_PER_SHARD = 256
@@ -100,13 +100,20 @@ def write_shards(
                     missing.append(chunk)
                 else:
                     progress(chunk.seconds)
-            ahead: deque[tuple[Chunk, list[Future[_Encoded | None]]]] = deque()
+            encoding: deque[tuple[Chunk, list[Future[_Encoded | None]]]] = deque()
+            writing: deque[tuple[Chunk, Future[None]]] = deque()
             for following in [*missing, None]:
                 if following:  # encoded while the shard before it is written
-                    ahead.append((following, [pool.submit(_encode, u) for u in following.utterances]))
-                if len(ahead) == 2 or (ahead and not following):
-                    chunk, encoded = ahead.popleft()
-                    _write_shard(work, chunk, encoded)
+                    encoding.append((following, [pool.submit(_encode, u) for u in following.utterances]))
+                if len(encoding) == 2 or (encoding and not following):
+                    chunk, encoded = encoding.popleft()
+                    wait(
+                        encoded, return_when=FIRST_EXCEPTION
+                    )  # a writer that waited would keep a worker from encoding
+                    writing.append((chunk, pool.submit(_write_shard, work, chunk, encoded)))
+                while len(writing) == 2 or (writing and not following):
+                    chunk, written = writing.popleft()
+                    written.result()
                     progress(chunk.seconds)
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -138,6 +145,8 @@ def finish(out: Path) -> None:
     rejected: Counter[str] = Counter()
     for found in parts:
         rejected.update(found.rejected if found else {})
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # not shard by shard: workers would wait for the disk
+        list(pool.map(sync, (work / shard_name(number) for number in numbers)))
     files = index.write_index(work, samples)
     for number, found in enumerate(parts):
         if found:
@@ -156,7 +165,7 @@ def finish(out: Path) -> None:
     except OSError:
         shutil.rmtree(work)  # another process was faster, and its bytes are the same
         raise
-    sync_folder(out.parent)
+    sync(out.parent)
     for path in out.iterdir():
         if path.name not in files and path.name != META:
             path.unlink()
@@ -214,7 +223,7 @@ def _write_shard(work: Path, chunk: Chunk, encoded: list[Future[_Encoded | None]
     rejected: Counter[str] = Counter()
     path = work / shard_name(chunk.number)
     with (
-        written_whole(path) as file,
+        written_whole(path, synced=False) as file,
         tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
     ):
         for number, utterance in enumerate(chunk.utterances):
@@ -237,7 +246,7 @@ def _write_shard(work: Path, chunk: Chunk, encoded: list[Future[_Encoded | None]
         "chunk": chunk.fingerprint, "sha256": index.sha256_of(path), "bytes": path.stat().st_size,
         "rejected": rejected,
     }  # fmt: skip
-    with written_whole(work / f"{path.name}.jsonl") as file:
+    with written_whole(work / f"{path.name}.jsonl", synced=False) as file:
         for record in (head, *map(asdict, samples)):
             file.write(json.dumps(record).encode() + b"\n")
 

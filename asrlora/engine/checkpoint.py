@@ -20,7 +20,7 @@ from safetensors.torch import save as serialise
 
 from asrlora.console import console
 from asrlora.errors import UserError
-from asrlora.files import sync_folder, write_synced
+from asrlora.files import sync, write_synced
 
 Tensors = dict[str, torch.Tensor]
 
@@ -66,7 +66,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         write_synced(path / f".{STATE}", state.encode())
         (path / f".{STATE}").rename(path / STATE)
         for changed in (path, folder):
-            sync_folder(changed)
+            sync(changed)
         for old in find(folder)[:-keep]:
             # its mark goes first: a deletion that is cut short must not leave half a checkpoint
             (old / STATE).unlink()
