@@ -188,7 +188,8 @@ def _parser() -> argparse.ArgumentParser:
 
     comparing = commands.add_parser("compare", help="runs side by side: one HTML page and a table")
     comparing.set_defaults(run=_compare)
-    comparing.add_argument("runs", type=Path, nargs="+", help="run directories, or folders that hold some")
+    comparing.add_argument("runs", type=Path, nargs="*", help="run directories, or folders that hold some")
+    comparing.add_argument("--sweep", type=Path, metavar="FILE", help="the trials of this sweep file")
     comparing.add_argument(
         "--output", type=Path, help="the page (default: compare.html in the folder that holds the runs)"
     )
@@ -582,7 +583,10 @@ def _verdict(args: argparse.Namespace) -> int:
 def _compare(args: argparse.Namespace) -> int:
     from asrlora.runs import compare
 
-    runs = compare.read_runs(compare.find(args.runs))
+    places = [*args.runs, *(compare.trials(args.sweep) if args.sweep else ())]
+    if not places:
+        raise UserError("nothing to compare; give run directories, or --sweep FILE")
+    runs = compare.read_runs(compare.find(places))
     groups = compare.grouped(runs)
     for table in compare.tables(groups):
         console.print(table)

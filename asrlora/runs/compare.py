@@ -21,7 +21,7 @@ from rich.text import Text
 
 from asrlora.config import ATTEMPT
 from asrlora.errors import UserError
-from asrlora.runs import ledger
+from asrlora.runs import ledger, programme, sweep
 from asrlora.runs.record import read_counts, read_json, read_log, step_folder, write_whole
 from asrlora.score import verdict
 from asrlora.score.resample import Interval, interval, resample
@@ -94,6 +94,15 @@ class Group:
     # by set: for each pair of `paired`, in the order of itertools.combinations, the later one's WER minus
     # the earlier one's, and its 95 % interval
     pairs: dict[str, list[tuple[float, float, float]]]
+
+
+def trials(file: Path) -> list[Path]:
+    """The run directories of a sweep file's trials that have begun. Raises UserError where none has."""
+    chapters = programme.chapters(sweep.load(file))
+    begun = [t.folder for c in chapters for t in c.trials if (t.folder / "run.json").exists()]
+    if not begun:
+        raise UserError(f"{file}: none of its trials has begun; `asrlora sweep run` starts them")
+    return begun
 
 
 def find(places: Sequence[Path]) -> list[Path]:

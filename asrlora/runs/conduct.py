@@ -51,7 +51,10 @@ def run(
     Returns 0 when all of them are complete, 75 when a signal ended it, 1 when a trial failed, and a single
     trial's own exit code. `enough` is asked before each start.
     """
-    environments = _share_devices(jobs)
+    names = {"ASRLORA_SWEEP": sweep.output_dir.name}  # W&B's group and job type; the user's own win
+    if sweep.phases:
+        names["ASRLORA_PHASE"] = phase.name
+    environments = [{**names, **os.environ, **devices} for devices in _share_devices(jobs)]
     waiting, live, codes = list(chosen), dict[int, _Live](), list[int]()
     with _heard() as signals:
         forwarded = 0
@@ -74,7 +77,7 @@ def run(
                     waiting.remove(trial)
                     continue
                 slot = next(n for n in range(jobs) if n not in live)
-                begun = _begin(sweep, trial, trials, {**os.environ, **environments[slot]})
+                begun = _begin(sweep, trial, trials, environments[slot])
                 if begun is not None:
                     live[slot] = begun
                     waiting.remove(trial)

@@ -5,10 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from asrlora import cli
 from asrlora.errors import UserError
-from asrlora.runs import compare, record
+from asrlora.runs import compare, record, sweep
 from asrlora.score import verdict
 from sweeps import FINGERPRINT, write_run, write_sweep
 
@@ -106,10 +107,28 @@ def test_hypotheses_of_other_utterances_are_refused(tmp_path: Path) -> None:
         compare.grouped(compare.read_runs(runs))
 
 
+def test_a_sweep_is_compared_while_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "sweep.yaml"
+    fixed = {"dataset_path": "train.jsonl", "manifest_path": "domain.jsonl", "max_steps": 4}
+    content = {"output_dir": str(tmp_path / "trials"), "fixed": fixed, "grid": {"seed": [1, 2, 3]}}
+    file.write_text(yaml.safe_dump(content))
+    assert cli.main(["compare", "--sweep", str(file)]) == 2
+    assert "none of its trials has begun" in capsys.readouterr().err
+    loaded = sweep.load(file)
+    begun = sweep.trials_of(loaded, loaded)[:2]
+    for trial in begun:
+        write_run(trial.folder, {"max_steps": 4, **trial.own}, utterances=4)
+    write_run(tmp_path / "trials" / "another", {"max_steps": 4}, utterances=4)
+    assert {run.folder for run in compare.read_runs(compare.trials(file))} == {t.folder for t in begun}
+    assert cli.main(["compare", "--sweep", str(file)]) == 0
+    assert (tmp_path / "trials" / "compare.html").is_file()
+
+
 def test_what_is_no_run_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no run\.json at or below"):
         compare.find([tmp_path])
     assert cli.main(["compare", str(tmp_path / "nowhere")]) == 2
+    assert cli.main(["compare"]) == 2
 
 
 def test_the_command_writes_page_and_figures(

@@ -103,11 +103,12 @@ def test_no_script_holds_a_setting_of_a_site() -> None:
 
 # a stand-in for training: it writes a record as a run does, and ends as its seed says
 TRAIN = """
-import json, pathlib, signal, sys, time
+import json, os, pathlib, signal, sys, time
 flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 run, seed = pathlib.Path(flags["--output-dir"]), int(flags["--seed"])
 started = (run / "starts").read_text() if (run / "starts").exists() else ""
 (run / "starts").write_text(started + "x")
+(run / "names").write_text(str([os.environ.get("ASRLORA_" + n) for n in ("SWEEP", "PHASE")]))
 if seed == 2:
     sys.exit("asrlora: error: no such model")
 if seed == 3 and not started:
@@ -154,6 +155,7 @@ def test_trials_run_two_at_once_and_what_is_complete_is_not_run_again(faked: Pat
     assert states[1].why == "no such model"
     assert conduct.run(loaded, loaded, found, found, 2) == 1
     assert [starts(trial) for trial in found] == [1, 2, 1]
+    assert (found[0].folder / "names").read_text() == "['trials', None]", "W&B's group and job type"
     assert conduct.run(loaded, loaded, found, found[1:2], 1) == 1
 
 
