@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# A real Slurm on this host: cluster.sh up ROOT [NODES] | cluster.sh down ROOT
+# A real Slurm on this host: cluster.sh up ROOT [NODES] | cluster.sh down ROOT | cluster.sh node ROOT NAME
 # Needs root and Debian's slurmctld, slurmd, slurm-client and munge. Each node has 4 CPUs and 2 fake GPUs.
 # Afterwards: export SLURM_CONF=ROOT/etc/slurm.conf
 set -euo pipefail
-action=${1:?up or down} root=$(realpath -m "${2:?ROOT}") nodes=${3:-2} port=${SLURM_TEST_PORT:-27817}
+action=${1:?up, down or node} root=$(realpath -m "${2:?ROOT}") nodes=${3:-2} port=${SLURM_TEST_PORT:-27817}
 export SLURM_CONF=$root/etc/slurm.conf
 
 down() {
@@ -18,6 +18,12 @@ down() {
         for _ in $(seq 150); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
     done
     munged --stop --socket="$root/run/munge.sock" 2>/dev/null || true
+}
+
+node() {
+    mkdir -p "$root/spool/$1"
+    # a hosts file of its own, in which n1 and n2 are this host
+    unshare -m bash -c 'mount --bind "$0/etc/hosts" /etc/hosts && exec slurmd -N "$1" -f "$SLURM_CONF"' "$root" "$1"
 }
 
 up() {
@@ -72,12 +78,7 @@ C
     munged --force --key-file="$root/munge/key" --socket="$root/run/munge.sock" \
         --pid-file="$root/run/munged.pid" --log-file="$root/log/munged.log" --seed-file="$root/munge/seed"
     slurmctld -f "$SLURM_CONF"
-    for n in $(seq "$nodes"); do
-        mkdir -p "$root/spool/n$n"
-        # a hosts file of its own, in which n1 and n2 are this host
-        unshare -m bash -c 'mount --bind "$0/etc/hosts" /etc/hosts && exec slurmd -N "$1" -f "$SLURM_CONF"' \
-            "$root" "n$n"
-    done
+    for n in $(seq "$nodes"); do node "n$n"; done
     for _ in $(seq 200); do
         [[ "$(timeout 5 sinfo -h -N -t idle -o %N 2>/dev/null | wc -l)" == "$nodes" ]] && exit 0
         sleep 0.1
@@ -86,4 +87,4 @@ C
     exit 1
 }
 
-"$action"
+"$action" "${@:3}"

@@ -19,7 +19,7 @@ import yaml
 from safetensors.torch import load_file
 
 import tiny
-from asrlora.runs import record, sweep
+from asrlora.runs import programme, record, sweep
 from asrlora.runs.trials import standing
 from conftest import ROOT, speak
 
@@ -35,6 +35,7 @@ FOR_EVER = 1_000_000  # steps of a run that only ends when it is stopped
 
 @dataclass(frozen=True)
 class Cluster:
+    root: Path  # of Slurm's own files
     folder: Path  # its name holds a space and a quote
     fixed: dict[str, Any]
 
@@ -105,7 +106,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         "save_interval": 20,
     }  # fmt: skip
     try:
-        yield Cluster(folder, fixed)
+        yield Cluster(root, folder, fixed)
     finally:
         subprocess.run([script, "down", str(root)], timeout=120)
         os.environ.clear()
@@ -257,3 +258,48 @@ def test_a_run_on_two_nodes_is_one_run(jobs: Jobs) -> None:
     identity = record.read_json(jobs.two_nodes / "run.json")
     assert (identity["state"], identity["world_size"], identity["launch"]) == ("complete", 2, "DDP")
     assert load_file(jobs.two_nodes / "adapter_best" / "adapter_model.safetensors")
+
+
+def test_eight_trials_with_two_preemptions_and_a_lost_node_end_as_without_faults(cluster: Cluster) -> None:
+    """After the others, which leave n2 dead."""
+    if "n2" in cluster.slurm("sinfo", "-h", "-N", "-t", "down", "-o", "%N"):
+        subprocess.run([ROOT / "tests" / "slurm" / "cluster.sh", "node", cluster.root, "n2"], check=True)
+    cluster.until("two nodes", lambda: cluster.slurm("sinfo", "-h", "-t", "idle", "-o", "%D").strip() == "2")
+    content = {"grid": {"max_steps": [300, 100], "learning_rate": [3e-4, 1e-3, 3e-3, 1e-2]}}
+    content["fixed"] = {**cluster.fixed, "eval_interval": 100}
+    calm_file, calm = cluster.write("calm", **content)
+    program = [sys.executable, "-m", "asrlora.cli", "sweep", "run", str(calm_file), "--jobs", "2"]
+    subprocess.run(program, cwd=ROOT, check=True, timeout=600)
+
+    file, loaded = cluster.write("eight", **content)
+    found = sweep.trials_of(loaded, loaded)
+    array = cluster.submit("--array=0-7%4", "slurm/sweep.sh", file)
+    for number in (0, 1):
+        cluster.until(f"step 25 of trial {number}", lambda trial=found[number]: steps(trial.folder) >= 25)
+        cluster.slurm("scancel", "--batch", "--signal=USR1", f"{array}_{number}")
+
+    def on_n2() -> bool:
+        """Whether a trial there is under way, with something to lose."""
+        for trial in found:
+            with contextlib.suppress(FileNotFoundError):
+                attempt = record.read_json(trial.folder / "trial.json")["attempts"][-1]
+                if attempt["ended"] is None and attempt["owner"].endswith("n2") and steps(trial.folder) >= 25:
+                    return True
+        return False
+
+    cluster.until("a trial on n2", on_n2)
+    _kill_node("n2")
+    cluster.until("the end of the array", lambda: cluster.ended(array), 600)
+
+    causes = [
+        attempt["cause"]
+        for trial in found
+        for attempt in record.read_json(trial.folder / "trial.json")["attempts"]
+    ]
+    assert causes.count("complete") == 8, causes
+    assert causes.count("preempted") == 2, causes
+    assert causes.count("lost") >= 1, causes
+    outcomes = [programme.write_outcome(one)["phases"][0]["winner"] for one in (loaded, calm)]
+    assert outcomes[0] == outcomes[1]
+    for trial, other in zip(found, sweep.trials_of(calm, calm), strict=True):
+        assert adapter(trial.folder) == adapter(other.folder)
