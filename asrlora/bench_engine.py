@@ -5,6 +5,7 @@ each stage. The evaluation sets are a few utterances: they are not what is measu
 """
 
 import json
+import statistics
 import subprocess
 import tempfile
 import time
@@ -14,13 +15,16 @@ from typing import Any
 import psutil
 
 from asrlora.bench import Figures
+from asrlora.config import RunConfig
 from asrlora.console import console
 from asrlora.demo.demo import training_command
 from asrlora.engine import checkpoint
 from asrlora.runs.record import read_json, read_lines
+from asrlora.runs.tracking import Tracker, finish, start
 
 STEPS, SAVE_INTERVAL, KILLED_AFTER = 200, 50, 110
 EVALUATED = 8  # utterances of domain and of heldout
+LOGGED_STEPS, LOGGED_VALUES = 2_000, 15
 PATIENCE = 300.0  # seconds
 
 
@@ -45,7 +49,33 @@ def bench_engine(data: Path) -> Figures:
         console.print("bench: a run that is killed and gone on with")
         _kill(commands["killed"], folder / "killed")
         subprocess.run(commands["killed"], check=True, stdout=subprocess.DEVNULL)
-        return {"checkpoints": _checkpoints(folder / "whole"), "resume": _resume(folder / "killed")}
+        step = statistics.median(line["seconds"] for line in read_lines(folder / "whole" / "metrics.jsonl"))
+        return {
+            "checkpoints": _checkpoints(folder / "whole"),
+            "resume": _resume(folder / "killed"),
+            "W&B": _tracking(folder / "whole", folder / "tracked", step),
+        }
+
+
+def _tracking(run: Path, folder: Path, step_seconds: float) -> dict[str, Any]:
+    """How long training waits in W&B's `log`; where the numbers go then is another process's work."""
+    folder.mkdir()
+    identity = read_json(run / "run.json")
+    as_before = {**identity["config"], "output_dir": folder, "wandb_mode": "offline"}
+    tracker = Tracker(start(RunConfig.model_validate(as_before), identity, ["bench"]))
+    values = {f"train/value_{number}": 0.1 for number in range(LOGGED_VALUES)}
+    spent = []
+    for step in range(LOGGED_STEPS):
+        begin = time.perf_counter()
+        tracker.log(step, values)
+        spent.append(time.perf_counter() - begin)
+    finish(tracker)
+    return {
+        "steps logged one after another": LOGGED_STEPS,
+        "milliseconds a step": 1e3 * statistics.mean(spent),
+        "milliseconds, the slowest step": 1e3 * max(spent),
+        "share of a step's time": statistics.mean(spent) / step_seconds,
+    }
 
 
 def _few(manifest: Path, copy: Path) -> Path:
@@ -88,11 +118,8 @@ def _checkpoints(run: Path) -> dict[str, Any]:
 
 def _resume(run: Path) -> dict[str, Any]:
     identity = read_json(run / "run.json")
-    before = (
-        "start and shards",
-        "baseline",
-        "adapter",
-    )  # the last with a copy of the best adapter at the end
+    # the last with a copy of the best adapter at the end
+    before = ("start and shards", "baseline", "adapter")
     return {
         "went on after step": identity["attempts"][-1]["from_step"],
         "seconds to the first step, imports and model load included": sum(
