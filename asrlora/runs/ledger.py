@@ -121,8 +121,8 @@ def _draw(page: Path, drawn: dict[str, str], known: Iterable[str]) -> int:
 
 
 def _name(line: str) -> str:
-    """Run ID and date: they tell one run from another."""
-    return "|".join(line.split(" | ", 2)[:2])
+    """Run ID, date and command, which holds the folder: they tell one run from another."""
+    return "|".join(line.split(" | ", 3)[:3])
 
 
 def archive(run: Path, reason: str) -> None:

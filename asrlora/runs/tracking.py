@@ -172,8 +172,9 @@ def finish(
 
 def _summary(judged: Mapping[str, Any]) -> dict[str, Any]:
     found = {"verdict": judged["verdict"], "reason": judged["reason"], "best_step": judged["best_step"]}
-    for name, change in (("domain", "reduction"), ("heldout", "regression")):
-        section = judged[name]
+    sections = {name: judged[name] for name in ("domain", "heldout")} | judged["guardrails"]
+    for name, section in sections.items():
+        change = "reduction" if name == "domain" else "regression"
         if section is not None:
             found |= {f"{name}/{key}": section[key] for key in ("baseline_wer", "tuned_wer", change)}
             found |= {f"{name}/{change}_low": section["interval"][0]}

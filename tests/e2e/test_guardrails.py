@@ -111,11 +111,12 @@ def test_half_of_the_domain_has_no_say(run: Path) -> None:
 
 
 def test_the_verdict_and_the_report_are_the_same_from_the_files(
-    run: Path, monkeypatch: pytest.MonkeyPatch
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(choice, "LARGE_ENOUGH", 30)
     before = {name: (run / name).read_bytes() for name in ("verdict.json", "report.html")}
     assert cli.main(["verdict", str(run)]) in (0, 3, 4)
+    assert "far-field: better with probability" in capsys.readouterr().out
     assert {name: (run / name).read_bytes() for name in before} == before
 
 

@@ -9,7 +9,7 @@ import yaml
 
 from asrlora import cli
 from asrlora.errors import UserError
-from asrlora.runs import compare, record, sweep
+from asrlora.runs import compare, ledger, record, sweep
 from asrlora.score import verdict
 from sweeps import FINGERPRINT, write_run, write_sweep
 
@@ -96,6 +96,10 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
         write_run(tmp_path / place / "run", {"max_steps": 4}, utterances=4)
     runs = compare.read_runs(compare.find([tmp_path]))
     assert sorted(run.name for run in runs) == ["a/run", "b/run"]
+    page = tmp_path / "plan.md"
+    page.write_text(f"{ledger.BEGIN}\n{ledger.END}\n")
+    folders = [run.folder for run in runs]
+    assert ledger.write_matrix(page, tmp_path / "archive.md", folders) == (2, 0), "in the ledger too"
 
 
 def test_hypotheses_of_other_utterances_are_refused(tmp_path: Path) -> None:
