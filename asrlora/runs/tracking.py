@@ -1,9 +1,10 @@
 """Weights & Biases: the only module that knows it. Everything sent is also in the run directory."""
 
+import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,23 @@ class Tracker:
     run: Any = None  # W&B's
     board: Any = None  # TensorBoard's, with log(values, step) and finish()
     logged: int = -1  # steps up to here were sent by an earlier attempt: W&B's steps only go up
+    lost: bool = False  # W&B's own process has died under us
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         if self.run is not None and step > self.logged:
-            self.run.log(dict(values), step=step)
+            with self.outlived():
+                self.run.log(dict(values), step=step)
         if self.board is not None:
             self.board.log({key: value for key, value in values.items() if not isinstance(value, str)}, step)
+
+    @contextlib.contextmanager
+    def outlived(self) -> Iterator[None]:
+        """Around calls of W&B: an error of its own is told once, and the run goes on without it."""
+        try:
+            yield
+        except Exception as error:
+            print(f"W&B: {_first_line(error)}; the run goes on without it", file=sys.stderr, flush=True)
+            self.run, self.lost = None, True
 
 
 def start(config: RunConfig, identity: Mapping[str, Any], tags: Sequence[str]) -> Any:
@@ -93,7 +105,7 @@ def _logged_in() -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    return redacted(str(error).splitlines()[0])
+    return redacted((str(error).splitlines() or [type(error).__name__])[0])
 
 
 def by_change(
@@ -134,7 +146,8 @@ def log_hypotheses(
         if new["id"] in audio
     ]
     values = {f"{name}/hypotheses": wandb.Table(columns=columns, data=rows), f"{name}/audio": heard}
-    tracker.run.log(values, step=max(step, tracker.logged + 1))
+    with tracker.outlived():
+        tracker.run.log(values, step=max(step, tracker.logged + 1))
 
 
 def _errors(line: Mapping[str, Any]) -> int:
@@ -154,20 +167,18 @@ def finish(
     if tracker.board is not None:
         tracker.board.finish()
     if tracker.run is None:
-        return True
+        return not tracker.lost
     import wandb
 
-    if judged is not None:
-        tracker.run.summary.update(_summary(judged))
-    if adapter is not None:
-        artifact = wandb.Artifact(f"adapter-{tracker.run.id}", type="adapter")
-        artifact.add_dir(str(adapter))
-        tracker.run.log_artifact(artifact)
-    try:
+    with tracker.outlived():
+        if judged is not None:
+            tracker.run.summary.update(_summary(judged))
+        if adapter is not None:
+            artifact = wandb.Artifact(f"adapter-{tracker.run.id}", type="adapter")
+            artifact.add_dir(str(adapter))
+            tracker.run.log_artifact(artifact)
         tracker.run.finish(exit_code=1 if failed else 0)
-    except TimeoutError:
-        return False
-    return True
+    return not tracker.lost
 
 
 def _summary(judged: Mapping[str, Any]) -> dict[str, Any]:

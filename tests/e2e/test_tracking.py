@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb_server
 
 from asrlora import cli, train
 from asrlora.engine.run import Run
 from asrlora.runs import record, status, tracking
-from conftest import Speech
+from conftest import ROOT, Speech
 
 pytestmark = pytest.mark.slow
 KEY = "f00dcafe" * 5  # of no account
@@ -175,6 +176,59 @@ def test_a_server_that_never_answers_stops_nothing_and_no_key_is_written(
     for path in run.rglob("*"):
         if path.is_file():
             assert KEY.encode() not in path.read_bytes(), path
+
+
+def test_a_server_that_is_lost_midway_stops_nothing_and_gets_the_rest_later(
+    speech: Speech, tmp_path: Path
+) -> None:
+    run, server = tmp_path / "run", wandb_server.Server()
+    environment = {**os.environ, "WANDB_API_KEY": KEY}
+    environment.pop("WANDB_MODE", None)
+    flags = few(speech, run, wandb_mode=None, max_steps=60, eval_interval=60)
+    words = [sys.executable, "asrlora/train.py", *flags]
+    with subprocess.Popen(
+        words,
+        cwd=ROOT,
+        env={**environment, "WANDB_BASE_URL": server.address},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        end = time.monotonic() + 200
+        while not any("train/loss" in line for line in list(server.lines.values())):
+            assert process.poll() is None, "the server has heard nothing of it"
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        server.go_away()
+        before = len(record.read_log(run / "metrics.jsonl"))
+        told, _ = process.communicate(timeout=200)
+    assert process.returncode == 0
+    assert before < 60, "it was lost midway"
+    assert f"asrlora track sync {run}" in " ".join(told.split())
+    assert len(record.read_log(run / "metrics.jsonl")) == 60
+    (folder,) = tracking.unsent(run)
+    assert {step for step, row in history(folder).items() if "train/loss" in row} == set(range(1, 61))
+
+    back = wandb_server.Server()
+    program = [sys.executable, "-m", "asrlora.cli", "track", "sync", str(run)]
+    subprocess.run(
+        program, cwd=ROOT, env={**environment, "WANDB_BASE_URL": back.address}, check=True, timeout=100
+    )
+    back.go_away()
+    losses = {step: row["train/loss"] for step, row in back.lines.items() if "train/loss" in row}
+    assert losses == {line["step"]: line["loss"] for line in record.read_log(run / "metrics.jsonl")}
+    assert tracking.unsent(run) == []
+
+
+def test_the_death_of_wandbs_own_process_is_told_and_outlived(capsys: pytest.CaptureFixture[str]) -> None:
+    class Dead:
+        def log(self, *args: Any, **values: Any) -> None:
+            raise ConnectionResetError("Connection lost")
+
+    tracker = tracking.Tracker(Dead())
+    for step in range(3):
+        tracker.log(step, {"train/loss": 1.0})
+    assert capsys.readouterr().err.count("W&B: Connection lost; the run goes on without it") == 1
+    assert not tracking.finish(tracker), "`track sync` has something to send"
 
 
 def test_a_key_that_is_typed_is_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
