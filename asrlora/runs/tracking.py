@@ -28,10 +28,10 @@ class Tracker:
     run: Any = None  # W&B's
     board: Any = None  # TensorBoard's, with log(values, step) and finish()
     logged: int = -1  # steps up to here were sent by an earlier attempt: W&B's steps only go up
-    lost: bool = False  # W&B's own process has died under us
+    lost: bool = False  # W&B has failed us
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
-        if self.run is not None and step > self.logged:
+        if self.run is not None and step > self.logged and not self.lost:
             with self.outlived():
                 self.run.log(dict(values), step=step)
         if self.board is not None:
@@ -43,8 +43,9 @@ class Tracker:
         try:
             yield
         except Exception as error:
-            print(f"W&B: {_first_line(error)}; the run goes on without it", file=sys.stderr, flush=True)
-            self.run, self.lost = None, True
+            if not self.lost:
+                print(f"W&B: {_first_line(error)}; the run goes on without it", file=sys.stderr, flush=True)
+            self.lost = True
 
 
 def start(config: RunConfig, identity: Mapping[str, Any], tags: Sequence[str]) -> Any:
@@ -167,7 +168,7 @@ def finish(
     if tracker.board is not None:
         tracker.board.finish()
     if tracker.run is None:
-        return not tracker.lost
+        return True
     import wandb
 
     with tracker.outlived():
@@ -177,6 +178,7 @@ def finish(
             artifact = wandb.Artifact(f"adapter-{tracker.run.id}", type="adapter")
             artifact.add_dir(str(adapter))
             tracker.run.log_artifact(artifact)
+    with tracker.outlived():  # W&B keeps the last step to itself until then
         tracker.run.finish(exit_code=1 if failed else 0)
     return not tracker.lost
 
