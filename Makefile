@@ -10,7 +10,7 @@ demo: install
 	$(UV) run asrlora demo
 
 test: install lint
-	$(UV) run pytest -n 2 --dist loadfile -m "not slow"
+	$(UV) run pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-slow: install
 	$(UV) run pytest -n 2 --dist loadfile -m slow

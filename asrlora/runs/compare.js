@@ -108,11 +108,12 @@ function columns() {
     { key: "state", label: "verdict", value: (r) => STATES.indexOf(r.state), text: (r) => r.state },
     ...group.columns.map((c) => ({ key: c, label: c, value: (r) => r.settings[c], text: (r) => shown(r.settings[c]) })),
   ];
-  for (const set of SETS) {
-    found.push({ key: set, label: `${set} WER, %`, number: true, value: score(set, "wer"),
+  for (const set of group.sets) {
+    const key = SETS.includes(set) ? set : `guardrail-${set}`; // else a guardrail could be called like a setting
+    found.push({ key, label: `${set} WER, %`, number: true, value: score(set, "wer"),
       text: (r) => (r.scores[set] ? `${percent(r.scores[set].baseline)} → ${percent(r.scores[set].wer)}` : "–"),
       interval: (r) => between(r.scores[set]?.interval, percent) });
-    found.push({ key: set + "-change", label: "change, points", number: true, value: score(set, "change"),
+    found.push({ key: key + "-change", label: "change, points", number: true, value: score(set, "change"),
       text: (r) => signed(r.scores[set]?.change), interval: (r) => between(r.scores[set]?.change_interval, signed) });
   }
   const first = best();
@@ -228,9 +229,9 @@ function saveCsv(name, lines) {
 function tableCsv() {
   const names = Object.keys(group.runs[0].settings);
   const parts = ["baseline", "wer", "change"], ends = ["interval", "change_interval"];
-  const head = ["run", "state", ...SETS.flatMap((s) => [...parts, ...ends.flatMap((e) => [`${e}_low`, `${e}_high`])].map((p) => `${s}_${p}`)),
+  const head = ["run", "state", ...group.sets.flatMap((s) => [...parts, ...ends.flatMap((e) => [`${e}_low`, `${e}_high`])].map((p) => `${s}_${p}`)),
     "best_step", "steps_done", "seconds", ...names, "why", "command"];
-  const line = (r) => [r.name, r.state, ...SETS.flatMap((s) => [...parts.map((p) => r.scores[s]?.[p]),
+  const line = (r) => [r.name, r.state, ...group.sets.flatMap((s) => [...parts.map((p) => r.scores[s]?.[p]),
     ...ends.flatMap((e) => r.scores[s]?.[e] ?? [null, null])]), r.best_step, r.done, r.seconds,
     ...names.map((n) => (Array.isArray(r.settings[n]) ? r.settings[n].join(" ") : r.settings[n])), r.why, r.command];
   saveCsv("runs.csv", [head, ...sorted(listed()).map(line)]);
@@ -309,7 +310,7 @@ function draw(id, traces, page, says, csv) {
 
 const hover = (run) => {
   const safe = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;"); // Plotly reads a little HTML
-  return `<b>${safe(run.name)}</b> ${run.state}` + SETS.map((s) => (run.scores[s]
+  return `<b>${safe(run.name)}</b> ${run.state}` + group.sets.map((s) => (run.scores[s]
     ? `<br>${s} ${percent(run.scores[s].baseline)} → ${percent(run.scores[s].wer)} %` : "")).join("")
     + group.columns.slice(0, 6).map((c) => `<br>${safe(c)} ${safe(shown(run.settings[c]))}`).join("");
 };

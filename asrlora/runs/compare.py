@@ -23,7 +23,7 @@ from asrlora.config import ATTEMPT
 from asrlora.errors import UserError
 from asrlora.runs import ledger, programme, sweep
 from asrlora.runs.record import read_counts, read_json, read_log, step_folder, write_whole
-from asrlora.score import verdict
+from asrlora.score import choice, verdict
 from asrlora.score.resample import Interval, interval, resample
 from asrlora.score.wer import total
 
@@ -89,6 +89,7 @@ class Group:
 
     runs: list[Run]
     fingerprint: dict[str, Any]
+    sets: list[str]  # SETS, and the guardrails beside heldout
     columns: list[str]  # settings that differ
     paired: list[str]  # names, BASE the first; empty without hypotheses
     # by set: for each pair of `paired`, in the order of itertools.combinations, the later one's WER minus
@@ -134,14 +135,13 @@ def read_run(folder: Path) -> Run:
     metrics = read_log(folder / "metrics.jsonl")
     best = (judged or identity).get("best_step") or 0
     evaluations = _evaluations(folder)
-    scores = {}
-    for name in SETS:
-        if judged is not None:
-            if judged[name] is not None:
-                scores[name] = _judged_score(judged[name], name)
-        elif name in evaluations.get(0, {}) and name in evaluations.get(best, {}):
-            before, after = evaluations[0][name], evaluations[best][name]
-            scores[name] = Score(before, after, after - before)
+    if judged is not None:
+        sections = {**{name: judged[name] for name in SETS}, **judged.get("guardrails", {})}
+        scores = {name: _judged_score(one, name) for name, one in sections.items() if one}
+    else:
+        before, after = evaluations.get(0, {}), evaluations.get(best, {})
+        both = [name for name in before if name in after]
+        scores = {name: Score(before[name], after[name], after[name] - before[name]) for name in both}
     if judged is not None and not evaluations:  # only the records were kept
         evaluations = {
             0: {name: score.baseline for name, score in scores.items()},
@@ -187,7 +187,11 @@ def _evaluations(folder: Path) -> dict[int, dict[str, float]]:
     for path in sorted((folder / "eval").glob("step-*/scores.json")):
         scores = read_json(path)
         step = int(path.parent.name.removeprefix("step-"))
-        found[step] = {name: scores[name]["wer"] for name in SETS if name in scores}
+        found[step] = {
+            name: one["wer"]
+            for name, one in scores.items()
+            if isinstance(one, dict) and "wer" in one and name != choice.REPORT
+        }
     return found
 
 
@@ -216,7 +220,8 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
 
 def _group(runs: Sequence[Run]) -> Group:
     ranked = sorted(runs, key=lambda run: (run.rank, run.name))
-    sets = [name for name in SETS if any(name in run.scores for run in ranked)]
+    found = list(dict.fromkeys(name for run in ranked for name in run.scores))
+    sets = [name for name in SETS if name in found]
     # docs/runs and its like keep no hypotheses, and a run that failed early has none
     kept = [run for run in ranked if sets and all(_hypotheses(run, name) for name in sets)][:PAIRED]
     intervals: dict[str, dict[str, Score]] = {run.name: dict(run.scores) for run in ranked}
@@ -239,6 +244,7 @@ def _group(runs: Sequence[Run]) -> Group:
     return Group(
         [replace(run, scores=intervals[run.name]) for run in ranked],
         ranked[0].fingerprint,
+        [*SETS, *(name for name in found if name not in SETS)],
         differing([run.settings for run in ranked]),
         [BASE, *(run.name for run in kept)] if kept else [],
         pairs,
@@ -276,12 +282,12 @@ def _title(number: int, groups: Sequence[Group]) -> str | None:
 def _table(group: Group, title: str | None) -> Table:
     table = Table("run", title=title, title_justify="left")
     table.add_column("state", no_wrap=True)
-    for name in SETS:
+    for name in group.sets:
         table.add_column(f"{name} WER, %\nchange, points", no_wrap=True)
     table.add_column("what differs, and why it failed", min_width=24)
     shown = [name for name in group.columns if name not in ("git_commit", "training_content")]
     for run in group.runs:
-        cells = [_cell(run.scores[name]) if name in run.scores else "–" for name in SETS]
+        cells = [_cell(run.scores[name]) if name in run.scores else "–" for name in group.sets]
         settings = ", ".join(f"{name} {_shown(run.settings.get(name))}" for name in shown)
         why = run.why if run.state == "failed" else ""
         table.add_row(Text(run.name), run.state, *cells, Text("\n".join(filter(None, (settings, why)))))
@@ -328,6 +334,7 @@ def _group_data(group: Group, first: Group, page: Path) -> dict[str, Any]:
     odd = differing([first.fingerprint, group.fingerprint])
     return {
         "runs": [_run_data(run, page) for run in group.runs],
+        "sets": group.sets,
         "columns": group.columns,
         "criteria": asdict(group.runs[0].criteria),
         "differs": [[key, group.fingerprint.get(key), first.fingerprint.get(key)] for key in odd],

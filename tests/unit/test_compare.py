@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import written
 from asrlora import cli
 from asrlora.errors import UserError
 from asrlora.runs import compare, ledger, record, sweep
@@ -77,6 +78,21 @@ def test_runs_are_ranked_by_verdict_and_domain_wer(groups: list[compare.Group]) 
 
 def test_settings_that_differ_are_named(groups: list[compare.Group]) -> None:
     assert groups[0].columns == ["max_steps", "learning_rate", "seed"]
+
+
+def test_every_guardrail_has_a_column(tmp_path: Path) -> None:
+    sets = {"domain": written.better(), "heldout": written.same(), "quiet": written.worse()}
+    judged = written.write_run(tmp_path / "judged", sets)
+    section = record.judge_run(judged)["guardrails"]["quiet"]
+    written.write_run(tmp_path / "unjudged", sets)
+    (group,) = compare.grouped(compare.read_runs(compare.find([tmp_path])))
+    assert group.sets == ["domain", "heldout", "quiet"]
+    assert list(group.pairs) == ["domain", "heldout"]
+    scores = {run.name: run.scores["quiet"] for run in group.runs}
+    assert scores["judged"].change == scores["unjudged"].change == section["regression"]
+    assert scores["judged"].change_interval == tuple(section["interval"])
+    headers = [str(column.header) for column in compare.tables([group])[0].columns]
+    assert "quiet WER, %\nchange, points" in headers
 
 
 def test_the_records_alone_are_enough() -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from asrlora.runs import compare
+import written
+from asrlora.runs import compare, record
 from browser import CHROMIUM, PATIENCE, Browser, browser
 from sweeps import FINGERPRINT, write_run, write_sweep
 
@@ -29,6 +30,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         reason=f"why {HOSTILE}",
     )
     write_run(folder / "other", {}, fingerprint={**FINGERPRINT, "heldout manifest": "x" * 64})
+    # a guardrail that is called like a column of the table
+    sets = {"domain": written.better(), "heldout": written.same(), "why": written.worse()}
+    record.judge_run(written.write_run(folder / "with guardrail", sets))
     groups = compare.grouped(compare.read_runs(compare.find([folder])))
     compare.write_page(groups, folder / "compare.html")
     return folder / "compare.html"
@@ -118,6 +122,15 @@ def test_filtering_and_hiding_reach_table_plots_and_address(opened: Browser, pag
     assert opened.requests() == [page.as_uri()]
     opened.open(page.as_uri())
     drawn(opened)
+
+
+def test_guardrails_beside_heldout_have_columns_of_their_own(opened: Browser) -> None:
+    opened.run("location.hash = 'g=2', fromAddress(), openGroup()")
+    drawn(opened)
+    keys = opened.run("[...document.querySelectorAll('#runs thead th')].map(h => h.dataset.key)")
+    assert keys.index("guardrail-why") < keys.index("guardrail-why-change") < keys.index("why")
+    cell = f"document.querySelector('#runs tbody tr').cells[{keys.index('guardrail-why-change')}].innerText"
+    assert opened.run(cell).startswith("+")
 
 
 def test_verdicts_are_switched_off_by_their_buttons(opened: Browser) -> None:
