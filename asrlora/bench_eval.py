@@ -47,7 +47,7 @@ def bench_eval(utterances: int, batch_sizes: tuple[int, ...] = BATCH_SIZES) -> d
         runtime = offline.one_process()
 
         def ours() -> Texts:
-            data.folders[0].kept.clear()  # decoded audio of the turn before
+            shards.forget(data)  # decoded audio of the turn before
             found = evaluate.evaluate(runtime, base.model, base, data, BUDGET, text.normaliser(None, "en"))
             assert found is not None
             return {h.id: h.hypothesis_raw for h in found.hypotheses}

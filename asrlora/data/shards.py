@@ -162,8 +162,19 @@ class _Memory:
             self.left -= count if enough else 0
             return enough
 
+    def give(self, count: int) -> None:
+        with self._lock:
+            self.left += count
+
 
 _memory = _Memory()
+
+
+def forget(shards: Shards) -> None:
+    """Frees the memory that `Shards.read` has filled, for others to fill."""
+    for folder in shards.folders:
+        _memory.give(sum(pcm.nbytes for pcm in folder.kept.values()))
+        folder.kept.clear()
 
 
 @dataclass(frozen=True)
