@@ -726,20 +726,24 @@ def _sweep_status(args: argparse.Namespace) -> int:
 
     loaded = sweep.load(args.file)
     for chapter in programme.chapters(loaded):
-        table = Table(
-            "trial", chapter.phase.name, "state", "step", "domain WER, %", "heldout WER, %", "verdict", "why"
-        )
+        table = Table("trial")
+        table.add_column(chapter.phase.name, overflow="fold")
+        for header in ("state", "step", "domain\nWER, %", "heldout\nWER, %", "verdict"):
+            table.add_column(header)
         for one in chapter.standings:
             wers = [
-                f"{100 * one.baseline[name]:.2f} → {100 * one.tuned[name]:.2f}"
+                f"{100 * one.baseline[name]:.2f}\n→ {100 * one.tuned[name]:.2f}"
                 if one.baseline and one.tuned and name in one.baseline and name in one.tuned
                 else "–"
                 for name in ("domain", "heldout")
             ]
             verdict = one.judged["verdict"] if one.judged else "–"
             steps = f"{one.step}/{one.max_steps}" if one.max_steps else "–"
-            table.add_row(one.trial.id, one.trial.label, one.state, steps, *wers, verdict, one.why)
+            table.add_row(one.trial.id, one.trial.label, one.state, steps, *wers, verdict)
         console.print(table)
+        for one in chapter.standings:  # whole lines: in a column, sentences would stand a word a line
+            if one.why:
+                console.print(f"{one.trial.id}: {one.why}", markup=False)
     programme.write_outcome(loaded)
     return 0
 

@@ -44,8 +44,8 @@ def diagnose(curves: Curves, judged: Mapping[str, Any] | None) -> list[Diagnosis
         return []
     limit = judged["criteria"]["max_heldout_regression"] if judged else 0.002
     found = [
-        _diverged(curves), _forgot(curves, limit), _overfitted(curves), _learned_nothing(curves),
-        _starved(curves),
+        _diverged(curves) or _harmed(curves), _forgot(curves, limit), _overfitted(curves),
+        _learned_nothing(curves), _starved(curves),
     ]  # fmt: skip
     told = [one for one in found if one is not None]
     if judged is None:
@@ -66,13 +66,17 @@ def smoothed(losses: Mapping[int, float]) -> dict[int, float]:
 
 
 def loss_rose(losses: Mapping[int, float], factor: float) -> tuple[int, float] | None:
-    """The step of the lowest smoothed loss and how many times it the last one is, if over `factor`."""
+    """The step of the lowest smoothed loss and how many times it the last one is, if over `factor`.
+
+    And if it is above the first one as well: batches differ, so that a sound loss of small numbers goes up
+    and down by such factors.
+    """
     curve = smoothed({step: loss for step, loss in losses.items() if math.isfinite(loss)})
     if not curve:
         return None
     last, lowest = max(curve), min(curve, key=lambda step: (curve[step], step))
     times = curve[last] / curve[lowest] if curve[lowest] > 0 else 1.0
-    return (lowest, times) if times > factor else None
+    return (lowest, times) if times > factor and curve[last] > curve[min(curve)] else None
 
 
 def _diverged(curves: Curves) -> Diagnosis | None:
@@ -85,6 +89,23 @@ def _diverged(curves: Curves) -> Diagnosis | None:
         return None
     return Diagnosis(
         "diverged", f"loss rose to {rose[1]:.1f} times its lowest after step {rose[0]}; try a lower rate"
+    )
+
+
+def _harmed(curves: Curves) -> Diagnosis | None:
+    """The loss is of the training texts: where they are wrong it falls, and the model is the worse for it."""
+    trained = [step for step in curves.domain if step > 0]
+    curve = smoothed(curves.losses)
+    if not trained or not curve or 0 not in curves.domain:
+        return None
+    last, harm = max(trained), {step: curves.domain[step] - curves.domain[0] for step in trained}
+    if min(harm.values()) <= 0:
+        return None
+    return Diagnosis(
+        "harmed",
+        f"domain WER was up at every evaluation (by {_points(harm[last])} at step {last}) while the loss went"
+        f" from {curve[min(curve)]:.3f} to {curve[max(curve)]:.3f} nats per token; see whether the training"
+        " texts belong to their audio and to this domain, or try a lower rate",
     )
 
 

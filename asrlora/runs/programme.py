@@ -168,9 +168,8 @@ def outcome(sweep: Sweep) -> dict[str, Any]:
         judged = best.best.judged
         diagnoses = record.read_json(best.best.trial.folder / "run.json").get("diagnosis", [])
         told["best"], told["verdict"] = str(best.best.trial.folder), judged["verdict"]
-        told["in_the_way"] = (
-            [] if judged["verdict"] == "accept" else [judged["reason"], diagnosis.told(diagnoses)]
-        )
+        ways = [] if judged["verdict"] == "accept" else [judged["reason"], diagnosis.told(diagnoses)]
+        told["in_the_way"] = [way for way in ways if way]
     return told
 
 

@@ -139,6 +139,8 @@ def choose(standings: Sequence[Standing], criteria: Criteria) -> Choice | None:
     best = next(one for one in cheap if one is lowest or _ties(lowest, one))
     rule = f"{len(within)} of {len(judged)} hold the guardrail" if within else "none holds the guardrail"
     why = f"{rule}; domain WER {_wer(best):.2%}"
+    if best.step == 0:
+        why += ", the base's own,"
     if best is lowest:
         return Choice(best, f"{why} is the lowest")
     return Choice(

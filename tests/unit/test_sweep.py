@@ -328,10 +328,14 @@ def test_the_commands_print_the_plan_and_the_table(faked: Path, capsys: pytest.C
     assert cli.main(["sweep", "plan", file, "--arrays"]) == 0
     assert capsys.readouterr().out == "grid 0-1%4\n"
     assert cli.main(["sweep", "run", file]) == 1
+    capsys.readouterr()
     assert cli.main(["sweep", "status", file]) == 0
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("seed=1", "inconclusive")), "nothing is cut off"
+    assert f"\n{sweep.trials_of(loaded, loaded)[1].id}: no such model\n" in shown
     told = json.loads((faked / "trials" / "outcome.json").read_text())
     first = sweep.trials_of(loaded, loaded)[0]
     assert told["phases"][0]["winner"] == first.id
     assert told["verdict"] == "inconclusive"
-    assert told["in_the_way"][0] == "made up"
+    assert told["in_the_way"] == ["made up"]
     assert cli.main(["sweep", "run", file, "--trial", "5"]) == 2
