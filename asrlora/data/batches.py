@@ -32,7 +32,7 @@ class Batch:
     waited: float = 0.0  # seconds that the consumer waited for this batch
 
     def to(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """Waves, float32 (B, T) in [-1, 1), and mask, int64 (B, T), 1 where there is audio."""
+        """Waves, float32 (B, T) in [-1, 1), and mask, bool (B, T), true where there is audio."""
         return _unpack(self.pcm.to(device), self.lengths.to(device))
 
 
@@ -62,8 +62,8 @@ def padding(batches: Iterable[Batch]) -> float:
 
 def _unpack(pcm: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     waves = pcm * (1 / 32768)  # exact: a power of two
-    mask = torch.arange(pcm.shape[1], device=pcm.device) < lengths[:, None]
-    return waves, mask.long()
+    # bool: as int64 it would be twice the waves, and on a CPU half of what making both costs
+    return waves, torch.arange(pcm.shape[1], device=pcm.device) < lengths[:, None]
 
 
 def read_batches(
