@@ -89,6 +89,7 @@ def test_a_signal_saves_and_ends_with_75_and_the_run_goes_on(
     assert [attempt["from_step"] for attempt in attempts] == [0, int(saved.removeprefix("step-"))]
 
 
+@pytest.mark.slow
 def test_going_on_with_other_numbers_of_processes_reads_the_same(
     undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
@@ -181,7 +182,7 @@ def hang_in_the_last_rank(rank: int) -> None:
         batches.read_batches = locked
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_rank_that_hangs_takes_the_run_down_and_is_named(
     undisturbed: Undisturbed, tmp_path: Path, world: int
 ) -> None:

@@ -145,7 +145,14 @@ def test_a_wer_past_the_threshold_stops_the_run(speech: Speech, tmp_path: Path) 
             "gradient_checkpointing": True,
             "lr_scheduler_type": "cosine",
         },
-        {"lora_targets": "attention", "lora_module_filter": "decoder", "init_lora_weights": "pissa_niter_4"},
+        pytest.param(
+            {
+                "lora_targets": "attention",
+                "lora_module_filter": "decoder",
+                "init_lora_weights": "pissa_niter_4",
+            },
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["dora", "pissa"],
 )

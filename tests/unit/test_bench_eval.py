@@ -5,6 +5,7 @@ import pytest
 from asrlora import bench_eval
 
 
+@pytest.mark.slow
 def test_the_bench_runs_and_both_sides_write_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_eval, "ProcessPoolExecutor", lambda *settings: ThreadPoolExecutor(1))
     figures = bench_eval.bench_eval(6, (1, 2))
