@@ -9,6 +9,7 @@ INSTALLED := .venv/.installed
 demo: install
 	$(UV) run asrlora demo
 
+# Files in the order of their names: by their number of tests, as xdist has it, the few long ones would come last.
 test: install lint
 	$(UV) run pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 

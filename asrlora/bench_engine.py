@@ -27,7 +27,7 @@ STEPS, SAVE_INTERVAL, KILLED_AFTER = 200, 50, 110
 EVALUATED = 8  # utterances of domain and of heldout
 LOGGED_STEPS, LOGGED_VALUES = 2_000, 15
 PATIENCE = 300.0  # seconds
-LOAD = "import asrlora.engine.run as r; from asrlora.models import families; families.load_base({!r})"
+LOAD = "import asrlora.engine.run; from asrlora.models import families; families.load_base({!r})"
 
 
 def bench_engine(data: Path) -> Figures:

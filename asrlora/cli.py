@@ -572,17 +572,15 @@ def _tell_breakdown(scores: Mapping[str, Any]) -> None:
 def _verdict(args: argparse.Namespace) -> int:
     from asrlora.runs.record import judge_run
     from asrlora.runs.report import write_report
-    from asrlora.score.verdict import EXIT_CODES
+    from asrlora.score.verdict import EXIT_CODES, sections
 
     judged = judge_run(args.run_dir, args.resample_by)
     console.print(f"{judged['verdict']}: {judged['reason']}")
-    sections = {"domain": judged["domain"], "heldout": judged["heldout"], **judged["guardrails"]}
-    for name, section in sections.items():
-        if section is not None:
-            told = f"{name}: better with probability {section['improvement_probability']:.1%}"
-            if section["mapsswe"] is not None:  # it needs two segments that differ
-                told += f"; MAPSSWE p = {section['mapsswe']['p_value']:.2g}"
-            console.print(told)
+    for name, section in sections(judged).items():
+        told = f"{name}: better with probability {section['improvement_probability']:.1%}"
+        if section["mapsswe"] is not None:  # it needs two segments that differ
+            told += f"; MAPSSWE p = {section['mapsswe']['p_value']:.2g}"
+        console.print(told)
     console.print(f"report: {write_report(args.run_dir)}")
     return EXIT_CODES[judged["verdict"]]
 

@@ -43,7 +43,7 @@ def loss(base: Base, scores: torch.Tensor, mask: torch.Tensor, labels: torch.Ten
     return cross_entropy(scores.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
-class _Choices(LogitsProcessor):  # type: ignore[misc]
+class _Choices(LogitsProcessor):  # type: ignore[misc]  # Transformers has no types
     """Lets nothing but the end be written for an utterance that has reached its own limit of tokens, so
     that neither its text nor the choice of its beam depends on the limits of its neighbours. Of greedy
     choices it keeps the closest: the least margin between the best and the second token, in nats."""

@@ -22,7 +22,7 @@ from rich.text import Text
 from asrlora.config import ATTEMPT
 from asrlora.errors import UserError
 from asrlora.runs import ledger, programme, sweep
-from asrlora.runs.record import read_counts, read_json, read_log, step_folder, write_whole
+from asrlora.runs.record import read_counts, read_json, read_log, read_scores, step_folder, write_whole
 from asrlora.score import choice, verdict
 from asrlora.score.resample import Interval, interval, resample
 from asrlora.score.wer import total
@@ -136,8 +136,7 @@ def read_run(folder: Path) -> Run:
     best = (judged or identity).get("best_step") or 0
     evaluations = _evaluations(folder)
     if judged is not None:
-        sections = {**{name: judged[name] for name in SETS}, **judged.get("guardrails", {})}
-        scores = {name: _judged_score(one, name) for name, one in sections.items() if one}
+        scores = {name: _judged_score(one, name) for name, one in verdict.sections(judged).items()}
     else:
         before, after = evaluations.get(0, {}), evaluations.get(best, {})
         both = [name for name in before if name in after]
@@ -183,16 +182,15 @@ def _judged_score(section: Mapping[str, Any], name: str) -> Score:
 
 
 def _evaluations(folder: Path) -> dict[int, dict[str, float]]:
-    found = {}
-    for path in sorted((folder / "eval").glob("step-*/scores.json")):
-        scores = read_json(path)
-        step = int(path.parent.name.removeprefix("step-"))
-        found[step] = {
+    """The WER of each set, by step."""
+    return {
+        step: {
             name: one["wer"]
             for name, one in scores.items()
             if isinstance(one, dict) and "wer" in one and name != choice.REPORT
         }
-    return found
+        for step, scores in read_scores(folder).items()
+    }
 
 
 def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

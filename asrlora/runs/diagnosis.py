@@ -179,7 +179,7 @@ def _points(fraction: float) -> str:
 def read_curves(run: Path) -> Curves:
     """The curves of a run directory, of a run that goes on too."""
     metrics = record.read_log(run / "metrics.jsonl")
-    scores = read_scores(run)
+    scores = record.read_scores(run)
     identity = record.read_json(run / "run.json")
     planned = identity.get("audit", {}).get("sets", {}).get("train", {}).get("epochs") or 0.0
     share = metrics[-1]["step"] / identity["config"]["max_steps"] if metrics else 0.0
@@ -189,12 +189,6 @@ def read_curves(run: Path) -> Curves:
     )
     losses = {line["step"]: line["loss"] for line in metrics}
     return Curves(losses, domain, heldout, planned * share, identity["reason"] or "")
-
-
-def read_scores(run: Path) -> dict[int, dict[str, Any]]:
-    """scores.json by step, of the evaluations that were finished."""
-    paths = sorted(run.glob("eval/step-*/scores.json"))
-    return {int(path.parent.name.removeprefix("step-")): record.read_json(path) for path in paths}
 
 
 def of_run(run: Path) -> list[dict[str, str]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from asrlora.files import write_whole
 from asrlora.runs import record
-from asrlora.runs.diagnosis import loss_rose, read_scores
+from asrlora.runs.diagnosis import loss_rose
 from asrlora.runs.sweep import Criteria, Pruning, Trial
 
 RULES = "prune.json"  # in the run directory; a run without it is never ended early
@@ -29,7 +29,7 @@ def reason(run: Path, step: int, max_steps: int, eval_interval: int) -> str | No
     if not path.exists() or step in (0, max_steps):
         return None
     told = record.read_json(path)
-    rules, scores = Pruning.model_validate(told["rules"]), read_scores(run)
+    rules, scores = Pruning.model_validate(told["rules"]), record.read_scores(run)
     why = _heldout(rules, told["guardrail"], scores, step) or _loss(rules, run)
     if why is None and rules.halving and step in rungs(max_steps, eval_interval, rules.halving):
         peers = {name: _domain(run.parent / name, step) for name in told["peers"] if name != run.name}

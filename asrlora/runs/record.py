@@ -176,6 +176,12 @@ def step_folder(run: Path, step: int) -> Path:
     return run / "eval" / f"step-{step:06d}"
 
 
+def read_scores(run: Path) -> dict[int, dict[str, Any]]:
+    """scores.json by step, of the evaluations that were finished."""
+    paths = sorted(run.glob("eval/step-*/scores.json"))
+    return {int(path.parent.name.removeprefix("step-")): read_json(path) for path in paths}
+
+
 def read_json(path: Path) -> dict[str, Any]:
     try:
         loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

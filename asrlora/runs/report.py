@@ -9,8 +9,9 @@ from typing import Any
 import jinja2
 
 from asrlora.runs import examples, figures
-from asrlora.runs.record import read_json, read_lines, step_folder, write_whole
+from asrlora.runs.record import read_json, read_lines, read_scores, write_whole
 from asrlora.score import breakdown, choice, words
+from asrlora.score.verdict import sections
 
 EXCERPT_SECONDS = 30  # of an utterance that can be listened to; at 3 kB a second the page stays small
 PARTS_SHOWN = 12  # speakers, and domain words
@@ -45,7 +46,7 @@ def write_report(run: Path) -> Path:
     )  # fmt: skip
     environment.filters["points"] = lambda points: f"{points:+.2f}".replace("-", figures.MINUS)
     environment.filters["percent"] = lambda fraction: f"{100 * fraction:.2f} %"
-    pairs = {name: examples.read_pair(run, name, judged["best_step"]) for name in _sets(judged)}
+    pairs = {name: examples.read_pair(run, name, judged["best_step"]) for name in sections(judged)}
     page = environment.get_template("report.html").render(
         run=identity,
         judged=judged,
@@ -64,17 +65,12 @@ def write_report(run: Path) -> Path:
 
 def shown(run: Path, judged: dict[str, Any]) -> dict[str, list[str]]:
     """Set -> ids of the utterances that the report shows word by word, and whose audio it can use."""
-    return {name: examples.read_pair(run, name, judged["best_step"]).shown() for name in _sets(judged)}
-
-
-def _sets(judged: dict[str, Any]) -> list[str]:
-    return ["domain", *(["heldout"] if judged["heldout"] else []), *judged["guardrails"]]
+    return {name: examples.read_pair(run, name, judged["best_step"]).shown() for name in sections(judged)}
 
 
 def _rows(judged: dict[str, Any]) -> Iterator[Row]:
-    parts = [name for name in (choice.CHOSEN_ON, choice.REPORT) if judged[name]]
-    for name in [*_sets(judged), *parts]:
-        section = judged["guardrails"].get(name) or judged[name]
+    parts = {name: judged[name] for name in (choice.CHOSEN_ON, choice.REPORT) if judged[name]}
+    for name, section in (sections(judged) | parts).items():
         key, sign = ("reduction", -1) if "reduction" in section else ("regression", 1)
         bound = "min_domain_reduction" if sign < 0 else "max_heldout_regression"
         change, limit = (100 * sign * value for value in (section[key], judged["criteria"][bound]))
@@ -87,13 +83,11 @@ def _rows(judged: dict[str, Any]) -> Iterator[Row]:
 
 def _curves(run: Path, judged: dict[str, Any]) -> list[str]:
     """Learning curves: the WER of every set with the chosen step and the guardrails' limits, and the loss."""
-    steps = sorted(int(folder.name.removeprefix("step-")) for folder in (run / "eval").glob("step-*"))
-    scores = {step: read_json(step_folder(run, step) / "scores.json") for step in steps}
+    scores = read_scores(run)
     found = []
-    for name in _sets(judged):
-        section = judged["guardrails"].get(name) or judged[name]
+    for name, section in sections(judged).items():
         limit = section["baseline_wer"] + judged["criteria"]["max_heldout_regression"]
-        points = [(step, scores[step][name]["wer"]) for step in steps if name in scores[step]]
+        points = [(step, scores[step][name]["wer"]) for step in scores if name in scores[step]]
         found.append(figures.curve(name, points, judged["best_step"], None if name == "domain" else limit))
     metrics = read_lines(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
     losses = [(entry["step"], entry["loss"]) for entry in metrics if "loss" in entry]

@@ -13,6 +13,7 @@ from asrlora.config import RunConfig
 from asrlora.errors import UserError
 from asrlora.runs import record
 from asrlora.runs.record import read_json, redacted
+from asrlora.score import verdict
 
 PROJECT = "asrlora"
 SHOWN = 200  # utterances in a W&B table, the most changed ones; all of them are in the run directory
@@ -185,13 +186,11 @@ def finish(
 
 def _summary(judged: Mapping[str, Any]) -> dict[str, Any]:
     found = {"verdict": judged["verdict"], "reason": judged["reason"], "best_step": judged["best_step"]}
-    sections = {name: judged[name] for name in ("domain", "heldout")} | judged["guardrails"]
-    for name, section in sections.items():
+    for name, section in verdict.sections(judged).items():
         change = "reduction" if name == "domain" else "regression"
-        if section is not None:
-            found |= {f"{name}/{key}": section[key] for key in ("baseline_wer", "tuned_wer", change)}
-            found |= {f"{name}/{change}_low": section["interval"][0]}
-            found |= {f"{name}/{change}_high": section["interval"][1]}
+        found |= {f"{name}/{key}": section[key] for key in ("baseline_wer", "tuned_wer", change)}
+        found |= {f"{name}/{change}_low": section["interval"][0]}
+        found |= {f"{name}/{change}_high": section["interval"][1]}
     return found
 
 

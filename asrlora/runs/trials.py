@@ -60,7 +60,7 @@ def standing(trial: Trial, criteria: Criteria) -> Standing:
         why = identity["reason"] or why
         if told := diagnosis.told(identity.get("diagnosis", [])):
             why += f" ({told})"
-    metrics, scores = record.read_log(trial.folder / "metrics.jsonl"), diagnosis.read_scores(trial.folder)
+    metrics, scores = record.read_log(trial.folder / "metrics.jsonl"), record.read_scores(trial.folder)
     sets = ("domain", "heldout")
     wers: dict[int, dict[str, float]] = {
         step: {name: one[name]["wer"] for name in sets if name in one} for step, one in scores.items()
@@ -95,9 +95,9 @@ def restate(judged: dict[str, Any], criteria: Criteria) -> dict[str, Any]:
     if same:
         return judged
     need, limit = criteria.min_domain_reduction, criteria.max_heldout_regression
-    domain = judged["domain"]["interval"]
-    guardrails = [judged["heldout"], *judged.get("guardrails", {}).values()]
-    losses = [one["interval"] for one in guardrails if one]
+    intervals = {name: section["interval"] for name, section in verdict.sections(judged).items()}
+    domain = intervals.pop("domain")
+    losses = list(intervals.values())
     passed = domain[0] >= need and bool(losses) and all(high <= limit for _, high in losses)
     failed = domain[1] < need or any(low > limit for low, _ in losses)
     named = "accept" if passed else "reject" if failed else "inconclusive"

@@ -216,6 +216,12 @@ def judge(
     }
 
 
+def sections(judged: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What verdict.json tells of each set that was judged: domain, heldout and the guardrails beside it."""
+    found = {name: judged[name] for name in ("domain", "heldout")} | judged.get("guardrails", {})
+    return {name: section for name, section in found.items() if section}
+
+
 def _reduction(name: str, comparison: Comparison, criteria: Criteria) -> Judgement:
     need = criteria.min_domain_reduction
     return _against(-need, f"{name} WER reduction", f"at least {100 * need:.2f}", comparison, sign=-1)

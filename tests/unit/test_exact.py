@@ -102,7 +102,7 @@ class Rank:
 def hear(base: Base, data: shards.Shards, seconds: float, world: int = 1) -> Evaluation:
     gathered: list[Any] = []
     for rank in reversed(range(world)):
-        found = evaluate(Rank(rank, world, gathered), base.model, base, data, seconds, NORMALISER)  # type: ignore[arg-type]
+        found = evaluate(Rank(rank, world, gathered), base.model, base, data, seconds, NORMALISER)  # type: ignore[arg-type]  # a stand-in
         assert found is not None
     return found
 
@@ -151,7 +151,7 @@ def test_a_near_tie_is_decided_by_the_utterance_alone(base: Base) -> None:
 
     waves, mask = batches.pad([np.ones(n, np.int16) for n in (20_000, 4_000)])
     written = decode.transcribe(
-        base.model, replace(base, family=Rounding), waves, mask, [1.25, 0.25]  # type: ignore[arg-type]
+        base.model, replace(base, family=Rounding), waves, mask, [1.25, 0.25]  # type: ignore[arg-type]  # a stand-in
     )  # fmt: skip
     assert [one.text for one in written] == ["1.25 among 2", "0.25 among 1"]
     assert asked == [(2, 24_000), (1, 8_000)]
