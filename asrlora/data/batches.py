@@ -61,9 +61,13 @@ def padding(batches: Iterable[Batch]) -> float:
 
 
 def _unpack(pcm: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    waves = pcm * (1 / 32768)  # exact: a power of two
-    # bool: as int64 it would be twice the waves, and on a CPU half of what making both costs
-    return waves, torch.arange(pcm.shape[1], device=pcm.device) < lengths[:, None]
+    waves = pcm.float().mul_(1 / 32768)  # exact: a power of two
+    if pcm.is_cuda:
+        return waves, torch.arange(pcm.shape[1], device=pcm.device) < lengths[:, None]
+    mask = torch.zeros(pcm.shape, dtype=torch.bool)  # by comparison it would cost a CPU more than the waves
+    for row, length in zip(mask, lengths.tolist(), strict=True):
+        row[:length] = True
+    return waves, mask
 
 
 def read_batches(

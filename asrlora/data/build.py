@@ -90,7 +90,8 @@ def write_shards(
     threads = (
         torch.get_num_threads() if torch else int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
     )
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    # one more thread brings shards to the disk, which takes no core and which no worker should wait for
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool, ThreadPoolExecutor(1) as disk:
         try:
             ours = chunks[number - 1 :: count]
             there = pool.map(lambda chunk: _finished(work, chunk.number, chunk.fingerprint), ours)
@@ -102,6 +103,7 @@ def write_shards(
                     progress(chunk.seconds)
             encoding: deque[tuple[Chunk, list[Future[_Encoded | None]]]] = deque()
             writing: deque[tuple[Chunk, Future[None]]] = deque()
+            synced: list[Future[None]] = []
             for following in [*missing, None]:
                 if following:  # encoded while the shard before it is written
                     encoding.append((following, [pool.submit(_encode, u) for u in following.utterances]))
@@ -114,7 +116,10 @@ def write_shards(
                 while len(writing) == 2 or (writing and not following):
                     chunk, written = writing.popleft()
                     written.result()
+                    synced.append(disk.submit(sync, work / shard_name(chunk.number)))
                     progress(chunk.seconds)
+            for done in synced:
+                done.result()
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
@@ -145,8 +150,8 @@ def finish(out: Path) -> None:
     rejected: Counter[str] = Counter()
     for found in parts:
         rejected.update(found.rejected if found else {})
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # not shard by shard: workers would wait for the disk
-        list(pool.map(sync, (work / shard_name(number) for number in numbers)))
+    for number in numbers:  # quick where `write_shards` has done it in this process
+        sync(work / shard_name(number))
     files = index.write_index(work, samples)
     for number, found in enumerate(parts):
         if found:

@@ -136,7 +136,7 @@ class Shards:
         pcm = folder.kept.get(row)
         if pcm is None:
             pcm = folder.read(row)
-            if _memory.take(pcm.nbytes):
+            if memory.take(pcm.nbytes):
                 folder.kept[row] = pcm
         return pcm
 
@@ -149,7 +149,7 @@ class Shards:
         raise IndexError(number)
 
 
-class _Memory:
+class Memory:
     """How much audio this process may still keep."""
 
     def __init__(self) -> None:
@@ -167,13 +167,13 @@ class _Memory:
             self.left += count
 
 
-_memory = _Memory()
+memory = Memory()
 
 
 def forget(shards: Shards) -> None:
     """Frees the memory that `Shards.read` has filled, for others to fill."""
     for folder in shards.folders:
-        _memory.give(sum(pcm.nbytes for pcm in folder.kept.values()))
+        memory.give(sum(pcm.nbytes for pcm in folder.kept.values()))
         folder.kept.clear()
 
 

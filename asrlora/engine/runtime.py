@@ -332,3 +332,4 @@ def keep_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no block by mmap
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: never trim the heap
+        libc.mallopt(-8, 1)  # M_ARENA_MAX: those of threads, which read audio, are trimmed all the same

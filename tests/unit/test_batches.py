@@ -79,9 +79,9 @@ def test_the_plan_is_run_through_only_as_far_as_is_read_ahead(built: shards.Shar
 
 def test_memory_holds_what_was_read_and_no_more_than_allowed(built: shards.Shards, monkeypatch) -> None:
     reopened = shards.open_shards(built.folder)
-    memory = shards._Memory()
+    memory = shards.Memory()
     memory.left = built.read(0).nbytes + built.read(1).nbytes
-    monkeypatch.setattr(shards, "_memory", memory)
+    monkeypatch.setattr(shards, "memory", memory)
     for _ in range(2):
         for number in range(4):
             assert np.array_equal(reopened.read(number), built.read(number))
@@ -162,7 +162,8 @@ def test_ranks_leave_out_the_same_damaged_samples(built: shards.Shards, tmp_path
         opened.read(3)
 
 
-def test_the_bench_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bench_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "REPEATS", 1)
     figures = bench.bench_data(0.002)
     bench.tell(figures)
     assert figures["damage"] == {"truncations noticed of 2": 2, "bit flips noticed of 2": 2}
