@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from asrlora.config import ALLOW_OUTSIDE, Parser, add_flags, validate
 from asrlora.console import console, progress
+from asrlora.engine import launcher
 from asrlora.errors import UserError, exit_code
 from asrlora.models.hub import find_model
 
@@ -28,7 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         args = _parser().parse_args(arguments)
-        return int(args.run(args))
+        try:
+            return int(args.run(args))
+        except UserError:
+            launcher.leave_the_word_to_local_rank_0()
+            raise
 
     return exit_code(run)
 
@@ -523,13 +528,17 @@ def _eval(args: argparse.Namespace) -> int:
         scores = score_file(args.hypotheses, utterances, args.output_dir, normaliser, domain_words)
         speed = f"the field {scores['hypothesis_field']}"
     else:
+        launcher.check_processes()
         find_model(args.model_id)
         from asrlora.engine.offline import evaluate_manifest
 
-        scores = evaluate_manifest(
+        scored = evaluate_manifest(
             args.model_id, args.adapter_dir, utterances, args.output_dir, args.eval_batch_seconds,
             args.language, chosen, domain_words, args.num_beams,
         )  # fmt: skip
+        if scored is None:
+            return 0  # one of several processes; the first one tells
+        scores = scored
         speed = f"{scores['rtfx']:,.0f} audio-s/s"
     console.print(
         f"WER {scores['wer']:.2%} ({scores['substitutions']} substitutions, {scores['deletions']}"

@@ -54,7 +54,7 @@ def check(config: RunConfig) -> Inputs:
     """Everything that can be found wrong without a model. Raises UserError."""
     if config.resume == "never" or not (config.output_dir / "run.json").exists():
         record.check_free(config.output_dir)
-    launcher.check_processes(config.gradient_accumulation_steps)
+    launcher.check_microbatches(config.gradient_accumulation_steps)
     source, replay = _read(config.dataset_path, config), None
     if config.replay_path:
         replay = _read(config.replay_path, config)

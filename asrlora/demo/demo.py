@@ -111,11 +111,14 @@ def training_command(data: Path, output: Path, settings: dict[str, str]) -> list
         **FLAGS,
         **settings,
     }
+    return [*on_two_processes("train.py"), *(word for pair in flags.items() for word in pair)]
+
+
+def on_two_processes(script: str) -> list[str]:
     return [
         str(Path(sys.executable).parent / "accelerate"), "launch",
         "--config_file", _from_here(ROOT / "accelerate_configs" / "cpu.yaml"),
-        _from_here(ROOT / "asrlora" / "train.py"),
-        *(word for pair in flags.items() for word in pair),
+        _from_here(ROOT / "asrlora" / script),
     ]  # fmt: skip
 
 

@@ -46,8 +46,8 @@ def process_start() -> float:
     return float(psutil.Process().create_time())
 
 
-def check_processes(microbatches_per_step: int) -> None:
-    """Refuses a run whose processes are not those that the launcher was told to start.
+def check_processes() -> int:
+    """The number of processes. Raises UserError where they are not those that the launcher was told to start.
 
     `accelerate launch --cpu --num_processes 2` silently runs one process (1.15.0).
     """
@@ -59,9 +59,14 @@ def check_processes(microbatches_per_step: int) -> None:
             " with --config_file accelerate_configs/cpu.yaml (CPU) or gpu.yaml and set num_processes"
             " there, without --cpu"
         )
-    if microbatches_per_step % world_size:
+    return world_size
+
+
+def check_microbatches(per_step: int) -> None:
+    world_size = check_processes()
+    if per_step % world_size:
         raise UserError(
-            f"--gradient-accumulation-steps {microbatches_per_step} (microbatches per"
+            f"--gradient-accumulation-steps {per_step} (microbatches per"
             f" step in all) cannot be dealt out evenly to {world_size} processes; give a"
             " multiple, or change num_processes in the accelerate config"
         )
@@ -97,7 +102,7 @@ def _asked_processes() -> int | None:
 
 
 def join_the_launcher() -> None:
-    """Makes `accelerate launch asrlora/train.py` end with its ranks' exit code and hand on signals.
+    """Makes `accelerate launch` of train.py or cli.py end with its ranks' exit code and hand on signals.
 
     The launcher ends with 1 and a traceback whenever a rank ends with another code than 0, and dies of
     SIGUSR1 or SIGTERM before its ranks do; scripts around it rely on our codes, and ranks that are told
@@ -106,7 +111,7 @@ def join_the_launcher() -> None:
     does nothing.
     """
     if Path(sys.argv[0]).name == "accelerate" and any(
-        Path(word).parts[-2:] == ("asrlora", "train.py") for word in sys.argv
+        Path(word).parts[-2:] in (("asrlora", "train.py"), ("asrlora", "cli.py")) for word in sys.argv
     ):
         sys.excepthook = _end_like_the_ranks
         logging.getLogger("torch.distributed.elastic.multiprocessing.api").addFilter(_not_ours)

@@ -1,4 +1,4 @@
-"""Using a model outside a training run: one process, base or adapter, the same audio path."""
+"""Using a model outside a training run: base or adapter, the same audio path."""
 
 import json
 import shutil
@@ -7,16 +7,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-
 from asrlora.config import RunConfig
 from asrlora.console import progress
 from asrlora.data import audio, audit, batches, shards
 from asrlora.data.findings import Audit
 from asrlora.data.manifest import Utterance
 from asrlora.data.style import restyle, style
+from asrlora.engine import runtime as runtimes
 from asrlora.engine.evaluate import evaluate, fingerprint
-from asrlora.engine.runtime import Runtime, keep_memory
 from asrlora.errors import UserError
 from asrlora.files import folder_whole
 from asrlora.models import adapters, decode, families
@@ -32,12 +30,6 @@ def open_model(
         model_id = str(_base_of(adapter)) if adapter else str(_demo_base())
     base = families.load_base(model_id, language, num_beams=num_beams)
     return (adapters.load(base, adapter) if adapter else base.model), base
-
-
-def one_process() -> Runtime:
-    """A runtime that needs no launcher."""
-    keep_memory()
-    return Runtime(Accelerator(mixed_precision="no"))
 
 
 def export(adapter: Path, output: Path, model_id: str | None, merge: bool) -> str:
@@ -84,21 +76,26 @@ def evaluate_manifest(
     text_normaliser: str | None = None,
     domain_words: frozenset[str] = frozenset(),
     num_beams: int = 1,
-) -> dict[str, Any]:
-    """Writes hypotheses.jsonl and scores.json into `output`; returns the scores."""
+) -> dict[str, Any] | None:
+    """Collective. Writes hypotheses.jsonl and scores.json into `output`; returns the scores, on rank 0."""
     normaliser = text.normaliser(text_normaliser, language)
     model, base = open_model(model_id, adapter, language, num_beams)
     families.check(base, {u.id: u.duration for u in utterances})
+    runtime = runtimes.start()
+    first = runtime.accelerator.is_local_main_process
     total = sum(utterance.duration for utterance in utterances)
-    with progress("shards", total) as advance:
+    with runtime.accelerator.local_main_process_first(), progress("shards", total, first) as advance:
         data = shards.cached(utterances, advance)
-    runtime = one_process()
     model.to(runtime.device)
+    runtime.wait()
     start = time.monotonic()
-    with progress("evaluation", data.seconds) as advance:
+    with progress("evaluation", data.seconds, runtime.is_main) as advance:
         found = evaluate(runtime, model, base, data, batch_seconds, normaliser, advance)
     assert found is not None, "nobody can ask this to stop"
     seconds = time.monotonic() - start
+    runtime.close()
+    if not runtime.is_main:
+        return None
     return write_scores(
         output, found.hypotheses, domain_words,
         **found.odd,
@@ -125,7 +122,7 @@ def audit_model(config: RunConfig, found: Audit, data: Mapping[str, shards.Shard
     texts = {s.id: restyle(s.text, config.label_case, config.label_punctuation) for s in training.samples}
     seconds = dict(zip(texts, training.durations.tolist(), strict=True))
     _, unlearnable = families.label(base, texts, seconds)
-    runtime = one_process()
+    runtime = runtimes.start()
     model.to(runtime.device)
     every = -(-len(data["domain"].samples) // STYLE_SAMPLE)
     sample = data["domain"].subset(range(0, len(data["domain"].samples), every))

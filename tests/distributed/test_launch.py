@@ -11,7 +11,8 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from conftest import ROOT, Speech
+from asrlora import cli
+from conftest import BASE, ROOT, Speech
 
 ACCELERATE = str(Path(sys.executable).parent / "accelerate")
 WAYS = {
@@ -108,6 +109,33 @@ def test_a_launch_that_is_not_what_was_asked_for_is_refused(
     assert told in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["ddp", pytest.param("zero2", marks=pytest.mark.slow)])
+def test_an_evaluation_by_ranks_writes_what_one_process_writes(
+    speech: Speech, tmp_path: Path, name: str
+) -> None:
+    def words(output: str) -> list[str]:
+        settings = ["eval", "--model-id", BASE, "--manifest-path", speech.domain, "--eval-batch-seconds", 20]
+        return [*map(str, settings), "--output-dir", str(tmp_path / output)]
+
+    def by_ranks() -> subprocess.CompletedProcess[str]:
+        command = [*WAYS[name], "asrlora/cli.py", *words("ranks")]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+
+    assert cli.main(words("one")) == 0
+    done = by_ranks()
+    assert done.returncode == 0, done
+    assert done.stdout.count("substitutions") == 1
+    scores = [json.loads((tmp_path / way / "scores.json").read_text()) for way in ("one", "ranks")]
+    assert all(one.pop("seconds") > 0 and one.pop("rtfx") > 0 for one in scores)
+    assert scores[0] == scores[1]
+    hypotheses = [(tmp_path / way / "hypotheses.jsonl").read_bytes() for way in ("one", "ranks")]
+    assert hypotheses[0] == hypotheses[1]
+    again = by_ranks()
+    assert again.returncode == 2
+    assert again.stderr.count("holds another evaluation") == 1
+    assert "Traceback" not in again.stderr
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from asrlora.data import batches, shards
 from asrlora.data.audio import read_audio
 from asrlora.data.manifest import read_manifest
 from asrlora.engine import offline
+from asrlora.engine import runtime as runtimes
 from asrlora.engine.evaluate import evaluate
 from asrlora.models import adapters, families, seq2seq
 from asrlora.runs.record import read_lines
@@ -64,7 +65,7 @@ def test_merged_active_and_saved_adapter_write_the_same(
         flags = ["--manifest-path", str(few), "--output-dir", str(output)]
         assert cli.main(["eval", "--model-id", *words, *flags]) == 0
         written[name] = read_lines(output / "hypotheses.jsonl")
-    active = evaluate(offline.one_process(), model, base, shards.cached(read_manifest(few)), 4.0, NORMALISER)
+    active = evaluate(runtimes.start(), model, base, shards.cached(read_manifest(few)), 4.0, NORMALISER)
     assert active is not None
     assert written["saved"] == written["merged"] == [asdict(h) for h in active.hypotheses]
     assert written["saved"] != written["base"]
