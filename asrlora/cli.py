@@ -148,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = commands.add_parser("bench", help="measure speed on this machine")
     bench_steps = bench.add_subparsers(required=True, metavar="STEP", parser_class=Parser)
-    bench_data = bench_steps.add_parser("data", help="shards, plan and loader, in ratios (2 minutes)")
+    bench_data = bench_steps.add_parser("data", help="shards, plan and loader, in ratios (7 minutes)")
     bench_data.set_defaults(run=_bench_data)
     bench_data.add_argument("--output", type=Path, help="write the figures here as JSON")
     bench_data.add_argument("--small", action="store_true", help="a hundredth of everything: does it run?")
@@ -162,7 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     bench_verdict.set_defaults(run=_bench_verdict)
     bench_verdict.add_argument("--trials", type=_count, default=2000, help="a row (default: 2000)")
 
-    bench_eval = bench_steps.add_parser("eval", help="evaluation against Transformers' pipeline (5 minutes)")
+    bench_eval = bench_steps.add_parser("eval", help="evaluation against Transformers' pipeline (6 minutes)")
     bench_eval.set_defaults(run=_bench_eval)
     bench_eval.add_argument("--output", type=Path, help="write the figures here as JSON")
     bench_eval.add_argument("--utterances", type=_count, default=300, help="to speak (default: 300)")
