@@ -162,6 +162,7 @@ def test_ranks_leave_out_the_same_damaged_samples(built: shards.Shards, tmp_path
         opened.read(3)
 
 
+@pytest.mark.slow
 def test_the_bench_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "REPEATS", 1)
     figures = bench.bench_data(0.002)
