@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from asrlora.data.audio import SAMPLE_RATE
 from asrlora.errors import UserError
+from asrlora.files import written_whole
 
 LENGTHS, ROWS, TEXTS = FILES = ("lengths.bin", "rows.bin", "texts.bin")
 
@@ -157,23 +158,24 @@ def write_index(folder: Path, samples: Iterable[Sample]) -> dict[str, dict[str, 
 
 
 class _Hashed:
-    """A new file that knows its length and sha256 when it is closed, and is on disk then."""
+    """A file that knows its length and sha256 when it is closed, and appears then, whole and on disk.
+
+    Another process that builds the same shards may have given its own, of the same bytes, to readers."""
 
     def __init__(self, path: Path) -> None:
         self.path, self._digest, self._size = path, hashlib.sha256(), 0
+        self._whole = written_whole(path)
 
     def __enter__(self) -> "_Hashed":
-        self._file = self.path.open("wb")
+        self._file = self._whole.__enter__()
         return self
 
     def write(self, data: bytes) -> None:
         self._size += self._file.write(data)
         self._digest.update(data)
 
-    def __exit__(self, *_: object) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+    def __exit__(self, *error: Any) -> None:
+        self._whole.__exit__(*error)
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,22 @@ facts = st.builds(
     sha256=st.binary(min_size=32, max_size=32).map(bytes.hex), level=st.floats(0, 1), clipped=st.floats(0, 1),
     rate=st.integers(1, 384_000), channels=st.integers(1, 64),
 )  # fmt: skip
+
+
+def test_who_writes_an_index_again_never_takes_it_from_its_readers(
+    built: shards.Shards, tmp_path: Path
+) -> None:
+    """Tasks of an array build the same shards at once: one read an index that another was writing."""
+    samples = list(built.samples)
+    facts = index.write_index(tmp_path, samples)
+
+    def meanwhile() -> Iterator[index.Sample]:
+        for sample in samples:
+            assert len(index.open_index(tmp_path, facts)) == len(samples)
+            yield sample
+
+    assert index.write_index(tmp_path, meanwhile()) == facts
+    assert len(index.open_index(tmp_path, facts)) == len(samples)
 
 
 @given(st.lists(facts, max_size=20))
