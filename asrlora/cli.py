@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from asrlora.config import ALLOW_OUTSIDE, Parser, add_flags, validate
 from asrlora.console import console, progress
-from asrlora.engine import launcher
 from asrlora.errors import UserError, exit_code
 from asrlora.models.hub import find_model
 
@@ -29,11 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> int:
         args = _parser().parse_args(arguments)
-        try:
-            return int(args.run(args))
-        except UserError:
-            launcher.leave_the_word_to_local_rank_0()
-            raise
+        return int(args.run(args))
 
     return exit_code(run)
 
@@ -524,21 +519,23 @@ def _eval(args: argparse.Namespace) -> int:
     domain_words = words.choose(listed, general, (u.text for u in utterances), None, normaliser)
     if (args.output_dir / "scores.json").exists():
         raise UserError(f"--output-dir {args.output_dir} holds another evaluation; give a new folder")
+    scores: dict[str, Any] | None
     if args.hypotheses:
         scores = score_file(args.hypotheses, utterances, args.output_dir, normaliser, domain_words)
         speed = f"the field {scores['hypothesis_field']}"
     else:
-        launcher.check_processes()
+        from asrlora.engine.launcher import check_processes
+
+        check_processes()
         find_model(args.model_id)
         from asrlora.engine.offline import evaluate_manifest
 
-        scored = evaluate_manifest(
+        scores = evaluate_manifest(
             args.model_id, args.adapter_dir, utterances, args.output_dir, args.eval_batch_seconds,
             args.language, chosen, domain_words, args.num_beams,
         )  # fmt: skip
-        if scored is None:
+        if scores is None:
             return 0  # one of several processes; the first one tells
-        scores = scored
         speed = f"{scores['rtfx']:,.0f} audio-s/s"
     console.print(
         f"WER {scores['wer']:.2%} ({scores['substitutions']} substitutions, {scores['deletions']}"

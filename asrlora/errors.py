@@ -1,6 +1,8 @@
 """Errors of the user's making."""
 
+import os
 import sys
+import time
 from collections.abc import Callable
 
 
@@ -13,8 +15,19 @@ def exit_code(main: Callable[[], int]) -> int:
     try:
         return main()
     except UserError as error:
+        _leave_the_word_to_local_rank_0()
         tell(error)
         return 2
+
+
+def _leave_the_word_to_local_rank_0() -> None:
+    """Called with a mistake to tell: returns at once on local rank 0, and elsewhere only if needed.
+
+    All ranks find the same mistake, and the launcher ends the others as soon as one has ended: so
+    the others wait for that, and speak only where their local rank 0 has found nothing wrong.
+    """
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(30)
 
 
 def tell(error: UserError) -> None:

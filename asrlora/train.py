@@ -39,15 +39,11 @@ class Inputs:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        config = parse_run(argv)
-        if config.resume == "auto" and record.is_complete(config.output_dir):
-            print(f"{config.output_dir} holds this run, complete; nothing is left to do")
-            return 0
-        return train(config, check(config))
-    except UserError:
-        launcher.leave_the_word_to_local_rank_0()
-        raise
+    config = parse_run(argv)
+    if config.resume == "auto" and record.is_complete(config.output_dir):
+        print(f"{config.output_dir} holds this run, complete; nothing is left to do")
+        return 0
+    return train(config, check(config))
 
 
 def check(config: RunConfig) -> Inputs:

@@ -10,7 +10,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 import types
 from pathlib import Path
 
@@ -70,16 +69,6 @@ def check_microbatches(per_step: int) -> None:
             f" step in all) cannot be dealt out evenly to {world_size} processes; give a"
             " multiple, or change num_processes in the accelerate config"
         )
-
-
-def leave_the_word_to_local_rank_0() -> None:
-    """Called with a mistake to tell: returns at once on local rank 0, and elsewhere only if needed.
-
-    All ranks find the same mistake, and the launcher ends the others as soon as one has ended: so
-    the others wait for that, and speak only where their local rank 0 has found nothing wrong.
-    """
-    if os.environ.get("LOCAL_RANK", "0") != "0":
-        time.sleep(30)
 
 
 def _asked_processes() -> int | None:
