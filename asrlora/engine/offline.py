@@ -25,10 +25,11 @@ from asrlora.score import text
 def open_model(
     model_id: str | None, adapter: Path | None, language: str = "en", num_beams: int = 1
 ) -> tuple[Any, families.Base]:
-    """The model to use, its adapter active, and its base."""
+    """The model to use on this process's device, its adapter active, and its base."""
     if model_id is None:
         model_id = str(_base_of(adapter)) if adapter else str(_demo_base())
     base = families.load_base(model_id, language, num_beams=num_beams)
+    base.model.to(runtimes.device())
     return (adapters.load(base, adapter) if adapter else base.model), base
 
 
@@ -86,7 +87,6 @@ def evaluate_manifest(
     total = sum(utterance.duration for utterance in utterances)
     with runtime.accelerator.local_main_process_first(), progress("shards", total, first) as advance:
         data = shards.cached(utterances, advance)
-    model.to(runtime.device)
     runtime.wait()
     start = time.monotonic()
     with progress("evaluation", data.seconds, runtime.is_main) as advance:
@@ -123,7 +123,6 @@ def audit_model(config: RunConfig, found: Audit, data: Mapping[str, shards.Shard
     seconds = dict(zip(texts, training.durations.tolist(), strict=True))
     _, unlearnable = families.label(base, texts, seconds)
     runtime = runtimes.start()
-    model.to(runtime.device)
     every = -(-len(data["domain"].samples) // STYLE_SAMPLE)
     sample = data["domain"].subset(range(0, len(data["domain"].samples), every))
     with progress("what the base writes", sample.seconds) as advance:

@@ -258,6 +258,13 @@ class Runtime:
         self.accelerator.end_training()
 
 
+def device() -> torch.device:
+    """Where this process computes: the GPU of its local rank, or the CPU of a machine without one."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
+
+
 def start(compiled: bool = False) -> Runtime:
     """Brings the processes up in the way that the launcher was asked for.
 
@@ -266,7 +273,7 @@ def start(compiled: bool = False) -> Runtime:
     # libraries' notes to each other (Accelerate's use of torch, PEFT's of Transformers)
     warnings.filterwarnings("ignore", category=FutureWarning)
     keep_memory()
-    on_gpu = torch.cuda.is_available()
+    on_gpu = device().type == "cuda"
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False)]
     if not on_gpu:

@@ -158,6 +158,7 @@ def merge(model: Any, base: Base, folder: Path) -> float:
     settings.save_pretrained(folder)
     with torch.inference_mode():
         fresh = families.load_base(str(folder), base.language)
+        fresh.model.to(active.device)
         merged = _probe(fresh.model, fresh)
     return _same(active, merged, f"the merged model in {folder} is not the base with its adapter")
 
