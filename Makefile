@@ -4,7 +4,7 @@ UV_VERSION := 0.13.9
 UV := $(or $(shell command -v uv 2>/dev/null),.tools/bin/uv)
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-slow lint install format pins clean
+.PHONY: demo test test-slow faults lint install format pins clean
 
 demo: install
 	$(UV) run asrlora demo
@@ -15,6 +15,10 @@ test: install lint
 
 test-slow: install
 	$(UV) run pytest -n 2 --dist loadfile -m slow
+
+# Half an hour: faults at chosen moments of a run, and what became of it
+faults: install
+	$(UV) run python tests/e2e/faults.py --write docs/log/faults.md
 
 lint: install
 	$(UV) run ruff check .

@@ -189,6 +189,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--trials", type=int, default=10)
     parser.add_argument("--world", type=int, default=2)
+    parser.add_argument("--first", type=int, default=0, help="number of the first trial, which seeds it")
     parser.add_argument("--zero2", action="store_true", help="under DeepSpeed ZeRO-2")
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="kill-resume-"))
@@ -197,7 +198,7 @@ def main() -> int:
     expected, took = undisturbed(speech, folder / "undisturbed", args.world, args.zero2)
     print(f"undisturbed: {took:.1f} s, {len(expected)} files", flush=True)
     kills = 0
-    for number in range(args.trials):
+    for number in range(args.first, args.first + args.trials):
         done = trial(number, speech, folder, args.world, expected, took, args.zero2)
         kills += len(done)
         print(f"trial {number}: {'; '.join(done) or 'faster than the kill'}: the same", flush=True)
