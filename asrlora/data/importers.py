@@ -21,6 +21,7 @@ import soundfile
 
 from asrlora.data import manifest, sets
 from asrlora.data.fence import Fence, Missing, Outside
+from asrlora.data.foreign import foreign_shards
 from asrlora.data.manifest import Utterance, parse_object, seconds_field, string_field
 from asrlora.errors import UserError
 from asrlora.files import write_whole
@@ -128,6 +129,8 @@ def recognise(source: str) -> str:
     place = Path(source)
     if source.startswith("hf:"):
         return "hf"
+    if foreign := foreign_shards(source):
+        raise UserError(foreign)
     if place.is_dir():
         if (place / "wav.scp").exists():
             return "kaldi"

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from asrlora.data.fence import Fence, open_sound
+from asrlora.data.foreign import foreign_shards
 from asrlora.errors import UserError
 from asrlora.files import write_whole
 
@@ -98,6 +99,8 @@ def read_lines(path: Path, allow_outside: bool = False) -> Iterator[tuple[int, U
 
 def text_lines(path: Path, what: str = "manifest") -> list[str]:
     """The lines of a text file. Raises UserError where it is none, and opens regular files only."""
+    if foreign := foreign_shards(path):
+        raise UserError(f"{what} {foreign}")
     if path.exists() and not path.is_file():
         raise UserError(f"{what} {path}: is not a regular file")
     try:

@@ -27,6 +27,7 @@ import pydantic
 from asrlora.data import audio, index, remote
 from asrlora.data import build as builder
 from asrlora.data.build import META, SAMPLES_PER_SHARD
+from asrlora.data.foreign import foreign_shards
 from asrlora.data.index import Index, Rows, Sample
 from asrlora.data.manifest import Utterance
 from asrlora.errors import UserError
@@ -246,6 +247,8 @@ def open_shards(place: Path | str) -> Shards:
 
     Raises UserError when it is no such folder or incomplete.
     """
+    if foreign := foreign_shards(place):
+        raise UserError(foreign)
     url = place if isinstance(place, str) else None
     folder = place if isinstance(place, Path) else remote.mirror(place, cache_root())
     try:
@@ -254,7 +257,10 @@ def open_shards(place: Path | str) -> Shards:
         _Meta.model_validate(meta)
     except (OSError, ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{folder} is not a whole folder of shards ({reason}); build it again") from None
+        raise UserError(
+            f"{folder} is not a whole folder of shards, as asrlora builds it ({reason}); build it again:"
+            f" uv run asrlora shards build MANIFEST {folder}"
+        ) from None
     if meta.pop("sha256") != builder.digest(meta):
         raise UserError(f"{folder / META} is damaged (its sha256 differs); build the shards again")
     files: dict[str, dict[str, Any]] = meta["files"]
