@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from asrlora.config import ALLOW_OUTSIDE, Parser, add_flags, validate
 from asrlora.console import console, progress
 from asrlora.errors import UserError, exit_code
-from asrlora.models.hub import find_model
+from asrlora.models.hub import adapter_settings, base_of, find_model
 
 # settings of a run that `manifest check` wants to know
 RECIPE = """max_steps batch_size batch_seconds gradient_accumulation_steps min_seconds max_seconds
@@ -527,7 +527,7 @@ def _eval(args: argparse.Namespace) -> int:
         from asrlora.engine.launcher import check_processes
 
         check_processes()
-        find_model(args.model_id)
+        _check_model(args.model_id, args.adapter_dir)
         from asrlora.engine.offline import evaluate_manifest
 
         scores = evaluate_manifest(
@@ -641,6 +641,7 @@ def _transcribe(args: argparse.Namespace) -> int:
     for path in args.audio:
         if not path.is_file():
             raise UserError(f"the audio file {path} does not exist")
+    _check_model(args.model_id, args.adapter_dir)
     from asrlora.engine.offline import transcribe_files
 
     for path, text in transcribe_files(
@@ -650,7 +651,18 @@ def _transcribe(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_model(model_id: str | None, adapter: Path | None) -> None:
+    """Raises UserError where base or adapter is not there, before torch is imported."""
+    if adapter:
+        adapter_settings(adapter)
+    if model_id:
+        find_model(model_id)
+    elif adapter:
+        base_of(adapter)
+
+
 def _export(args: argparse.Namespace) -> int:
+    _check_model(args.model_id, args.adapter)
     from asrlora.engine.offline import export
 
     console.print(f"{args.output}: {export(args.adapter, args.output, args.model_id, args.merge)}")

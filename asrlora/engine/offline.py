@@ -18,6 +18,7 @@ from asrlora.engine.evaluate import evaluate, fingerprint
 from asrlora.errors import UserError
 from asrlora.files import folder_whole
 from asrlora.models import adapters, decode, families
+from asrlora.models.hub import adapter_settings, base_of, lasting_name
 from asrlora.runs.scores import write_scores
 from asrlora.score import text
 
@@ -27,7 +28,7 @@ def open_model(
 ) -> tuple[Any, families.Base]:
     """The model to use on this process's device, its adapter active, and its base."""
     if model_id is None:
-        model_id = str(_base_of(adapter)) if adapter else str(_demo_base())
+        model_id = base_of(adapter) if adapter else str(_demo_base())
     base = families.load_base(model_id, language, num_beams=num_beams)
     base.model.to(runtimes.device())
     return (adapters.load(base, adapter) if adapter else base.model), base
@@ -36,7 +37,8 @@ def open_model(
 def export(adapter: Path, output: Path, model_id: str | None, merge: bool) -> str:
     """Writes a model that needs no adapter (`merge`), or the adapter with its base named so that it is
     found from anywhere. Into a new folder; returns what was written, in words."""
-    base_id = model_id or _base_of(adapter)
+    settings = adapter_settings(adapter)
+    base_id = lasting_name(model_id or base_of(adapter))
     if output.exists():
         raise UserError(f"{output} exists; give a new folder")
     with folder_whole(output) as aside:
@@ -44,23 +46,10 @@ def export(adapter: Path, output: Path, model_id: str | None, merge: bool) -> st
             model, base = open_model(base_id, adapter)
             difference = adapters.merge(model, base, aside)
             return f"{base.kind} with its adapter merged; logits within {difference:.0e} of the adapter's"
-        if Path(base_id).is_dir():
-            base_id = str(Path(base_id).resolve())
         shutil.copy(adapter / "adapter_model.safetensors", aside)
-        settings = json.loads((adapter / "adapter_config.json").read_text())
         settings["base_model_name_or_path"] = base_id
         (aside / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
         return f"the adapter, for {base_id}"
-
-
-def _base_of(adapter: Path) -> str:
-    path = adapter / "adapter_config.json"
-    if not path.is_file():
-        raise UserError(f"--adapter-dir {adapter}: holds no adapter_config.json, so it is no adapter")
-    named: str | None = json.loads(path.read_text()).get("base_model_name_or_path")
-    if not named:
-        raise UserError(f"{path}: names no base model; give --model-id")
-    return named
 
 
 def _demo_base() -> Path:

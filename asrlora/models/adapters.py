@@ -1,6 +1,7 @@
 """LoRA, rsLoRA, DoRA, PiSSA and OLoRA adapters by PEFT: attaching, saving, loading, checking."""
 
 import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from asrlora.errors import UserError
 from asrlora.files import folder_whole
 from asrlora.models import families
 from asrlora.models.family import Base
+from asrlora.models.hub import adapter_settings
 
 OUTPUTS = ("proj_out", "lm_head", "ctc_head")
 LOGIT_TOLERANCE = 1e-3  # of max |logits|; a right reload gives 1e-6, PEFT's wrong ones 5e-2 and more
@@ -110,8 +112,7 @@ def save(model: Any, folder: Path, initial: Path | None) -> None:
 
 def load(base: Base, folder: Path) -> Any:
     """Puts a saved adapter on a base; returns the PeftModel in eval mode."""
-    if not (folder / "adapter_config.json").is_file():
-        raise UserError(f"--adapter-dir {folder}: holds no adapter_config.json, so it is no adapter")
+    adapter_settings(folder)
     try:
         return PeftModel.from_pretrained(base.model, str(folder)).eval()
     except (RuntimeError, ValueError, KeyError) as error:
@@ -183,10 +184,10 @@ def _probe(model: Any, base: Base) -> torch.Tensor:
 
 
 def digest(folder: Path) -> str:
-    """sha256 of an adapter's weights and configuration."""
-    config = (folder / "adapter_config.json").read_bytes()
+    """sha256 of an adapter's weights and configuration, wherever its base lies."""
+    settings = {**adapter_settings(folder), "base_model_name_or_path": None}
     weights = load_file(folder / "adapter_model.safetensors")
-    hasher = hashlib.sha256(config)
+    hasher = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name in sorted(weights):
         hasher.update(name.encode() + weights[name].numpy().tobytes())
     return hasher.hexdigest()

@@ -17,7 +17,7 @@ from asrlora.errors import UserError
 from asrlora.models import ctc, moonshine, whisper
 from asrlora.models.family import IGNORED, LABEL_QUANTUM, Family, case_of
 from asrlora.models.family import Base as Base
-from asrlora.models.hub import find_model, hash_weights
+from asrlora.models.hub import find_model, hash_weights, lasting_name
 
 FAMILIES: dict[str, Family] = {  # by Transformers' name of the model type
     "moonshine": moonshine,
@@ -64,7 +64,8 @@ def load_base(model_id: str, language: str = "en", in_4bit: bool = False, num_be
             " would be random; give a model that was trained to write text"
         )
     family.ignore_padding(model, kind)
-    model.name_or_path = model_id  # what saved adapters name: a hub name, not where the hub's cache lies
+    # what saved adapters name: not a path that depends on the working directory, nor the hub's cache
+    model.name_or_path = lasting_name(model_id)
     if hasattr(model, "freeze_feature_encoder"):
         model.freeze_feature_encoder()  # frozen anyway; else gradients run through its convolutions in vain
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)

@@ -1,10 +1,15 @@
-"""Finding a base model: a folder, or a name on the hub. Needs no torch, so a typo is told at once."""
+"""Finding a base model: a folder, or a name on the hub. Needs no torch, so a typo is reported at once."""
 
 import hashlib
+import json
+import os
 import re
 from pathlib import Path
+from typing import Any
 
 from asrlora.errors import UserError
+
+HUB_NAME = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")  # OWNER/MODEL
 
 
 def find_model(model_id: str) -> Path:
@@ -17,7 +22,7 @@ def find_model(model_id: str) -> Path:
         return folder
     if folder.is_dir():
         raise UserError(f"--model-id {model_id}: the folder holds no config.json, so it is no model")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model_id) or model_id.startswith("."):
+    if not HUB_NAME.fullmatch(model_id):
         raise UserError(
             f"--model-id {model_id}: there is no such folder, and it is no hub name such as"
             " UsefulSensors/moonshine-tiny"
@@ -35,6 +40,52 @@ def find_model(model_id: str) -> Path:
         raise UserError(
             f"--model-id {model_id}: there is no such folder, and the model hub gave no such model ({reason})"
         ) from None
+
+
+def lasting_name(model_id: str) -> str:
+    """What an adapter records of its base: the absolute path of a folder, since the adapter will be used from
+    other working directories; a hub name as it is."""
+    return os.path.abspath(model_id) if os.path.isdir(model_id) else model_id
+
+
+def adapter_settings(adapter: Path) -> dict[str, Any]:
+    """adapter_config.json. Raises UserError where the folder holds none."""
+    path = adapter / "adapter_config.json"
+    if not path.is_file():
+        raise UserError(f"--adapter-dir {adapter}: holds no adapter_config.json, so it is no adapter")
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: is not valid JSON ({error}); save or copy the adapter again") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: is not a JSON object; save or copy the adapter again")
+    return settings
+
+
+def base_of(adapter: Path) -> str:
+    """The base that an adapter names, for `find_model`: looked for from the working directory, the adapter's
+    own folder, or on the hub.
+
+    Raises UserError that names the adapter, the base as recorded, and where it was looked for.
+    """
+    named = adapter_settings(adapter).get("base_model_name_or_path")
+    if not isinstance(named, str) or not named:
+        raise UserError(f"{adapter / 'adapter_config.json'}: names no base model; give --model-id")
+    tried = list(dict.fromkeys((os.path.abspath(named), os.path.abspath(adapter / named))))
+    for folder in tried:
+        if os.path.isfile(os.path.join(folder, "config.json")):
+            return folder
+    looked = f"no model at {' or '.join(tried)}"
+    if HUB_NAME.fullmatch(named):
+        try:
+            find_model(named)
+            return named
+        except UserError:
+            looked += ", and the model hub gave none of that name"
+    raise UserError(
+        f"--adapter-dir {adapter}: its base is recorded as {named}, and there is {looked}; give its place by"
+        " --model-id"
+    )
 
 
 def hash_weights(folder: Path) -> str:

@@ -1,6 +1,7 @@
 """`asrlora export`, on the demo's base: what it writes hears what the adapter heard."""
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from asrlora.data.manifest import read_manifest
 from asrlora.engine import offline
 from asrlora.engine import runtime as runtimes
 from asrlora.engine.evaluate import evaluate
-from asrlora.models import adapters, families, seq2seq
+from asrlora.models import adapters, families, hub, seq2seq
 from asrlora.runs.record import read_lines
 from asrlora.score import text
 from conftest import BASE, Speech
@@ -97,6 +98,55 @@ def test_an_exported_adapter_names_its_base_from_anywhere(
     _, base = offline.open_model(None, Path("adapter"))
     assert base.folder == BASE
     assert adapters.digest(tmp_path / "adapter") is not None
+
+
+def test_a_relative_base_is_found_from_another_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained with --model-id ../demo/base, used elsewhere; the digest is the same wherever the base lies."""
+    monkeypatch.chdir(BASE.parent)
+    digests = set()
+    for name, model_id in (("one", BASE.name), ("two", f"../{BASE.parent.name}/{BASE.name}")):
+        torch.manual_seed(0)
+        model = adapters.attach(families.load_base(model_id), config(lora_targets="attention"))
+        adapters.save(model, tmp_path / name, None)
+        digests.add(adapters.digest(tmp_path / name))
+    monkeypatch.chdir(tmp_path)
+    assert hub.base_of(Path("two")) == str(BASE)
+    assert len(digests) == 1
+    settings = json.loads(Path("one/adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(BASE)
+    # a base beside the adapter, as earlier versions recorded it
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/config.json").write_text("{}")
+    Path("one/adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": "../home"}))
+    monkeypatch.chdir("/")
+    assert hub.base_of(tmp_path / "one") == str(tmp_path / "home")
+
+
+@pytest.mark.parametrize("command", ["transcribe", "export"])
+@pytest.mark.parametrize("base", ["/moved/base", "../moved/base", "moved/base"])
+def test_a_base_that_is_not_found_is_named_with_its_adapter(
+    base: str, command: str, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    folder = tmp_path / "adapter"
+    shutil.copytree(adapter, folder)
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": base}))
+    (tmp_path / "a.wav").write_bytes(b"")
+    words = {
+        "transcribe": ["transcribe", str(tmp_path / "a.wav"), "--adapter-dir", str(folder)],
+        "export": ["export", str(folder), str(tmp_path / "out")],
+    }[command]
+    assert cli.main(words) == 2
+    told = capsys.readouterr().err
+    assert f"--adapter-dir {folder}: its base is recorded as {base}," in told
+    assert str((folder / base).resolve()) in told
+    assert "--model-id" in told
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_cannot_be_exported_is_told(
