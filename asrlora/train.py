@@ -146,7 +146,9 @@ def train(config: RunConfig, inputs: Inputs) -> int:
             for epoch, microbatches in ahead
             for batch in plan.share(microbatches, runtime.rank, runtime.world_size)
         )
-        read = read_batches(training.samples, mine, augmentation(config).apply)
+        read = read_batches(
+            training.samples, mine, augmentation(config).apply, pin=runtime.device.type == "cuda"
+        )
         batches = runtime.work.each("reading a batch", read)
         for step, (epoch, microbatches) in enumerate(planned, done + 1):
             if run.stopped:
@@ -159,8 +161,9 @@ def train(config: RunConfig, inputs: Inputs) -> int:
             spent = time.perf_counter() - start
             run.skip(step, result, used)
             run.log(
-                step, used, spent, loss=result.loss, grad_norm=result.grad_norm, tokens=tokens,
-                epoch=epoch, learning_rate=learning_rate(config, step),
+                step, used, spent, loss=result.loss, grad_norm=result.grad_norm,
+                adapter_norm=result.adapter_norm, tokens=tokens, epoch=epoch,
+                learning_rate=learning_rate(config, step),
                 data_wait=sum(batch.waited for batch in share) / spent, padding=padding(share),
             )  # fmt: skip
             stop = result.stop

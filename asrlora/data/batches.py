@@ -33,7 +33,15 @@ class Batch:
 
     def to(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Waves, float32 (B, T) in [-1, 1), and mask, bool (B, T), true where there is audio."""
-        return _unpack(self.pcm.to(device), self.lengths.to(device))
+        return _unpack(to_device(self.pcm, device), to_device(self.lengths, device))
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on `device`. A copy to a GPU goes by pinned memory and is not waited for; the kernels that
+    read it are queued behind it."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
 
 
 def pad(pcms: list[audio.Pcm]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,17 +83,20 @@ def read_batches(
     plan: Iterable[tuple[int, list[int]]],
     change: Change = lambda pcm, identity, epoch: pcm,
     workers: int = WORKERS,
+    pin: bool = False,
 ) -> Iterator[Batch]:
     """Yields the batches of `plan` (epoch and numbers in `shards`) in order.
 
     `plan` is run through only as far as is read ahead: two batches a thread. An error of a thread is
-    raised here, at the batch it belongs to. `change` alters what is heard (see data/augment.py).
+    raised here, at the batch it belongs to. `change` alters what is heard (see data/augment.py). With `pin`
+    the threads put the audio into pinned memory, for a GPU.
     """
 
     def read(epoch: int, numbers: list[int]) -> Batch:
         samples = [shards.samples[number] for number in numbers]
         pcms = [change(shards.read(n), s.id, epoch) for n, s in zip(numbers, samples, strict=True)]
-        return Batch(samples, *pack(pcms))
+        pcm, lengths = pack(pcms)
+        return Batch(samples, *((pcm.pin_memory(), lengths.pin_memory()) if pin else (pcm, lengths)))
 
     pool = ThreadPoolExecutor(workers, "read")
     ahead: deque[Future[Batch]] = deque()

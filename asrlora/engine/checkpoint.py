@@ -34,6 +34,8 @@ class State:
     step: int  # the last optimizer step that is in it; the cursor into the plan
     best_step: int
     best_wer: float  # fraction, on the domain
+    updates: int = -1  # that AdamW has made: not the steps that were not finite; -1: as many as steps
+    nonfinite: int = 0  # steps in a row up to this one whose loss or gradient was not finite
 
 
 @dataclass(frozen=True)

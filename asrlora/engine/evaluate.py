@@ -54,7 +54,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     pairs: list[tuple[str, Written]] = []
-    batches_read = read_batches(shards, ((0, batch) for batch in mine))
+    batches_read = read_batches(shards, ((0, batch) for batch in mine), pin=runtime.device.type == "cuda")
     for batch in runtime.work.each("reading a batch to evaluate", batches_read):
         seconds = [sample.duration for sample in batch.samples]
         with runtime.work.on("evaluating a batch"):

@@ -193,8 +193,11 @@ class Run:
         """
         self.frozen = adapters.digest_frozen(model) if self.record is not None else None
         if found is not None:
-            self.runtime.restore(found.adapter, found.moments, found.state.step)
-            self.best_step, self.best_wer = found.state.best_step, found.state.best_wer
+            state = found.state
+            updates = state.step if state.updates < 0 else state.updates  # older ones do not say
+            self.runtime.restore(found.adapter, found.moments, updates)
+            self.best_step, self.best_wer = state.best_step, state.best_wer
+            self.nonfinite = state.nonfinite
         elif self.record is not None:
             if self.initial is not None:
                 adapters.save_initial(model, self.initial)
@@ -210,7 +213,7 @@ class Run:
         if self.record is None:
             return
         start = time.monotonic()
-        state = checkpoint.State(step, self.best_step, self.best_wer)
+        state = checkpoint.State(step, self.best_step, self.best_wer, self.runtime.updates, self.nonfinite)
         checkpoint.save(self.checkpoints, Checkpoint(state, adapter, moments), self.config.keep_checkpoints)
         self._spent("checkpoints")
         # After the checkpoint: an adapter_best that is newer than it could not be accounted for.
@@ -392,7 +395,6 @@ class Run:
         entry: dict[str, Any] = {
             "step": step, "audio_seconds": round(audio_seconds, 3), "read": read, **values,
             "seconds": round(seconds, 4), "memory_gib": round(self.runtime.memory() / 2**30, 3),
-            "adapter_norm": self.runtime.adapter_norm(),
         }  # fmt: skip
         rates = {f"{name}_per_second": entry[name] / seconds for name in ("tokens", "audio_seconds")}
         # first, so that a kill leaves no step in metrics.jsonl that W&B has not heard of

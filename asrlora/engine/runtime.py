@@ -9,7 +9,7 @@ import signal
 import time
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import DistributedType
 
+from asrlora.data.batches import to_device
 from asrlora.engine import watchdog
 from asrlora.engine.launcher import STOP_SIGNALS, process_start
 from asrlora.errors import UserError
@@ -43,8 +44,10 @@ class Runtime:
     reserve: float = 10.0  # seconds that one more step and a save take; measured as the run goes on
     work: watchdog.Work = field(default_factory=watchdog.Work)
     end_watch: Callable[[], None] | None = None
+    updates: int = 0  # times that AdamW has changed the adapter; steps that were not finite are none
     unreached: set[str] = field(default_factory=set)  # adapter tensors that no gradient has come to yet
     _marks: list[Any] = field(default_factory=list)  # the hooks that find that out
+    _adapter_norm: Any = None  # on the device, as the step's last microbatch found the adapter
 
     @property
     def rank(self) -> int:
@@ -109,26 +112,39 @@ class Runtime:
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
         """Collective where `last`. DeepSpeed clips, updates and clears gradients in its last call."""
+        if last:
+            self._adapter_norm = _norm(self._trained_here())
         if self.is_deepspeed:
             self.accelerator.deepspeed_engine_wrapped.backward(loss, sync_gradients=last)
         else:
             torch.autograd.backward(loss)
 
-    def update(self) -> float:
-        """Collective. Applies the gradients; returns their norm before clipping.
+    def update(self, *values: float | torch.Tensor) -> list[float]:
+        """Collective. Applies the gradients; returns their norm before clipping, the adapter's norm before
+        the update, and the sums of `values` over ranks.
 
-        Where the norm is not finite, on any rank, no rank applies anything. Raises UserError when the
-        first gradients did not reach all of the adapter.
+        Where the gradients' norm is not finite, on any rank, no rank applies anything. Raises UserError when
+        the first gradients did not reach all of the adapter. All that is returned comes from the device in
+        one copy, the only time in a step that the host waits for it.
         """
         self._check_reached()
-        if self.is_deepspeed:  # it has done so in `backward`, and skips such a step by itself
-            return float(self.accelerator.deepspeed_engine_wrapped.get_global_grad_norm() or 0.0)
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        norm = float(torch.nn.utils.clip_grad_norm_(trained, MAX_GRAD_NORM))
-        if math.isfinite(norm):
-            self.optimizer.step()
-        self.optimizer.zero_grad()
-        return norm
+        if self.is_deepspeed:  # `backward` has clipped and applied them, and skips such a step by itself
+            norm = torch.tensor(self.accelerator.deepspeed_engine_wrapped.get_global_grad_norm() or 0.0)
+        else:
+            norm = torch.nn.utils.clip_grad_norm_(self._trained_here(), MAX_GRAD_NORM)
+        found = [norm, self._adapter_norm, *self._sums(values)]
+        told: list[float] = torch.stack([one.to(self.device, torch.float64) for one in found]).tolist()
+        applied = math.isfinite(told[0])
+        self.updates += applied
+        if not self.is_deepspeed:
+            if applied:
+                self.optimizer.step()
+            self.optimizer.zero_grad()
+        return told
+
+    def _trained_here(self) -> list[torch.nn.Parameter]:
+        """What is trained, as this rank holds it, in the order of the model."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def trained(self) -> dict[str, torch.nn.Parameter]:
         """The parameters of the adapter in order of their names, which no wrapper changes."""
@@ -146,15 +162,19 @@ class Runtime:
             read, read_moment = torch.Tensor.detach, lambda p, key: self.optimizer.state[p][key]
         trained = self.trained()
         adapter = {name: _on_cpu(read(p)) for name, p in trained.items()}
+        if self.updates == 0:  # AdamW makes its moments at the first update
+            size = sum(p.numel() for p in trained.values())
+            return adapter, {key: torch.zeros(size) for key in MOMENTS}
         moments = {
             key: torch.cat([_on_cpu(read_moment(p, key)).flatten() for p in trained.values()])
             for key in MOMENTS
         }
         return adapter, moments
 
-    def restore(self, adapter: Tensors, moments: Tensors, step: int) -> None:
-        """Puts back what `state` gave after optimizer step `step`, in a run of any world size."""
-        taken = torch.tensor(float(step))  # as torch's AdamW counts its steps
+    def restore(self, adapter: Tensors, moments: Tensors, updates: int) -> None:
+        """Puts back what `state` gave after so many updates, in a run of any world size."""
+        self.updates = updates
+        taken = torch.tensor(float(updates))  # as torch's AdamW counts its steps
         trained = self.trained()
         sizes = [parameter.numel() for parameter in trained.values()]
         apart = {key: dict(zip(trained, torch.split(moments[key], sizes), strict=True)) for key in MOMENTS}
@@ -181,11 +201,6 @@ class Runtime:
             for key in MOMENTS:
                 zero.safe_set_full_optimizer_state(parameter, moment(key, name), key)
 
-    def adapter_norm(self) -> float:
-        """The 2-norm of all that is trained, as this rank holds it."""
-        trained = [p.detach() for p in self.trained().values()]
-        return float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(trained))))
-
     def memory(self) -> int:
         """Bytes at most allocated on this rank's GPU so far, or held by its process without one."""
         if self.device.type == "cuda":
@@ -202,10 +217,19 @@ class Runtime:
 
     def sum(self, *values: float) -> list[float]:
         """Collective. The sums over ranks, in double precision."""
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        summed: list[float] = self._sums(values).tolist()
+        return summed
+
+    def _sums(self, values: Sequence[float | torch.Tensor]) -> torch.Tensor:
+        """Collective. The same on the device, float64 (N,), without waiting for it."""
+        tensors = [
+            value if isinstance(value, torch.Tensor) else torch.full((), value, dtype=torch.float64)
+            for value in values
+        ]
+        tensor = torch.stack([to_device(one, self.device).double() for one in tensors])
         if self.world_size > 1:
             dist.all_reduce(tensor)
-        return [float(value) for value in tensor]
+        return tensor
 
     def gather(self, items: list[T]) -> list[T] | None:
         """Collective. All ranks' items on rank 0, None elsewhere."""
@@ -272,8 +296,11 @@ def start(compiled: bool = False) -> Runtime:
     saved, is always the plain one."""
     # libraries' notes to each other (Accelerate's use of torch, PEFT's of Transformers)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    keep_memory()
     on_gpu = device().type == "cuda"
+    if on_gpu:
+        choose_gpu()
+    else:
+        keep_memory()
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
     handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False)]
     if not on_gpu:
@@ -327,9 +354,33 @@ def _check_launch(runtime: Runtime, deepspeed: bool) -> None:
             raise UserError("the DeepSpeed config asks for a ZeRO stage other than 0, 1, 2")
 
 
+def _norm(tensors: list[torch.nn.Parameter]) -> torch.Tensor:
+    """The 2-norm of all of them, on their device."""
+    norm: torch.Tensor = torch.linalg.vector_norm(
+        torch.stack(torch._foreach_norm([p.detach() for p in tensors]))
+    )
+    return norm
+
+
 def _on_cpu(tensor: torch.Tensor) -> torch.Tensor:
     """A copy that later steps do not change."""
     return tensor.to("cpu", torch.float32, copy=True)
+
+
+def choose_gpu() -> None:
+    """Makes this rank's own GPU the current one, before anything allocates or communicates: NCCL's first
+    collective takes the current device, and with all ranks on GPU 0 it hangs or runs out of memory.
+
+    Raises UserError where this machine has fewer GPUs than processes.
+    """
+    local, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if local >= there:
+        raise UserError(
+            f"local rank {local} has no GPU of its own: {there} can be seen on this machine"
+            f" (CUDA_VISIBLE_DEVICES={os.environ.get('CUDA_VISIBLE_DEVICES', 'not set')}); set num_processes"
+            " in the accelerate config to the number of GPUs"
+        )
+    torch.cuda.set_device(local)
 
 
 def keep_memory() -> None:

@@ -3,10 +3,11 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from asrlora.config import RunConfig
-from asrlora.data.batches import Batch
+from asrlora.data.batches import Batch, to_device
 from asrlora.engine.runtime import Runtime
 from asrlora.models import families
 
@@ -14,7 +15,8 @@ from asrlora.models import families
 @dataclass(frozen=True)
 class StepResult:
     loss: float  # nats per label token, over the whole step on all ranks
-    grad_norm: float
+    grad_norm: float  # before clipping
+    adapter_norm: float  # of the adapter that loss and gradient belong to: before the update
     stop: bool  # some rank was asked to stop: all end after this step
 
     @property
@@ -54,31 +56,33 @@ def train_step(
     families.set_training(runtime.model)
     for group in runtime.optimizer.param_groups:
         group["lr"] = learning_rate(config, step)
+    device = runtime.device
     # DDP and ZeRO average gradients over ranks; the plan wants their sum
     scale = runtime.world_size / tokens
-    nan = float("nan")
-    summed = 0.0
+    # On the device, in double precision: to read a loss here would wait for each microbatch's forward pass.
+    summed = torch.zeros((), dtype=torch.float64, device=device)
     for number, batch in enumerate(batches):
         last = number == len(batches) - 1
-        # Dropout depends on (seed, step, microbatch), not on what a process did before.
-        position = runtime.rank + number * runtime.world_size
-        torch.manual_seed(hash((config.seed, step, position)) % 2**63)
-        device = runtime.device
+        torch.manual_seed(dropout_seed(config.seed, step, runtime.rank + number * runtime.world_size))
         waves, mask = batch.to(device)
+        targets = to_device(families.pad_labels([labels[s.id] for s in batch.samples]), device)
         with runtime.microbatch(last):
             bf16 = torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16")
             with runtime.work.on("computing a loss"), bf16:
-                loss = families.summed_loss(
-                    runtime.model,
-                    base,
-                    waves,
-                    mask,
-                    families.pad_labels([labels[s.id] for s in batch.samples]).to(device),
-                )
-                value = float(loss.detach())
+                loss = families.summed_loss(runtime.model, base, waves, mask, targets)
+            value = loss.detach()
             summed += value
             # a loss of infinity can have a finite gradient, which must not be applied either
-            runtime.backward(loss * (scale if math.isfinite(value) else nan), last)
-    norm = runtime.update()
-    summed, stops = runtime.sum(summed, runtime.stop_requested)
-    return StepResult(summed / tokens, norm, stops > 0)
+            runtime.backward(loss * torch.where(torch.isfinite(value), scale, math.nan), last)
+    norm, adapter_norm, total, stops = runtime.update(summed, runtime.stop_requested)
+    return StepResult(total / tokens, norm, adapter_norm, stops > 0)
+
+
+def dropout_seed(seed: int, step: int, position: int) -> int:
+    """The seed of torch's generator for microbatch `position` of an optimizer step, counted over all ranks.
+
+    From NumPy's SeedSequence, which is documented to stay the same: dropout depends on these three numbers,
+    not on what a process did before, on the number of processes or on Python's version.
+    """
+    (word,) = np.random.SeedSequence((seed, step, position)).generate_state(1, np.uint64)
+    return int(word)

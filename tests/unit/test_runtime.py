@@ -1,10 +1,21 @@
 """What the runtime refuses to go on with."""
 
+import contextlib
+import math
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from torch._subclasses import FakeTensorMode
 
-from asrlora.engine.runtime import Runtime
+from asrlora.config import RunConfig
+from asrlora.data import batches
+from asrlora.data.batches import Batch, pack
+from asrlora.engine import step
+from asrlora.engine.runtime import MOMENTS, Runtime, choose_gpu
+from asrlora.engine.step import dropout_seed
 from asrlora.errors import UserError
 
 
@@ -24,7 +35,7 @@ def one_step(model: torch.nn.Module) -> Runtime:
     trained = [p for p in model.parameters() if p.requires_grad]
     runtime.prepare(model, torch.optim.AdamW(trained, 1e-3))
     runtime.backward(model(torch.ones(2, 3)).sum(), last=True)
-    runtime.update()
+    runtime.update(0.0)
     return runtime
 
 
@@ -49,3 +60,110 @@ def test_moments_come_back_to_their_own_tensors() -> None:
     for name, parameter in runtime.trained().items():
         assert torch.equal(runtime.optimizer.state[parameter]["exp_avg"], before[name])
         assert runtime.optimizer.state[parameter]["exp_avg"].any(), "nothing to compare"
+
+
+def plain() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Linear(3, 1)
+
+
+def trained(model: torch.nn.Module) -> Runtime:
+    runtime = Runtime(Accelerator(cpu=True))
+    runtime.prepare(model, torch.optim.AdamW(model.parameters(), 1e-2))
+    return runtime
+
+
+def test_a_checkpoint_before_the_first_update_holds_moments_of_zero() -> None:
+    """A stop may come before the first step, and the first steps may all be without a finite loss."""
+    model = plain()
+    runtime = trained(model)
+    adapter, moments = runtime.state()
+    assert {name: moment.tolist() for name, moment in moments.items()} == dict.fromkeys(MOMENTS, [0.0] * 4)
+    runtime.restore(adapter, moments, runtime.updates)
+    twin = trained(plain())
+    for one in (runtime, twin):
+        one.backward(one.model(torch.ones(2, 3)).sum(), last=True)
+        one.update(0.0)
+    assert torch.equal(runtime.model.weight, twin.model.weight)
+
+
+def test_a_step_that_was_not_finite_is_no_update_after_a_resume_either() -> None:
+    """AdamW corrects its moments by the number of updates: to count such a step changes the next one."""
+    steps = [1.0, math.inf, 1.0]
+
+    def one(runtime: Runtime, factor: float) -> None:
+        runtime.backward(runtime.model(torch.ones(2, 3)).sum() * factor, last=True)
+        runtime.update(0.0)
+
+    whole = trained(plain())
+    for factor in steps:
+        one(whole, factor)
+    cut = trained(plain())
+    for factor in steps[:2]:
+        one(cut, factor)
+    adapter, moments = cut.state()
+    assert cut.updates == 1
+    resumed = trained(plain())
+    resumed.restore(adapter, moments, cut.updates)
+    one(resumed, steps[2])
+    assert torch.equal(whole.model.weight, resumed.model.weight)
+
+
+def test_a_step_returns_norms_and_sums_of_tensors_and_numbers() -> None:
+    runtime = trained(plain())
+    before = torch.linalg.vector_norm(torch.cat([p.detach().flatten() for p in runtime.model.parameters()]))
+    runtime.backward(runtime.model(torch.ones(2, 3)).sum(), last=True)
+    norm, adapter_norm, *sums = runtime.update(torch.tensor(0.5, dtype=torch.float64), True)
+    assert norm == pytest.approx(4.0)  # a gradient of 2 for each of three weights and the bias
+    assert adapter_norm == pytest.approx(float(before))
+    assert sums == [0.5, 1.0]
+
+
+def test_dropout_seeds_are_written_down_and_differ() -> None:
+    """Another seed would be another run: the values are those of NumPy's SeedSequence."""
+    assert dropout_seed(42, 1, 0) == 15658369528003122356
+    seeds = {dropout_seed(s, t, m) for s in range(4) for t in range(10) for m in range(10)}
+    assert len(seeds) == 400
+
+
+@pytest.mark.parametrize(("local", "there"), [("0", 0), ("2", 2)])
+def test_a_process_without_a_gpu_of_its_own_is_refused(
+    monkeypatch: pytest.MonkeyPatch, local: str, there: int
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", local)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    with pytest.raises(UserError, match=f"local rank {local} has no GPU of its own: {there} can be seen"):
+        choose_gpu()
+
+
+def test_a_step_does_not_wait_for_the_gpu_between_microbatches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fake device raises DataDependentOutputException where a number is read from it."""
+    scaled: list[torch.Tensor] = []
+
+    class OnGpu(Runtime):
+        device = torch.device("cuda")
+        rank, world_size = 0, 1
+
+        def backward(self, loss: torch.Tensor, last: bool) -> None:
+            scaled.append(loss)
+
+        def update(self, *values: float | torch.Tensor) -> list[float]:
+            assert isinstance(values[0], torch.Tensor)
+            assert values[0].device.type == "cuda"
+            return [1.0, 1.0, 6.0, 0.0]
+
+    def microbatch(self: Runtime, last: bool) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(OnGpu, "microbatch", microbatch)
+    monkeypatch.setattr(step, "to_device", lambda tensor, device: tensor.to(device))
+    monkeypatch.setattr(step.families, "summed_loss", lambda *a: torch.empty((), device="cuda"))
+    batch = Batch([], *pack([np.zeros(8000, np.int16)]))
+    monkeypatch.setattr(batches, "to_device", step.to_device)
+    monkeypatch.setattr(step.families, "pad_labels", lambda labels: torch.zeros(1, 8))
+    config = RunConfig(dataset_path="t", manifest_path=Path("d"), output_dir=Path("o"))
+    runtime = OnGpu(Accelerator(cpu=True), plain(), torch.optim.AdamW(plain().parameters()))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        result = step.train_step(runtime, None, [batch, batch], {}, 3, config, 1)  # type: ignore[arg-type]
+    assert result.loss == 2.0
+    assert [loss.device.type for loss in scaled] == ["cuda", "cuda"]
