@@ -1,7 +1,6 @@
 """The command `asrlora`. Each sub-command is one function; heavy imports wait until it runs."""
 
 import argparse
-import json
 import math
 import re
 import sys
@@ -305,7 +304,7 @@ def _pretrain(args: argparse.Namespace) -> int:
 
 def _manifest_check(args: argparse.Namespace) -> int:
     from asrlora.data import check
-    from asrlora.runs.record import write_whole
+    from asrlora.files import write_json
 
     paths = {"dataset_path": args.train, "manifest_path": args.domain, "safety_manifest_path": args.heldout}
     given = {name: value for name, value in vars(args).items() if name in ("model_id", *RECIPE)}
@@ -324,7 +323,7 @@ def _manifest_check(args: argparse.Namespace) -> int:
     for finding in found.findings:
         console.print(f"{'STOP' if finding.stops else 'note'}: {finding.kind}: {finding.message}")
     if args.output:
-        write_whole(args.output, json.dumps(found.as_json(), indent=1) + "\n")
+        write_json(args.output, found.as_json())
     return 3 if found.stops else 0
 
 
@@ -487,9 +486,9 @@ def _tell_figures(figures: "Figures", output: Path | None) -> int:
 
     tell(figures)
     if output:
-        from asrlora.runs.record import write_whole
+        from asrlora.files import write_json
 
-        write_whole(output, json.dumps(figures, indent=1) + "\n")
+        write_json(output, figures)
     return 0
 
 

@@ -150,6 +150,13 @@ class RunConfig(pydantic.BaseModel):
         pattern=r"^(default|gaussian|olora|pissa|pissa_niter_[0-9]+)$",
         description="default, gaussian, olora, pissa or pissa_niter_N",
     )
+    min_domain_reduction: float = Field(
+        0.01, ge=0, lt=1, description="by how much the domain WER must fall for an accept, a fraction"
+    )
+    max_heldout_regression: float = Field(
+        0.002, ge=0, lt=1, description="by how much a heldout WER may rise: a step past it is never the best"
+        " adapter; a fraction",
+    )  # fmt: skip
     wer_stop_threshold: float | None = Field(
         None, gt=0, description="stop once a WER passes this many times its baseline, such as 1.1"
     )
@@ -256,12 +263,17 @@ class RunConfig(pydantic.BaseModel):
         return self.evaluates_at(step) or (self.save_interval is not None and step % self.save_interval == 0)
 
     def differences(self, other: dict[str, Any]) -> list[str]:
-        """What an attempt to go on with a run must not change, and does: one sentence a setting."""
+        """What an attempt to resume a run must not change, and does: one sentence a setting.
+
+        A setting that the run's version did not have yet was at its default.
+        """
         ours = self.model_dump(mode="json")
+        fields = type(self).model_fields
+        theirs = {name: field.default for name, field in fields.items() if not field.is_required()} | other
         return [
-            f"--{name.replace('_', '-')} is {ours.get(name)!r} and was {other.get(name)!r}"
+            f"--{name.replace('_', '-')} is {ours.get(name)!r} and was {theirs.get(name)!r}"
             for name in sorted(ours.keys() | other.keys())
-            if name not in ATTEMPT and ours.get(name) != other.get(name)
+            if name not in ATTEMPT and ours.get(name) != theirs.get(name)
         ]
 
     def to_yaml(self) -> str:

@@ -2,6 +2,8 @@
 
 import contextlib
 import fcntl
+import json
+import math
 import os
 import shutil
 import tempfile
@@ -9,7 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -18,6 +20,30 @@ def write_whole(path: Path, content: str | bytes) -> None:
     aside = path.with_name(f".{path.name}.tmp")
     write_synced(aside, content.encode("utf-8") if isinstance(content, str) else content)
     aside.replace(path)
+
+
+def to_json(value: Any, **how: Any) -> str:
+    """JSON as its standard has it, by json.dumps and its arguments `how`.
+
+    A number that is not finite becomes null: NaN and Infinity are no JSON, and other readers than Python's
+    refuse the whole file.
+    """
+    return json.dumps(_finite(value), allow_nan=False, **how)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return value
+
+
+def write_json(path: Path, value: Any, **how: Any) -> None:
+    """Replaces `path` by the value as indented JSON, in one step."""
+    write_whole(path, to_json(value, indent=1, **how) + "\n")
 
 
 def write_synced(path: Path, data: bytes) -> None:

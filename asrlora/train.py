@@ -40,9 +40,11 @@ class Inputs:
 
 def main(argv: Sequence[str] | None = None) -> int:
     config = parse_run(argv)
-    if config.resume == "auto" and record.is_complete(config.output_dir):
-        print(f"{config.output_dir} holds this run, complete; nothing is left to do")
-        return 0
+    if config.resume == "auto":
+        record.check_resumable(config)
+        if record.is_complete(config.output_dir):
+            print(f"{config.output_dir} holds this run, complete; nothing is left to do")
+            return 0
     return train(config, check(config))
 
 

@@ -83,11 +83,12 @@ def quick(train: Sequence[Item], evaluation: Mapping[str, Sequence[Item]], confi
         *_starvation(sets["train"], kept, config),
         *(finding for name, items in sets.items() for finding in _durations(name, items)),
     ]
+    criteria = Criteria(config.min_domain_reduction, config.max_heldout_regression)
     for name, items in itertools.islice(sets.items(), 1, None):
         words = sum(len(item.text.split()) for item in items)
         margin = power.assumed_margin(words)
         described[name] |= {"words": words, "margin": margin if math.isfinite(margin) else None}
-        findings += _effect(name, len(items), margin, f"assuming {power.ASSUMED_WER:.0%} WER")
+        findings += _effect(name, len(items), margin, f"assuming {power.ASSUMED_WER:.0%} WER", criteria)
         findings += _heterogeneity(name, "length", [item.duration for item in items])
         findings += _heterogeneity(name, "speaking rate", [_rate(item) for item in items])
     return Audit(described, findings)
@@ -191,8 +192,9 @@ def _odd(name: str, what: str, ids: set[str], count: int, how: str, mend: str) -
         )  # fmt: skip
 
 
-def _effect(name: str, utterances: int, margin: float, how: str) -> Iterator[Finding]:
-    criteria = Criteria()
+def _effect(
+    name: str, utterances: int, margin: float, how: str, criteria: Criteria
+) -> Iterator[Finding]:  # fmt: skip
     of_domain = name in ("domain", choice.REPORT)
     needed = criteria.min_domain_reduction if of_domain else criteria.max_heldout_regression
     if margin > needed:
@@ -319,7 +321,10 @@ def tokens(refused: Mapping[str, str], of: int) -> list[Finding]:
     ]  # fmt: skip
 
 
-def baseline(found: Audit, labels: Iterable[str], scored: Mapping[str, Sequence[Scored]]) -> Audit:
+def baseline(
+    found: Audit, labels: Iterable[str], scored: Mapping[str, Sequence[Scored]],
+    criteria: Criteria = Criteria(),
+) -> Audit:  # fmt: skip
     """Adds what the baseline shows: measured effects in place of assumed ones, and the style.
 
     `labels` are the training texts as trained on; `scored` maps domain and heldout to their
@@ -330,7 +335,7 @@ def baseline(found: Audit, labels: Iterable[str], scored: Mapping[str, Sequence[
     for name, hypotheses in scored.items():
         margin = power.measured_margin([one.counts for one in hypotheses])
         sets[name] = {**sets[name], "margin": margin if math.isfinite(margin) else None}
-        findings += _effect(name, len(hypotheses), margin, "measured on the baseline")
+        findings += _effect(name, len(hypotheses), margin, "measured on the baseline", criteria)
     findings += label_style(style(labels), style(one.hypothesis_raw for one in scored["domain"]))
     return Audit(sets, findings)
 

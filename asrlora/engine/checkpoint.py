@@ -20,7 +20,7 @@ from safetensors.torch import save as serialise
 
 from asrlora.console import console
 from asrlora.errors import UserError
-from asrlora.files import sync, write_synced
+from asrlora.files import sync, to_json, write_synced
 
 Tensors = dict[str, torch.Tensor]
 
@@ -54,7 +54,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     aside = path.with_name(f".{path.name}.writing")
     files = {ADAPTER: serialise(checkpoint.adapter), OPTIMIZER: serialise(checkpoint.moments)}
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-    state = json.dumps({**asdict(checkpoint.state), "sha256": hashes}, indent=1) + "\n"
+    state = to_json({**asdict(checkpoint.state), "sha256": hashes}, indent=1) + "\n"
     try:
         # One of this step is the one that the run went on from, and then it stays; or it is damaged.
         if not (path / STATE).exists() or _hashes(path) != hashes:

@@ -40,6 +40,7 @@ class Run:
 
     def __init__(self, config: RunConfig, runtime: Runtime, base: Base, data: dict[str, Shards]) -> None:
         self.config, self.runtime, self.base, self.data = config, runtime, base, data
+        self.criteria = verdict.Criteria(config.min_domain_reduction, config.max_heldout_regression)
         self.normaliser = text.normaliser(config.text_normaliser, config.language)
         self.domain_words: frozenset[str] = frozenset()  # only on rank 0
         self.record: record.RunRecord | None = None
@@ -93,7 +94,11 @@ class Run:
                 "fingerprint": self.fingerprint,
                 "training": {"set": described, "content": training.content},
             }
-            self.record = self._reopen(same) if self.goes_on else self._create(same)
+            if self.goes_on:
+                self.record = record.RunRecord.reopen(self.config.output_dir, **same)
+                record.check_resumable(self.config)  # again: nobody else can change it any more
+            else:
+                self.record = self._create(same)
             self.domain_words = self._choose_words()
             self.progress = status.Progress(self.config.output_dir)
         else:
@@ -145,16 +150,6 @@ class Run:
             f" (--report-manifest {self.config.report_manifest}, {len(ids):,} utterances), so the domain WER"
             " of the best step is optimistic"
         )
-
-    def _reopen(self, same: dict[str, Any]) -> record.RunRecord:
-        reopened = record.RunRecord.reopen(self.config.output_dir, **same)
-        odd = self.config.differences(reopened.identity["config"])
-        if odd:
-            raise UserError(
-                f"--resume auto: the run in {self.config.output_dir} was begun with other settings"
-                f" ({'; '.join(odd)}); give the same, or start another run in a new --output-dir"
-            )
-        return reopened
 
     def _choose_words(self) -> frozenset[str]:
         """Domain words, as the run began with them: other words would make its recalls incomparable."""
@@ -233,8 +228,8 @@ class Run:
         self._bar.close()
         self._show = None
         path = record.step_folder(self.config.output_dir, step) / "scores.json"
-        scores = record.read_json(path) if self.goes_on and self.runtime.is_main and path.exists() else None
-        known = self.runtime.from_main(scores)
+        there = self.goes_on and self.runtime.is_main and path.exists()
+        known = self.runtime.from_main(record.read_step_scores(path) if there else None)
         scores = known or self._score(step, model)
         if scores is None:
             return False
@@ -243,7 +238,9 @@ class Run:
         if step == 0:
             self.baseline, self.best_wer = wers, chosen_on
         guardrails = {name: wers[name] for name in self.config.guardrails}
-        best = step > 0 and choice.is_better(chosen_on, self.best_wer, guardrails, self.baseline)
+        best = step > 0 and choice.is_better(
+            chosen_on, self.best_wer, guardrails, self.baseline, self.criteria
+        )
         if best:
             self.best_step, self.best_wer = step, chosen_on
         limit = self.config.wer_stop_threshold
@@ -253,8 +250,9 @@ class Run:
                     f"stopped at step {step}: {name} WER {value:.2%} passed {limit:g} times its"
                     f" baseline of {self.baseline[name]:.2%}"
                 )
+        compared = status.against_baseline(wers, self.baseline, self.config.max_heldout_regression)
         self.tell(
-            f"step {step}: WER {status.against_baseline(wers, self.baseline)}"
+            f"step {step}: WER {compared}"
             + f" ({scores['rtfx']:,.0f} audio-s/s)"
             + (", best so far" if best else "")
         )
@@ -270,7 +268,10 @@ class Run:
         if known is None:
             self.tracker.log(max(step, self.tracker.logged + 1), self._told(scores))
         if self.progress is not None:
-            self.progress.tell(stage="training", wers=wers, baseline=self.baseline)
+            self.progress.tell(
+                stage="training", wers=wers, baseline=self.baseline,
+                max_heldout_regression=self.config.max_heldout_regression,
+            )  # fmt: skip
         self._spent("evaluations" if step else "baseline")
         return True
 
@@ -296,7 +297,7 @@ class Run:
                 for end, value in zip(("low", "high"), scores[name].get(key, ()), strict=False):
                     told[f"wer/{name}_{key}_{end}"] = value
         if "heldout" in self.baseline:
-            told["wer/guardrail"] = self.baseline["heldout"] + verdict.Criteria().max_heldout_regression
+            told["wer/guardrail"] = self.baseline["heldout"] + self.config.max_heldout_regression
         return told
 
     def _score(self, step: int, model: Any) -> dict[str, Any] | None:
@@ -354,7 +355,7 @@ class Run:
 
     def _audit_baseline(self, kept: record.RunRecord, results: dict[str, list[Hypothesis]]) -> None:
         """Only rank 0: what the base writes, and how its errors vary, complete the audit."""
-        found = baseline(self.found, self.texts, results)
+        found = baseline(self.found, self.texts, results, self.criteria)
         for finding in found.findings:
             if finding not in self.found.findings:
                 self.tell(f"audit: {finding.kind}: {finding.message}")

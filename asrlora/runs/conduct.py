@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import json
 import os
 import signal
 import socket
@@ -17,7 +16,7 @@ from typing import Any
 import psutil
 
 from asrlora.console import console
-from asrlora.files import Claim, write_whole
+from asrlora.files import Claim, write_json
 from asrlora.runs import pruning, record
 from asrlora.runs.sweep import Phase, Sweep, Trial, command
 from asrlora.runs.trials import ATTEMPTS, CLAIM, DONE, LOG, standing
@@ -39,7 +38,7 @@ class _Live:
         """Keeps what is known of this attempt, at once: the next moment may be SIGKILL's."""
         self.attempts[-1].update(changes)
         told = {"id": self.trial.id, "settings": self.trial.own, "attempts": self.attempts}
-        write_whole(self.trial.folder / ATTEMPTS, json.dumps(told, indent=1, default=str) + "\n")
+        write_json(self.trial.folder / ATTEMPTS, told, default=str)
 
 
 def run(

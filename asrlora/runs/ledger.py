@@ -5,7 +5,6 @@ records are not there (any more) are kept as they stand, and so is all that is w
 """
 
 import datetime
-import json
 import os
 import shlex
 import subprocess
@@ -17,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from asrlora.errors import UserError
-from asrlora.files import Claim, written_whole
+from asrlora.files import Claim, write_json, written_whole
 from asrlora.runs import diagnosis
-from asrlora.runs.record import read_json, write_whole
+from asrlora.runs.record import read_json
 
 BEGIN = "<!-- run matrix: written by `uv run asrlora ledger`; do not edit by hand -->"
 END = "<!-- end of run matrix -->"
@@ -131,7 +130,7 @@ def archive(run: Path, reason: str) -> None:
         raise UserError("--reason must say why the run is archived")
     identity = read_json(run / "run.json")
     identity["archived"] = {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), "reason": reason}
-    write_whole(run / "run.json", json.dumps(identity, indent=1) + "\n")
+    write_json(run / "run.json", identity)
 
 
 def verify(run: Path) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from asrlora.console import console
 from asrlora.errors import UserError
-from asrlora.files import write_whole
+from asrlora.files import write_json
 from asrlora.runs import conduct, diagnosis, record
 from asrlora.runs.sweep import Phase, Settings, Sweep, Trial, phases_of, trials_of
 from asrlora.runs.trials import Choice, Standing, choose, standing
@@ -176,7 +176,7 @@ def outcome(sweep: Sweep) -> dict[str, Any]:
 def write_outcome(sweep: Sweep) -> dict[str, Any]:
     """Writes outcome.json beside the trials, and says it."""
     told = outcome(sweep)
-    write_whole(sweep.output_dir / "outcome.json", json.dumps(told, indent=1, default=str) + "\n")
+    write_json(sweep.output_dir / "outcome.json", told, default=str)
     for phase in told["phases"]:
         console.print(f"phase {phase['name']}: {phase['winner']} {phase['settings'] or ''}: {phase['why']}")
     console.print(f"best: {told['best']}, verdict {told['verdict']}")

@@ -1,11 +1,10 @@
 """Whether a trial of a sweep should end early. The run asks after each evaluation; only files are read."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
-from asrlora.files import write_whole
+from asrlora.files import write_json
 from asrlora.runs import record
 from asrlora.runs.diagnosis import loss_rose
 from asrlora.runs.sweep import Criteria, Pruning, Trial
@@ -20,7 +19,7 @@ def write_rules(rules: Pruning, criteria: Criteria, trial: Trial, peers: list[Tr
         "rules": rules.model_dump(), "guardrail": criteria.max_heldout_regression,
         "peers": [peer.id for peer in peers],
     }  # fmt: skip
-    write_whole(trial.folder / RULES, json.dumps(told, indent=1) + "\n")
+    write_json(trial.folder / RULES, told)
 
 
 def reason(run: Path, step: int, max_steps: int, eval_interval: int) -> str | None:

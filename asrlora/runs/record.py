@@ -8,18 +8,20 @@ import contextlib
 import datetime
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import re
 import shutil
 import subprocess
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from asrlora.config import RunConfig
 from asrlora.errors import UserError
-from asrlora.files import lock
+from asrlora.files import lock, to_json, write_json
 from asrlora.files import write_whole as write_whole  # callers of this module use it too
 from asrlora.score import choice, mapsswe, verdict
 from asrlora.score.wer import Counts
@@ -30,12 +32,26 @@ LIBRARIES = ("torch", "accelerate", "deepspeed", "transformers", "peft", "webdat
 
 
 def to_lines(records: Iterable[dict[str, Any]]) -> str:
-    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    return "".join(to_json(record, ensure_ascii=False) + "\n" for record in records)
 
 
 def is_complete(folder: Path) -> bool:
     """Whether a run has ended as it should, so that nothing is left to go on with."""
     return (folder / "run.json").exists() and read_json(folder / "run.json")["state"] == "complete"
+
+
+def check_resumable(config: RunConfig) -> None:
+    """Raises UserError where the run in `config.output_dir` began with settings that must stay as they were.
+
+    Nothing is wrong where there is no run yet.
+    """
+    path = config.output_dir / "run.json"
+    odd = config.differences(read_json(path)["config"]) if path.exists() else []
+    if odd:
+        raise UserError(
+            f"--resume auto: the run in {config.output_dir} began with other settings ({'; '.join(odd)});"
+            " give the same ones, or start another run in a new --output-dir"
+        )
 
 
 def check_free(folder: Path) -> None:
@@ -100,7 +116,7 @@ class RunRecord:
         held = _lock(folder)
         identity = read_json(folder / "run.json")
         for key, value in same.items():
-            before, now = identity[key], json.loads(json.dumps(value))
+            before, now = identity[key], json.loads(to_json(value))
             parts = before.keys() | now.keys() if isinstance(now, dict) else ()
             odd = [part for part in sorted(parts) if before.get(part) != now.get(part)]
             if before != now:
@@ -136,7 +152,7 @@ class RunRecord:
     def log(self, entry: dict[str, Any], file_name: str = "metrics.jsonl") -> None:
         """Appends one line to metrics.jsonl, or to another file of lines."""
         with open(self.folder / file_name, "a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write(to_json(entry) + "\n")
 
     def write_evaluation(
         self, step: int, sets: dict[str, list[dict[str, Any]]], scores: dict[str, Any]
@@ -144,20 +160,24 @@ class RunRecord:
         folder = step_folder(self.folder, step)
         for name, hypotheses in sets.items():
             write_whole(folder / f"{name}.jsonl", to_lines(hypotheses))
-        write_whole(folder / "scores.json", json.dumps(scores, indent=1))
+        write_json(folder / "scores.json", scores)
 
     def _write(self) -> None:
-        write_whole(self.folder / "run.json", json.dumps(self.identity, indent=1) + "\n")
+        write_json(self.folder / "run.json", self.identity)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log whose writer may have been killed in the middle of the last one; none without it."""
+    """The lines of a log whose writer may have been killed in the middle of the last one; none without it.
+
+    A null stands for a number that was not finite, such as a loss, and is NaN here.
+    """
     found: list[dict[str, Any]] = []
     if not path.exists():
         return found
     for line in path.read_text(encoding="utf-8").split("\n"):
         with contextlib.suppress(json.JSONDecodeError):
-            found.append(json.loads(line))
+            entry = json.loads(line)
+            found.append({key: math.nan if value is None else value for key, value in entry.items()})
     return found
 
 
@@ -179,7 +199,16 @@ def step_folder(run: Path, step: int) -> Path:
 def read_scores(run: Path) -> dict[int, dict[str, Any]]:
     """scores.json by step, of the evaluations that were finished."""
     paths = sorted(run.glob("eval/step-*/scores.json"))
-    return {int(path.parent.name.removeprefix("step-")): read_json(path) for path in paths}
+    return {int(path.parent.name.removeprefix("step-")): read_step_scores(path) for path in paths}
+
+
+def read_step_scores(path: Path) -> dict[str, Any]:
+    """One scores.json; the WER of a set without a reference word, null there, is NaN here."""
+    scores = read_json(path)
+    for one in scores.values():
+        if isinstance(one, dict) and "wer" in one and one["wer"] is None:
+            one["wer"] = math.nan
+    return scores
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -287,13 +316,20 @@ def judge_run(run: Path, resample_by: str | None = None) -> dict[str, Any]:
             )
     judged = {
         **verdict.judge(
-            domain, guardrails.pop("heldout", None), further=guardrails, chosen_on=chosen_on, report=report
+            domain, guardrails.pop("heldout", None), criteria_of(identity["config"]),
+            further=guardrails, chosen_on=chosen_on, report=report,
         ),
         "best_step": best,
         "fingerprint": before,
-    }
-    write_whole(run / "verdict.json", json.dumps(judged, indent=1) + "\n")
+    }  # fmt: skip
+    write_json(run / "verdict.json", judged)
     return judged
+
+
+def criteria_of(config: Mapping[str, Any]) -> verdict.Criteria:
+    """What a run with these settings is judged by; older records do not name all of them."""
+    names = [field.name for field in fields(verdict.Criteria)]
+    return verdict.Criteria(**{name: config[name] for name in names if name in config})
 
 
 def _check_same(run: Path, step: int, before: dict[str, Any], after: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 
 from asrlora.runs import examples, figures
-from asrlora.runs.record import read_json, read_lines, read_scores, write_whole
+from asrlora.runs.record import read_json, read_log, read_scores, write_whole
 from asrlora.score import breakdown, choice, words
 from asrlora.score.verdict import sections
 
@@ -89,7 +89,7 @@ def _curves(run: Path, judged: dict[str, Any]) -> list[str]:
         limit = section["baseline_wer"] + judged["criteria"]["max_heldout_regression"]
         points = [(step, scores[step][name]["wer"]) for step in scores if name in scores[step]]
         found.append(figures.curve(name, points, judged["best_step"], None if name == "domain" else limit))
-    metrics = read_lines(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
+    metrics = read_log(run / "metrics.jsonl")
     losses = [(entry["step"], entry["loss"]) for entry in metrics if "loss" in entry]
     return [*found, figures.loss(losses)] if losses else found
 

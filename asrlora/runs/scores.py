@@ -9,6 +9,7 @@ from typing import Any
 
 from asrlora.data.manifest import Utterance, parse_object, string_field, text_lines
 from asrlora.errors import UserError
+from asrlora.files import write_json
 from asrlora.runs.record import to_lines, write_whole
 from asrlora.score import breakdown, words
 from asrlora.score.hypotheses import Hypothesis, score, summary
@@ -32,7 +33,7 @@ def write_scores(
         **more,
     }
     write_whole(output / "hypotheses.jsonl", to_lines(lines))
-    write_whole(output / "scores.json", json.dumps(scores, indent=1) + "\n")
+    write_json(output / "scores.json", scores)
     return scores
 
 

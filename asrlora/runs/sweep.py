@@ -31,7 +31,8 @@ class _Part(pydantic.BaseModel):
 
 
 class Criteria(_Part):
-    """What a trial must show to be accepted; fractions, not per cent."""
+    """What a trial must show to be accepted; fractions, not per cent. The trials' own settings of these
+    names: a trial picks its best step by the sweep's guardrail, and its verdict is the sweep's."""
 
     min_domain_reduction: float = Field(0.01, ge=0)
     max_heldout_regression: float = Field(0.002, ge=0)
@@ -118,6 +119,11 @@ def trials_of(sweep: Sweep, phase: Phase, won: Mapping[str, Any] | None = None) 
         settings = {**base, **own}
         if odd := [name for name in ("output_dir", "resume") if name in settings]:
             raise UserError(f"{odd[0]} is set by the sweep, for each trial; take it out of the sweep file")
+        if double := [name for name in Criteria.model_fields if name in settings]:
+            raise UserError(
+                f"{double[0]} is one of the sweep's criteria; write it there, for all trials alike"
+            )
+        settings |= sweep.criteria.model_dump(exclude_defaults=True)
         identity = trial_id(settings)
         found.setdefault(identity, Trial(identity, settings, own, sweep.output_dir / identity))
     return list(found.values())

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Collection, Mapping
 from typing import TypeVar
 
-from asrlora.score.verdict import within_guardrail
+from asrlora.score.verdict import Criteria, within_guardrail
 
 # Each half then has about 200 utterances. Fewer gave this project's predecessor lucky averages, and a
 # choice among checkpoints by fewer would lose more by its own noise than the honest number is worth.
@@ -42,12 +42,13 @@ def halves(domain: Mapping[str, T]) -> dict[str, dict[str, T]]:
 
 
 def is_better(
-    chosen_on: float, best: float, guardrails: Mapping[str, float], baseline: Mapping[str, float]
-) -> bool:
+    chosen_on: float, best: float, guardrails: Mapping[str, float], baseline: Mapping[str, float],
+    criteria: Criteria = Criteria(),
+) -> bool:  # fmt: skip
     """Whether a step takes the place of the best one so far, which has a WER of `best`.
 
     `chosen_on` is the step's WER on what may choose; `guardrails` are its WERs there, each of which must
     be inside its own limit, and `baseline` holds the base's. All are fractions.
     """
-    inside = all(within_guardrail(wer, baseline[name]) for name, wer in guardrails.items())
+    inside = all(within_guardrail(wer, baseline[name], criteria) for name, wer in guardrails.items())
     return inside and chosen_on < best

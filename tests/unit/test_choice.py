@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asrlora.score import choice
+from asrlora.score.verdict import Criteria
 
 IDS = [f"utterance-{i:05d}" for i in range(2_000)]
 
@@ -40,6 +41,8 @@ def test_the_best_step_is_inside_every_guardrail() -> None:
     assert not choice.is_better(0.3, 0.3, inside, baseline)  # the earlier of two equals stays
     for name in inside:
         assert not choice.is_better(0.2, 0.3, {**inside, name: baseline[name] + 0.003}, baseline), name
+        wider = Criteria(max_heldout_regression=0.004)
+        assert choice.is_better(0.2, 0.3, {**inside, name: baseline[name] + 0.003}, baseline, wider), name
     assert choice.is_better(0.2, 0.3, {}, baseline)
 
 

@@ -23,6 +23,28 @@ def test_defaults_keep_the_history_of_the_project() -> None:
     assert (config.lr_scheduler_type, config.warmup_ratio) == ("linear", 0.1)
 
 
+def test_a_setting_that_an_older_run_did_not_have_was_at_its_default() -> None:
+    config = parse_run(REQUIRED)
+    older = config.model_dump(mode="json")
+    del older["max_heldout_regression"]
+    assert config.differences(older) == []
+    changed = parse_run([*REQUIRED, "--max-heldout-regression", "0.01"])
+    assert changed.differences(older) == ["--max-heldout-regression is 0.01 and was 0.002"]
+
+
+def test_a_resume_with_other_settings_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    """The manifests do not exist: it is not they that are missed."""
+    flags = ["--dataset-path", "no.jsonl", "--manifest-path", "no.jsonl", "--output-dir", str(tmp_path)]
+    identity = {"state": "preempted", "config": parse_run(flags).model_dump(mode="json")}
+    (tmp_path / "run.json").write_text(json.dumps(identity))
+    with pytest.raises(UserError, match=r"--lora-r is 4 and was 8\); give the same ones, or start another"):
+        train.main([*flags, "--resume", "auto", "--lora-r", "4"])
+    (tmp_path / "run.json").write_text(json.dumps({**identity, "state": "complete"}))
+    with pytest.raises(UserError, match="--lora-r is 4 and was 8"):
+        train.main([*flags, "--resume", "auto", "--lora-r", "4"])
+    assert train.main([*flags, "--resume", "auto", "--keep-checkpoints", "4"]) == 0
+
+
 def test_flags_win_over_the_file_and_the_saved_file_repeats_the_run(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("max_steps: 7\nlearning_rate: 1e-4\nuse_dora: true\n")  # YAML reads 1e-4 as text

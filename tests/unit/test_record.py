@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from asrlora.errors import UserError
-from asrlora.runs import ledger, record
+from asrlora.runs import diagnosis, ledger, record, status
 from asrlora.runs.report import write_report
 from asrlora.score import text
 from asrlora.score.hypotheses import Hypothesis, score
@@ -232,3 +233,49 @@ def test_two_attempts_at_once_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
         record.RunRecord.reopen(tmp_path / "run")
     first.end("preempted", None)
     record.RunRecord.reopen(tmp_path / "run").end("complete", None)
+
+
+def strictly(text: str) -> Any:
+    """As readers other than Python's take JSON: NaN and Infinity are none."""
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+def test_what_is_not_finite_is_null_in_every_file_and_nan_when_read(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    run.log({"step": 2, "loss": math.nan, "grad_norm": math.inf})
+    run.log({"step": 2, "told": "not finite", "values": [math.nan, 1.5]}, "nonfinite.jsonl")
+    run.update(diagnosis=[{"margin": math.inf}])
+    run.write_evaluation(
+        4, {"domain": []}, {"step": 4, "domain": {"wer": math.nan, "interval": (math.nan, 1.0)}}
+    )
+    progress = status.Progress(run.folder)
+    progress.tell(stage="training", step=2, max_steps=4, loss=math.nan, data_wait=0.0)
+    for name in ("run.json", "progress.json", "eval/step-000004/scores.json"):
+        strictly((run.folder / name).read_text())
+    for path in (run.folder / "metrics.jsonl", run.folder / "nonfinite.jsonl"):
+        for line in path.read_text().splitlines():
+            strictly(line)
+    assert math.isnan(record.read_log(run.folder / "metrics.jsonl")[-1]["loss"])
+    assert math.isnan(record.read_scores(run.folder)[4]["domain"]["wer"])
+    assert "loss nan nats per token" in status.describe(run.folder)
+    assert diagnosis.of_run(run.folder)[0]["kind"] == "diverged"
+    record.judge_run(run.folder)
+    write_report(run.folder)
+
+
+def test_the_domain_has_no_guardrail_in_the_line_of_a_run(tmp_path: Path) -> None:
+    wers = {"domain": 0.124, "domain_report": 0.13, "heldout": 0.0421}
+    told = status.against_baseline(wers, {"domain": 0.2649, "domain_report": 0.27, "heldout": 0.0433}, 0.005)
+    assert told == (
+        "domain 12.40 % (base 26.49), domain_report 13.00 % (base 27.00),"
+        " heldout 4.21 % (base 4.33, guardrail 4.83)"
+    )
+
+
+def test_a_run_is_judged_by_its_own_criteria(tmp_path: Path) -> None:
+    """Step 2 takes a third of the words: an accept by default, not where half of them is asked for."""
+    run = make_run(tmp_path / "run")
+    run.update(config={**CONFIG, "min_domain_reduction": 0.5, "max_heldout_regression": 0.01})
+    judged = record.judge_run(tmp_path / "run")
+    assert judged["criteria"] == {"min_domain_reduction": 0.5, "max_heldout_regression": 0.01}
+    assert judged["verdict"] == "reject"

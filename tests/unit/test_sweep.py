@@ -60,9 +60,23 @@ def test_a_command_survives_the_shell_and_says_what_the_trial_is(tmp_path: Path)
     assert (config.output_dir, config.resume) == (trial.folder, "auto")
 
 
+def test_the_criteria_of_a_sweep_are_those_of_its_trials(tmp_path: Path) -> None:
+    """A trial picks its best step by the guardrail, so it has to know it; others are other trials."""
+    plain = make(tmp_path)
+    loaded = make(tmp_path, criteria={"min_domain_reduction": 0.01, "max_heldout_regression": 0.01})
+    (trial,), (other,) = sweep.trials_of(loaded, loaded), sweep.trials_of(plain, plain)
+    config = parse_run(shlex.split(sweep.typed(sweep.command(loaded, trial)))[4:])
+    assert config.max_heldout_regression == 0.01
+    assert trial.id != other.id
+    assert trial.own == {}
+    same = make(tmp_path, criteria={"max_heldout_regression": 0.002})
+    assert sweep.trials_of(same, same)[0].id == other.id
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
+        ({"fixed": {**FIXED, "max_heldout_regression": 0.1}}, "one of the sweep's criteria"),
         ({"grids": {}}, "key grids"),
         ({"grid": {"learning_rate": []}}, "grid.learning_rate"),
         ({"phases": [{"name": "a"}, {"name": "a"}]}, "a name of its own"),
