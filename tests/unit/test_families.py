@@ -1,5 +1,6 @@
 """Every family against Transformers' own loss and decoding, on tiny random models."""
 
+import math
 import re
 from pathlib import Path
 
@@ -47,26 +48,32 @@ def batch(base: Base, rows: slice = slice(None)) -> Batch:
     return waves * mask, mask, labels
 
 
-def attach(base: Base, **settings: object) -> torch.nn.Module:
-    torch.manual_seed(0)
+def attach(base: Base, seed: int = 0, **settings: object) -> torch.nn.Module:
+    torch.manual_seed(seed)
     chosen = {"lora_r": 4, "lora_targets": "all-linear", **settings}
     model: torch.nn.Module = adapters.attach(base, config(**chosen))
     return model
 
 
-def train(model: torch.nn.Module, base: Base, steps: int, rate: float, enough: float = 0.0) -> float:
-    """Stops once the loss is below `enough`; returns the last one."""
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], rate)
+def train(model: torch.nn.Module, base: Base, steps: int, rate: float, enough: float = 0.0) -> list[float]:
+    """As a run trains: warm-up, linear decay, clipped gradients. Stops once the loss is below `enough`;
+    returns the losses."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, rate)
     families.set_training(model)
-    for _ in range(steps):
+    losses = list[float]()
+    for step in range(steps):
         loss = families.summed_loss(model, base, *batch(base))
-        if float(loss.detach()) < enough:
+        losses.append(float(loss.detach()))
+        if losses[-1] < enough:
             break
+        optimizer.param_groups[0]["lr"] = rate * min(1.0, (step + 1) / 10) * (1 - step / steps)
         loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
     model.eval()
-    return float(loss.detach())
+    return losses
 
 
 @torch.inference_mode()
@@ -124,20 +131,29 @@ def test_greedy_hypotheses_are_transformers_own(base: Base) -> None:
 
 @pytest.mark.parametrize("kind", ["moonshine", "moonshine_streaming", "whisper", "wav2vec2", "parakeet"])
 def test_two_utterances_can_be_learned_and_are_then_written(kind: str, folders: dict[str, str]) -> None:
-    base = families.load_base(folders[kind])
-    model = attach(base, lora_r=16, lora_alpha=32)
-    frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
-    statistics = {n: b.clone() for n, b in model.named_buffers()}
-    rate = 1e-3 if base.family is families.ctc else 3e-3
-    assert train(model, base, 300, rate, enough=1.0) < 1.0  # nats, of 40 and more at first
+    """How long a CTC model stays at blanks only, or a decoder at one letter, depends on the initialisation
+    and on the processor's rounding. So each of up to three must bring the loss down tenfold, and one must
+    learn the texts: below ln 2 in all, each token of a decoder has a probability above one half, so that
+    greedy decoding cannot choose another."""
+    for seed in range(3):
+        base = families.load_base(folders[kind])
+        model = attach(base, seed, lora_r=16, lora_alpha=32)
+        frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
+        statistics = {n: b.clone() for n, b in model.named_buffers()}
+        losses = train(model, base, 200, 3e-3, enough=math.log(2))
+        assert losses[-1] < losses[0] / 10, seed
+        for name, parameter in model.named_parameters():
+            assert parameter.requires_grad or torch.equal(parameter, frozen[name]), name
+        for name, buffer in model.named_buffers():  # Parakeet's BatchNorm
+            assert torch.equal(buffer, statistics[name]), name
+        if losses[-1] < math.log(2):
+            break
+    else:
+        pytest.fail("the loss has nowhere come below ln 2")
     with torch.inference_mode():
         waves, mask, _ = batch(base)
         heard = decode.transcribe(model, base, waves, mask, SECONDS)
     assert [one.text.lower() for one in heard] == TEXTS
-    for name, parameter in model.named_parameters():
-        assert parameter.requires_grad or torch.equal(parameter, frozen[name]), name
-    for name, buffer in model.named_buffers():  # Parakeet's BatchNorm
-        assert torch.equal(buffer, statistics[name]), name
     assert hub.hash_weights(Path(folders[kind])) == base.sha256
 
 
@@ -153,7 +169,7 @@ def test_adapters_start_as_nothing_and_reload_and_merge(base: Base, adapter: str
     initial = tmp_path / "initial" if "init_lora_weights" in settings else None
     if initial:
         adapters.save_initial(model, initial)
-    train(model, base, 3, 1e-2)
+    train(model, base, 3, 0.1)
     adapters.save(model, tmp_path / "adapter", initial)
     assert adapters.check_saved(model, base, tmp_path / "adapter", str(base.folder)) < 1e-4
     with torch.inference_mode():
