@@ -4,17 +4,21 @@ UV_VERSION := 0.13.9
 UV := $(or $(shell command -v uv 2>/dev/null),.tools/bin/uv)
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-slow faults lint install format pins clean
+.PHONY: demo test test-slow test-variants faults lint install format pins clean
 
 demo: install
 	$(UV) run asrlora demo
 
 # Files in the order of their names: by their number of tests, as xdist has it, the few long ones would come last.
 test: install lint
-	$(UV) run pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+	$(UV) run pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 test-slow: install
-	$(UV) run pytest -n 2 --dist loadfile -m slow
+	$(UV) run pytest -n 2 --dist loadfile -m "slow and not gpu"
+
+# An hour or two: the tests as processors with other vector lengths and numbers of threads would run them
+test-variants: install
+	$(UV) run python tests/variants.py $(VARIANTS)
 
 # Half an hour: faults at chosen moments of a run, and what became of it
 faults: install

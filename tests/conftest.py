@@ -1,15 +1,17 @@
 """Speech for the tests, spoken once a session by the demo's own corpus code."""
 
 import os
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # before torch; threads of several workers get in each other's way
+# before torch; threads of several workers get in each other's way
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 
+import parts
 from asrlora.demo import corpus
 
 ROOT = Path(__file__).parents[1]
@@ -45,13 +47,34 @@ class Speech:
         return words
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    import torch
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("needs"):
+        for name in marker.args:
+            parts.require(name)
+    if item.get_closest_marker("gpu"):
+        parts.require("a GPU")
 
-    if not torch.cuda.is_available():
-        for item in items:
-            if item.get_closest_marker("gpu"):
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    parts.fail_in_ci(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    parts.fail_in_ci(report)
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    lines = parts.summary(terminalreporter.stats.get("skipped", []))
+    if lines:
+        terminalreporter.section("skipped tests, and how to run them")
+        for line in lines:
+            terminalreporter.line(line)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,12 +18,12 @@ import pytest
 
 from asrlora.data import audio
 from asrlora.runs import examples, record, report
+from parts import CHROMIUM
 from written import better, draws, same, write_run
 
 pytestmark = pytest.mark.slow
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome")
+needs_chromium = pytest.mark.needs("Chromium")
 
 
 @pytest.fixture(scope="module")

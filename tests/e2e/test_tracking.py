@@ -249,8 +249,8 @@ def test_sync_hands_wandb_what_waits(run: Path, capfd: pytest.CaptureFixture[str
     assert "nothing waits" in capfd.readouterr().out
 
 
+@pytest.mark.needs("wandb-workspaces")
 def test_a_workspace_shows_settings_against_both_wers() -> None:
-    pytest.importorskip("wandb_workspaces")
     made = tracking.workspace("team", "asrlora", "rates")
     columns = made.sections[0].panels[0].columns
     names = [column.metric.name for column in columns]
@@ -272,8 +272,8 @@ def test_status_tells_the_state_from_the_files(run: Path, capsys: pytest.Capture
         assert expected in status.describe(run)
 
 
+@pytest.mark.needs("tensorboard")
 def test_tensorboard_gets_the_same_numbers(run: Path) -> None:
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     board = EventAccumulator(str(run / "tensorboard"))

@@ -23,11 +23,9 @@ from asrlora.runs import programme, record, sweep
 from asrlora.runs.trials import standing
 from conftest import ROOT, speak
 
-MISSING = [tool for tool in ("slurmctld", "slurmd", "sbatch", "munged") if shutil.which(tool) is None]
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(bool(MISSING), reason=f"Slurm is not installed (no {', '.join(MISSING)})"),
-    pytest.mark.skipif(os.geteuid() != 0, reason="the test cluster needs root"),
+    pytest.mark.needs("Slurm", "root"),
     pytest.mark.timeout(1800),
 ]
 FOR_EVER = 1_000_000  # steps of a run that only ends when it is stopped

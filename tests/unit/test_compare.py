@@ -14,8 +14,6 @@ from asrlora.runs import compare, ledger, record, sweep
 from asrlora.score import verdict
 from sweeps import FINGERPRINT, write_run, write_sweep
 
-pytest.importorskip("plotly")
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

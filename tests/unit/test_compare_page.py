@@ -10,11 +10,10 @@ import pytest
 
 import written
 from asrlora.runs import compare, record
-from browser import CHROMIUM, PATIENCE, Browser, browser
+from browser import PATIENCE, Browser, browser
 from sweeps import FINGERPRINT, write_run, write_sweep
 
-pytest.importorskip("plotly")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)")
+pytestmark = pytest.mark.needs("Chromium")
 HOSTILE = "<img src=x onerror=alert(1)>"
 
 
