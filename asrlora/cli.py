@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from asrlora import allocation
 from asrlora.config import ALLOW_OUTSIDE, Parser, add_flags, validate
 from asrlora.console import console, progress
 from asrlora.errors import UserError, exit_code
@@ -26,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
 
     def run() -> int:
+        allocation.wait_passively()
         args = _parser().parse_args(arguments)
         return int(args.run(args))
 
@@ -130,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     build.set_defaults(run=_shards_build)
     build.add_argument("manifest", type=Path)
     build.add_argument("out", type=Path)
-    build.add_argument("--workers", type=int, help="threads (default: one a core)")
+    build.add_argument("--workers", type=int, help="threads (default: one a CPU that this process may use)")
     _allow_outside(build)
     build.add_argument("--slice", type=_slice, metavar="I/N", help="only this part, for `shards merge`")
     merge = shards_steps.add_parser("merge", help="make one folder of all slices")
@@ -719,6 +721,7 @@ def _sweep_run(args: argparse.Namespace) -> int:
     from asrlora.runs import programme, sweep
 
     loaded = sweep.load(args.file)
+    sweep.check_jobs(loaded, args.jobs if args.trial is None else 1)
     phases = {phase.name: phase for phase in sweep.phases_of(loaded)}
     if args.phase is None and args.trial is None:
         return programme.run(loaded, args.jobs)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from asrlora import allocation
 from asrlora.config import RunConfig, parse_run
 from asrlora.data import audit, manifest, plan, shards
 from asrlora.data.findings import Audit
@@ -39,6 +40,7 @@ class Inputs:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    allocation.wait_passively()
     config = parse_run(argv)
     if config.resume == "auto":
         record.check_resumable(config)
@@ -134,6 +136,7 @@ def train(config: RunConfig, inputs: Inputs) -> int:
             run.tell("--torch-compile on a CPU: the first steps take minutes, and little is won")
         trained = [p for p in model.parameters() if p.requires_grad]
         run.tell(f"{runtime.kind}, {runtime.world_size} processes, {_count(model, trained)}")
+        run.tell(f"threads: {runtime.threads.describe()}")
         runtime.prepare(model, torch.optim.AdamW(trained, config.learning_rate, weight_decay=0.0))
         done = run.begin(model, checkpoint)
         if done and config.evaluates_at(done):  # the attempt before this one may have dropped it
@@ -149,8 +152,9 @@ def train(config: RunConfig, inputs: Inputs) -> int:
             for batch in plan.share(microbatches, runtime.rank, runtime.world_size)
         )
         read = read_batches(
-            training.samples, mine, augmentation(config).apply, pin=runtime.device.type == "cuda"
-        )
+            training.samples, mine, augmentation(config).apply, runtime.threads.loader_threads,
+            pin=runtime.device.type == "cuda",
+        )  # fmt: skip
         batches = runtime.work.each("reading a batch", read)
         for step, (epoch, microbatches) in enumerate(planned, done + 1):
             if run.stopped:

@@ -9,8 +9,7 @@
 set -euo pipefail
 if [[ -n "${SLURM_ARRAY_TASK_ID:-}" ]]; then
     source "${SLURM_SUBMIT_DIR:?}/slurm/task.sh"
-    task "${run[@]}" asrlora shards build "$1" "$2" --slice "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT" \
-        --workers "${SLURM_CPUS_ON_NODE:-1}"
+    task "${run[@]}" asrlora shards build "$1" "$2" --slice "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT"
 fi
 manifest=${1:?MANIFEST} out=${2:?OUT} slices=${3:-8}
 shift "$(( $# < 3 ? $# : 3 ))"

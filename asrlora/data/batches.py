@@ -4,7 +4,6 @@ Threads, because reading, sha256 and FLAC leave Python's lock alone. What travel
 audio and lengths, a sixth of waves and mask: those are made there.
 """
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -14,12 +13,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from asrlora import allocation
 from asrlora.data import audio
 from asrlora.data.plan import QUANTUM
 from asrlora.data.shards import Sample, Shards
 
 FRAMES = round(QUANTUM * audio.SAMPLE_RATE)
-WORKERS = min(4, os.cpu_count() or 1)  # a process; one thread reads some 3,000 audio-s/s
 
 Change = Callable[[audio.Pcm, str, int], audio.Pcm]  # audio, id, epoch
 
@@ -82,15 +81,17 @@ def read_batches(
     shards: Shards,
     plan: Iterable[tuple[int, list[int]]],
     change: Change = lambda pcm, identity, epoch: pcm,
-    workers: int = WORKERS,
+    workers: int | None = None,
     pin: bool = False,
 ) -> Iterator[Batch]:
     """Yields the batches of `plan` (epoch and numbers in `shards`) in order.
 
     `plan` is run through only as far as is read ahead: two batches a thread. An error of a thread is
-    raised here, at the batch it belongs to. `change` alters what is heard (see data/augment.py). With `pin`
-    the threads put the audio into pinned memory, for a GPU.
+    raised here, at the batch it belongs to. `change` alters what is heard (see data/augment.py). There are as
+    many threads as `workers`, or as this process may use. With `pin` they put the audio into pinned memory,
+    for a GPU.
     """
+    workers = workers or allocation.of_process().loader_threads
 
     def read(epoch: int, numbers: list[int]) -> Batch:
         samples = [shards.samples[number] for number in numbers]

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from asrlora import allocation
 from asrlora.data import audio, index
 from asrlora.data.index import Sample, shard_name
 from asrlora.data.manifest import Utterance, fingerprint
@@ -86,12 +87,11 @@ def write_shards(
     described = {"fingerprint": describe(chunks), "slices": count, "chunks": [c.fingerprint for c in chunks]}
     with written_whole(work / PLAN) as file:
         file.write(json.dumps(described).encode())
+    allotted = allocation.of_process()
     torch = sys.modules.get("torch")
-    threads = (
-        torch.get_num_threads() if torch else int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
-    )
+    threads = torch.get_num_threads() if torch else allotted.torch_threads
     # one more thread brings shards to the disk, which takes no core and which no worker should wait for
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool, ThreadPoolExecutor(1) as disk:
+    with ThreadPoolExecutor(workers or allotted.worker_threads) as pool, ThreadPoolExecutor(1) as disk:
         try:
             ours = chunks[number - 1 :: count]
             there = pool.map(lambda chunk: _finished(work, chunk.number, chunk.fingerprint), ours)
@@ -135,7 +135,7 @@ def finish(out: Path) -> None:
         planned = json.loads((work / PLAN).read_text())
     except OSError:
         raise UserError(f"{out}: no build has been begun; run `asrlora shards build` first") from None
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(allocation.of_process().worker_threads) as pool:
         numbers = range(len(planned["chunks"]))
         parts = list(pool.map(lambda number: _finished(work, number, planned["chunks"][number]), numbers))
     missing = [number for number, found in enumerate(parts) if found is None]

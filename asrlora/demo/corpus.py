@@ -9,7 +9,6 @@ import functools
 import hashlib
 import json
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from asrlora import allocation
 from asrlora.demo import grammar
 from asrlora.demo.speech import SAMPLE_RATE, Speaker, Voice
 from asrlora.files import write_whole
@@ -136,7 +136,7 @@ def _speak_chunk(folder: Path, lines: list[Line]) -> list[float]:
 
 
 def write_set(lines: list[Line], folder: Path, workers: int | None = None) -> Iterator[dict[str, Any]]:
-    """Speaks all lines on `workers` processes (default: one a core); yields manifest records in order.
+    """Speaks all lines on `workers` processes (default: one a CPU); yields manifest records in order.
 
     `audio` in a record is relative to the folder above `folder`.
     """
@@ -145,7 +145,8 @@ def write_set(lines: list[Line], folder: Path, workers: int | None = None) -> It
     # a fresh process for each chunk; unlike a Pool, an executor gives up where a script has no guard
     # `if __name__ == "__main__"` and each new process would run the script again
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers or os.cpu_count(), context, max_tasks_per_child=1) as pool:
+    workers = workers or allocation.of_process().worker_threads
+    with ProcessPoolExecutor(workers, context, max_tasks_per_child=1) as pool:
         spoken = pool.map(functools.partial(_speak_chunk, folder), chunks)
         for chunk, durations in zip(chunks, spoken, strict=True):
             for line, duration in zip(chunk, durations, strict=True):

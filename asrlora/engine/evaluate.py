@@ -54,7 +54,10 @@ def evaluate(
     was_training = model.training
     model.eval()
     pairs: list[tuple[str, Written]] = []
-    batches_read = read_batches(shards, ((0, batch) for batch in mine), pin=runtime.device.type == "cuda")
+    batches_read = read_batches(
+        shards, ((0, batch) for batch in mine), workers=runtime.threads.loader_threads,
+        pin=runtime.device.type == "cuda",
+    )  # fmt: skip
     for batch in runtime.work.each("reading a batch to evaluate", batches_read):
         seconds = [sample.duration for sample in batch.samples]
         with runtime.work.on("evaluating a batch"):

@@ -27,6 +27,7 @@ def open_model(
     model_id: str | None, adapter: Path | None, language: str = "en", num_beams: int = 1
 ) -> tuple[Any, families.Base]:
     """The model to use on this process's device, its adapter active, and its base."""
+    runtimes.use_threads()
     if model_id is None:
         model_id = base_of(adapter) if adapter else str(_demo_base())
     base = families.load_base(model_id, language, num_beams=num_beams)
@@ -92,6 +93,7 @@ def evaluate_manifest(
         audio_seconds=round(data.seconds, 2),
         seconds=round(seconds, 2),
         rtfx=round(data.seconds / seconds, 1),
+        threads=runtime.threads.as_json(),
         fingerprint={
             **fingerprint(base, normaliser),
             "adapter": adapters.digest(adapter) if adapter else None,

@@ -125,6 +125,7 @@ class Run:
             config=self.config.model_dump(mode="json"),
             world_size=self.runtime.world_size,
             launch=self.runtime.kind,
+            threads=self.runtime.threads.as_json(),
             best_step=0,
             held_out=self._held_out(),
             **same,
@@ -175,7 +176,7 @@ class Run:
             self.record.rewind(step)
             self.record.begin_attempt(
                 step, command=launcher.command_as_typed(), world_size=self.runtime.world_size,
-                launch=self.runtime.kind,
+                launch=self.runtime.kind, threads=self.runtime.threads.as_json(),
             )  # fmt: skip
         if self.goes_on:
             self.tell(f"going on after step {step}")

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.utils import DistributedType
 
+from asrlora import allocation
 from asrlora.data.batches import to_device
 from asrlora.engine import watchdog
 from asrlora.engine.launcher import STOP_SIGNALS, process_start
@@ -37,6 +38,7 @@ class Runtime:
     """What the processes of a run share. Collectives are marked: all ranks must call them."""
 
     accelerator: Accelerator
+    threads: allocation.Allocation = field(default_factory=allocation.of_process)
     model: Any = None
     optimizer: Any = None
     signalled: bool = False
@@ -318,13 +320,16 @@ def start(compiled: bool = False) -> Runtime:
         cpu=not on_gpu and not deepspeed, mixed_precision="no", kwargs_handlers=handlers,
         dynamo_backend="inductor" if compiled else None,
     )  # fmt: skip
-    # OMP_NUM_THREADS is obeyed where it is the user's word; among several ranks it is torchrun's
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    if not on_gpu and (local > 1 or "OMP_NUM_THREADS" not in os.environ):
-        torch.set_num_threads(max(1, (psutil.cpu_count(logical=False) or 1) // local))
-    runtime = Runtime(accelerator)
+    runtime = Runtime(accelerator, use_threads())
     _check_launch(runtime, deepspeed)
     return runtime
+
+
+def use_threads() -> allocation.Allocation:
+    """Lets torch compute on as many threads as this process may use, and returns what was decided."""
+    threads = allocation.of_process(on_gpu=device().type == "cuda")
+    torch.set_num_threads(threads.torch_threads)
+    return threads
 
 
 def _check_launch(runtime: Runtime, deepspeed: bool) -> None:

@@ -15,10 +15,11 @@ from typing import Any
 
 import psutil
 
+from asrlora import allocation
 from asrlora.console import console
 from asrlora.files import Claim, write_json
 from asrlora.runs import pruning, record
-from asrlora.runs.sweep import Phase, Sweep, Trial, command
+from asrlora.runs.sweep import Phase, Sweep, Trial, command, demand
 from asrlora.runs.trials import ATTEMPTS, CLAIM, DONE, LOG, standing
 
 PREEMPTED = os.EX_TEMPFAIL  # 75: the run is saved and can be gone on with
@@ -48,12 +49,20 @@ def run(
     """Runs those of `chosen` that are not complete, `jobs` at once; `trials` are all of the phase.
 
     Returns 0 when all of them are complete, 75 when a signal ended it, 1 when a trial failed, and a single
-    trial's own exit code. `enough` is asked before each start.
+    trial's own exit code. `enough` is asked before each start. Raises UserError where the GPUs are too few.
     """
     names = {"ASRLORA_SWEEP": sweep.output_dir.name}  # W&B's group and job type; the user's own win
     if sweep.phases:
         names["ASRLORA_PHASE"] = phase.name
-    environments = [{**names, **os.environ, **devices} for devices in _share_devices(jobs)]
+    jobs = max(1, min(jobs, len(chosen)))
+    processes, use_gpus = demand(sweep)
+    environments = [{**names, **os.environ, **p} for p in allocation.shares(jobs, processes, use_gpus)]
+    cpus = allocation.of_process().worker_threads
+    if jobs * processes > max(cpus, processes):
+        console.print(
+            f"note: {jobs} trials at once of {processes} processes each share {cpus} CPUs; more than"
+            f" --jobs {max(1, cpus // processes)} gains nothing on CPUs"
+        )
     waiting, live, codes = list(chosen), dict[int, _Live](), list[int]()
     with _heard() as signals:
         forwarded = 0
@@ -199,14 +208,6 @@ def _heard() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _share_devices(jobs: int) -> list[dict[str, str]]:
-    """CUDA_VISIBLE_DEVICES for each of the trials that run at once, where there are enough to share out."""
-    devices = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
-    if jobs == 1 or len(devices) < jobs:
-        return [{}] * jobs
-    return [{"CUDA_VISIBLE_DEVICES": ",".join(devices[slot::jobs])} for slot in range(jobs)]
 
 
 def _me() -> str:

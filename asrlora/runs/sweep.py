@@ -18,6 +18,7 @@ import pydantic
 import yaml
 from pydantic import Field
 
+from asrlora import allocation
 from asrlora.config import ATTEMPT, Count, RunConfig, read_yaml, validate
 from asrlora.errors import UserError
 
@@ -148,6 +149,33 @@ def command(sweep: Sweep, trial: Trial) -> list[str]:
         launcher = str(Path(sys.executable).parent / "accelerate")
         program = [launcher, "launch", "--config_file", str(sweep.launch)]
     return [*program, str(from_here(ROOT / "asrlora" / "train.py")), *flags(trial)]
+
+
+def demand(sweep: Sweep) -> tuple[int, bool]:
+    """The processes of a trial on this machine, and whether they compute on GPUs where there are some."""
+    if sweep.launch is None:
+        return 1, True
+    if not sweep.launch.is_file():
+        raise UserError(f"the sweep's key launch: there is no file {sweep.launch}; name an accelerate config")
+    settings = read_yaml(sweep.launch)
+    if settings.get("distributed_type") == "NO":
+        return 1, not settings.get("use_cpu")
+    count = int(settings.get("num_processes") or 1) // int(settings.get("num_machines") or 1)
+    return max(1, count), not settings.get("use_cpu")
+
+
+def check_jobs(sweep: Sweep, jobs: int) -> None:
+    """Raises UserError unless `jobs` trials at once have GPUs enough, each its own."""
+    jobs = min(jobs, max(sizes(sweep).values()))
+    processes, use_gpus = demand(sweep)
+    allocation.shares(jobs, processes, use_gpus)
+    if jobs > 1 and use_gpus and sweep.launch is not None:
+        named = read_yaml(sweep.launch).get("gpu_ids", "all")
+        if named not in ("all", None):
+            raise UserError(
+                f"--jobs {jobs}: {sweep.launch} gives every trial the GPUs {named} (gpu_ids); write all"
+                " there, and each gets its own"
+            )
 
 
 def flags(trial: Trial) -> list[str]:

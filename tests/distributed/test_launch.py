@@ -60,6 +60,11 @@ def test_the_processes_that_were_asked_for_came_up(runs: dict[str, Path]) -> Non
         "uv run accelerate launch --config_file accelerate_configs/cpu.yaml asrlora/train.py --model-id"
     )
     assert identities["one"]["command"].startswith("uv run python asrlora/train.py --model-id")
+    for identity in identities.values():  # conftest's OMP_NUM_THREADS, which the launcher does not hide
+        threads = identity["threads"]
+        assert threads == identity["attempts"][0]["threads"]
+        assert threads["torch_threads"] == 1
+        assert "OMP_NUM_THREADS=1" in threads["reason"]
 
 
 def test_the_other_rank_has_a_log_of_its_own(runs: dict[str, Path]) -> None:
@@ -129,6 +134,7 @@ def test_an_evaluation_by_ranks_writes_what_one_process_writes(
     assert done.stdout.count("substitutions") == 1
     scores = [json.loads((tmp_path / way / "scores.json").read_text()) for way in ("one", "ranks")]
     assert all(one.pop("seconds") > 0 and one.pop("rtfx") > 0 for one in scores)
+    assert [one.pop("threads")["torch_threads"] for one in scores] == [1, 1]
     assert scores[0] == scores[1]
     hypotheses = [(tmp_path / way / "hypotheses.jsonl").read_bytes() for way in ("one", "ranks")]
     assert hypotheses[0] == hypotheses[1]

@@ -14,7 +14,7 @@ MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))
 }
 # from the bottom up; a room may import rooms before it, and itself
-FLOORS = """errors files config console score data runs models engine demo
+FLOORS = """errors files allocation config console score data runs models engine demo
 bench bench_eval bench_engine train cli""".split()
 OUTSIDE = {
     "accelerate": ["asrlora.engine.runtime", "asrlora.engine.offline"],
@@ -68,7 +68,7 @@ def test_each_outside_library_has_one_room(library: str) -> None:
      "asrlora.score.power", "asrlora.score.mapsswe", "asrlora.score.words", "asrlora.score.hypotheses",
      "asrlora.score.calibration", "asrlora.score.resample",
      "asrlora.runs.record", "asrlora.runs.scores", "asrlora.runs.compare", "asrlora.runs.paper",
-     "asrlora.runs.status",
+     "asrlora.runs.status", "asrlora.allocation",
      "asrlora.runs.ledger", "asrlora.runs.tracking", "asrlora.runs.report", "asrlora.config",
      "asrlora.runs.sweep", "asrlora.runs.trials", "asrlora.runs.conduct", "asrlora.runs.programme",
      "asrlora.models.hub", "asrlora.train", "asrlora.cli", "asrlora.demo.corpus", "asrlora.demo.demo"],

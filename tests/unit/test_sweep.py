@@ -122,6 +122,8 @@ flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
 run, seed = pathlib.Path(flags["--output-dir"]), int(flags["--seed"])
 started = (run / "starts").read_text() if (run / "starts").exists() else ""
 (run / "starts").write_text(started + "x")
+share = [os.environ.get(n) for n in ("CUDA_VISIBLE_DEVICES", "ASRLORA_CPUS")]
+(run / "share").write_text(json.dumps(share))
 (run / "names").write_text(str([os.environ.get("ASRLORA_" + n) for n in ("SWEEP", "PHASE")]))
 if seed == 2:
     sys.exit("asrlora: error: no such model")
@@ -171,6 +173,59 @@ def test_trials_run_two_at_once_and_what_is_complete_is_not_run_again(faked: Pat
     assert [starts(trial) for trial in found] == [1, 2, 1]
     assert (found[0].folder / "names").read_text() == "['trials', None]", "W&B's group and job type"
     assert conduct.run(loaded, loaded, found, found[1:2], 1) == 1
+
+
+def test_trials_at_once_see_devices_and_cpus_of_their_own(
+    faked: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
+    monkeypatch.setenv("ASRLORA_CPUS", "2")
+    loaded = make(faked, grid={"seed": [1, 4, 5]})
+    file, found = str(faked / "sweep.yaml"), sweep.trials_of(loaded, loaded)
+    assert cli.main(["sweep", "run", file, "--jobs", "3"]) == 2
+    assert "--jobs 3 needs 3 GPUs, 1 a trial, and 2 are there (GPU-a, GPU-b); --jobs 2 would fit" in (
+        capsys.readouterr().err
+    )
+    assert not any(starts(trial) for trial in found), "nothing was begun"
+    assert cli.main(["sweep", "run", file, "--jobs", "2"]) == 0
+    seen = [json.loads((trial.folder / "share").read_text()) for trial in found]
+    assert {devices for devices, _ in seen} == {"GPU-a", "GPU-b"}
+    assert {cpus for _, cpus in seen} == {"1"}
+
+
+@pytest.mark.parametrize(
+    ("launch", "needs", "told"),
+    [
+        ({"distributed_type": "MULTI_GPU", "num_processes": 2}, (2, True), "--jobs 1 would fit"),
+        ({"distributed_type": "MULTI_GPU", "use_cpu": True, "num_processes": 8}, (8, False), ""),
+        ({"distributed_type": "DEEPSPEED", "num_processes": 2, "num_machines": 2}, (1, True), ""),
+        ({"distributed_type": "NO", "num_processes": 8}, (1, True), ""),
+        ({"distributed_type": "NO", "gpu_ids": "0"}, (1, True), r"the GPUs 0 \(gpu_ids\); write all there"),
+        (None, (1, True), ""),
+    ],
+)
+def test_a_trial_needs_what_its_launch_file_says(
+    faked: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    launch: dict[str, Any] | None,
+    needs: tuple[int, bool],
+    told: str,
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    path = faked / "launch.yaml"
+    path.write_text(yaml.safe_dump(launch))
+    loaded = make(faked, grid={"seed": [1, 2]}, launch=str(path) if launch else None)
+    assert sweep.demand(loaded) == needs
+    if told:
+        with pytest.raises(UserError, match=told):
+            sweep.check_jobs(loaded, 2)
+    else:
+        sweep.check_jobs(loaded, 2)
+
+
+def test_a_launch_file_that_is_not_there_is_named(faked: Path) -> None:
+    with pytest.raises(UserError, match=r"there is no file nowhere\.yaml"):
+        sweep.check_jobs(make(faked, launch="nowhere.yaml"), 1)
 
 
 def test_a_signal_reaches_the_trial_and_the_next_run_goes_on(faked: Path) -> None:
