@@ -80,14 +80,22 @@ def _parser() -> argparse.ArgumentParser:
     importing.set_defaults(run=_manifest_import)
     importing.add_argument(
         "source",
-        help="JSON lines (this project's, NeMo's, or with samples), CSV, TSV, a folder of Kaldi, of"
-        " LibriSpeech or of audio with .txt beside it, or hf:NAME:CONFIG:SPLIT",
+        help="JSON (this project's, NeMo's, Hugging Face's, Lhotse's), a table or file list, a folder of"
+        " Kaldi, of LibriSpeech or of audio with .txt beside it, or hf:NAME:CONFIG:SPLIT",
     )
     importing.add_argument("--output", type=Path, required=True, help="the new manifest")
     importing.add_argument(
         "--format",
         choices=("jsonl", "kaldi", "table", "librispeech", "folder", "hf"),
         help="default: found out by looking",
+    )
+    importing.add_argument(
+        "--audio-root", type=Path, metavar="DIR",
+        help="where relative paths of audio start (default: the folder of the source)",
+    )  # fmt: skip
+    importing.add_argument("--text-field", metavar="NAME", help="the field or column that holds the text")
+    importing.add_argument(
+        "--split", metavar="NAME", help="only the records whose field split has this value"
     )
     importing.add_argument(
         "--role", choices=("train", "domain"), default="train", help="domain: --samples 500 unless given"
@@ -335,12 +343,15 @@ def _manifest_import(args: argparse.Namespace) -> int:
     samples = args.samples or (importers.DOMAIN_SAMPLES if args.role == "domain" else None)
     made = importers.import_source(
         args.source, args.output, form=args.format, samples=samples, seed=args.seed,
-        allow_outside=args.allow_outside,
+        allow_outside=args.allow_outside, audio_root=args.audio_root, split=args.split,
+        text_field=args.text_field,
     )  # fmt: skip
     console.print(
         f"{args.output}: {made.total:,} records ({made.format}); "
         + manifest.describe(len(made.utterances), made.left_out)
     )
+    for note in made.notes:
+        console.print(f"note: {note}")
     if samples and len(made.utterances) < samples:
         console.print(f"note: {samples:,} samples were wanted, and there are no more")
     _tell_outside(args.output, made.outside)

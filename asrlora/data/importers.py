@@ -1,52 +1,37 @@
-"""Other projects' formats to a manifest. Needs no torch; runs nothing and opens nothing it should not.
+"""Other projects' data to a manifest. Needs no torch; runs nothing and opens nothing it should not.
 
-A reader turns a source into `Found` records and raises UserError, with file and line, where the source
-is malformed. What a record is worth is decided in one place, `_judge`, for all formats: each becomes an
-utterance or is counted under the reason why not.
+`readers` turns a source into records in our terms (`fields`). What a record is worth is decided in one place,
+`_judge`, for all formats: each becomes an utterance or is counted under the reason why not.
 """
 
-import csv
+import gzip
 import io
-import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import soundfile
 
-from asrlora.data import manifest, sets
-from asrlora.data.fence import Fence, Missing, Outside
+from asrlora.data import fields, manifest, sets
+from asrlora.data.fence import Fence, Missing, Outside, open_sound
 from asrlora.data.foreign import foreign_shards
-from asrlora.data.manifest import Utterance, parse_object, seconds_field, string_field
+from asrlora.data.manifest import Utterance
+from asrlora.data.readers import METADATA, READERS, SUFFIXES, Found, Source, encode, is_table
 from asrlora.errors import UserError
 from asrlora.files import write_whole
 
 DOMAIN_SAMPLES = 500  # utterances; fewer make a WER a matter of luck
-SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".aif")
-# what others call our fields, the first that is there wins
-AUDIO = ("audio", "path", "audio_filepath", "file_name", "file", "filename", "wav_filename")
-TEXT = ("text", "sentence", "transcript", "transcription")
-SPEAKER = ("speaker", "client_id", "speaker_id")
-
-
-@dataclass(frozen=True)
-class Found:
-    """One record of a source, before anyone has looked whether it is of use."""
-
-    where: str  # "train.tsv, line 7"
-    name: str | None  # the audio's path as the source writes it; None: it names none
-    text: str | None
-    id: str | None = None
-    offset: float | None = None  # seconds
-    duration: float | None = None  # seconds; None: to the end
-    speaker: str | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
-    sound: bytes | None = None  # a whole audio file that the source itself holds
+CLIPS = ("clips/", "wavs/")  # where Common Voice and LJ Speech keep what they name without a folder
+NOT_READ = {  # by suffix: what to do with files that hold no table and no JSON lines
+    ".xlsx .xls .ods": "save the sheet as CSV UTF-8 and import that",
+    ".parquet .arrow": "import the data set by name (hf:NAME:CONFIG:SPLIT), or write it as JSON lines and"
+    " files",
+    ".zip .7z .rar": "unpack it and import the folder",
+    ".srt .vtt .textgrid .eaf .ctm .stm .trs": "write a table with the columns audio, start, end and text",
+}
 
 
 @dataclass(frozen=True)
@@ -58,10 +43,45 @@ class Imported:
     utterances: list[Utterance]
     left_out: Mapping[str, int]
     outside: int  # of the utterances, how many have their audio outside the manifest's folder
+    notes: list[str] = field(default_factory=list)  # how fields were read, and examples of what was left out
 
 
 class LeftOut(Exception):
-    """The record cannot become an utterance; the message is the reason, which is counted."""
+    """The record cannot become an utterance; the reason is counted, and the detail names this one."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason)
+        self.detail = detail
+
+
+@dataclass
+class _Tally:
+    """What was seen of all records, for the notes."""
+
+    names: dict[str, set[str]] = field(default_factory=dict)  # our field -> what it was read from
+    kept: set[str] = field(default_factory=set)  # further keys
+    splits: Counter[str] = field(default_factory=Counter)
+    languages: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)  # reason -> the first record of it
+    counts: Counter[str] = field(default_factory=Counter)  # what was done to how many
+
+    def see(self, found: Found) -> None:
+        for ours, name in found.record.names.items():
+            self.names.setdefault(ours, set()).add(name)
+        self.kept |= found.record.extra.keys()
+        if found.record.split is not None:
+            self.splits[found.record.split] += 1
+        if found.record.language is not None:
+            self.languages[fields.language_code(found.record.language)] += 1
+
+    def notes(self) -> list[str]:
+        read = [f"{ours} from {' and '.join(sorted(n))}" for ours, n in self.names.items() if n != {ours}]
+        kept = f"kept as they are: {', '.join(sorted(self.kept)[:20])}" if self.kept else ""
+        notes = [f"fields: {'; '.join(filter(None, [', '.join(read), kept]))}"] if read else []
+        notes += [f"left out, for example: {example}" for example in self.examples.values()]
+        if len(self.languages) > 1:
+            notes.append(f"several languages: {_counted(self.languages)}; --language of a run is one")
+        return notes + [f"{count:,} {what}" for what, count in self.counts.items()]
 
 
 def import_source(
@@ -72,38 +92,62 @@ def import_source(
     samples: int | None = None,
     seed: int = 42,
     allow_outside: bool = False,
+    audio_root: Path | None = None,
+    split: str | None = None,
+    text_field: str | None = None,
 ) -> Imported:
     """Writes the manifest `output`, and sounds that the source holds to the folder OUTPUT-audio beside it.
 
-    Neither may exist. `form` is a key of READERS; None: found out by looking.
+    Neither may exist. `form` is a key of READERS; None: found out by looking. `audio_root` is the folder that
+    relative paths start from, else that of the source; `split` is the value of a field split to keep.
     """
     sounds = output.parent / f"{output.stem}-audio"
     for path in (output, sounds):
         manifest.check_new(path)
     form = form or recognise(source)
+    if form in ("jsonl", "table") and Path(source).is_dir():
+        source = str(_metadata(Path(source)) or source)
     place = Path(source)
-    fence = Fence(place if place.is_dir() else place.parent, allow_outside)
+    folder = place if place.is_dir() else place.parent
+    if audio_root is not None and not audio_root.is_dir():
+        raise UserError(f"--audio-root {audio_root}: is no folder")
+    fence = Fence(audio_root or folder, allow_outside)
+    reading = Source(source, Fence(folder, allow_outside), text_field)
     aside = output.parent / f".{sounds.name}.tmp"
     shutil.rmtree(aside, ignore_errors=True)  # of an import that was killed
-    total = 0
+    total, tally = 0, _Tally()
     utterances: dict[str, Utterance] = {}
     places: dict[str, str] = {}
     left_out: Counter[str] = Counter()
     try:
-        for total, found in enumerate(READERS[form](source, fence), 1):
+        for total, found in enumerate(READERS[form](reading), 1):
+            tally.see(found)
             try:
-                utterance = _judge(found, fence, aside / f"{total:06d}", place.stem)
+                if split is not None and found.record.split != split:
+                    raise LeftOut("of other splits")
+                utterance = _judge(found, fence, aside / f"{total:06d}", place.stem, tally)
             except LeftOut as reason:
                 left_out[str(reason)] += 1
+                if reason.detail:
+                    tally.examples.setdefault(str(reason), f"{found.where}: {reason.detail}")
                 continue
+            if found.record.id is None:
+                utterance = _with_free_id(utterance, utterances)
             if utterance.id in utterances:
-                raise UserError(
-                    f"{found.where}: the id {utterance.id!r} is taken by {places[utterance.id]};"
-                    " ids must differ"
-                )
+                raise UserError(_taken(found, utterance, places[utterance.id]))
             utterances[utterance.id], places[utterance.id] = utterance, found.where
+        if split is None and len(tally.splits) > 1:
+            raise UserError(
+                f"{source}: the field {' or '.join(sorted(tally.names['split']))} has the values"
+                f" {_counted(tally.splits)}; choose one with --split NAME, or take the field out"
+            )
         if not utterances:
-            raise UserError(f"{source} ({form}): {total} records; {manifest.describe(0, left_out)}")
+            raise UserError(
+                "; ".join([
+                    f"{source} ({form}): {total} records", manifest.describe(0, left_out),
+                    *tally.examples.values(),
+                ])
+            )  # fmt: skip
         chosen = list(utterances.values())
         if samples is not None:
             chosen = sets.sample(chosen, samples, seed)
@@ -121,7 +165,7 @@ def import_source(
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    return Imported(form, total, chosen, +left_out, outside)
+    return Imported(form, total, chosen, +left_out, outside, tally.notes())
 
 
 def recognise(source: str) -> str:
@@ -132,59 +176,139 @@ def recognise(source: str) -> str:
     if foreign := foreign_shards(source):
         raise UserError(foreign)
     if place.is_dir():
-        if (place / "wav.scp").exists():
-            return "kaldi"
-        return "librispeech" if next(place.rglob("*.trans.txt"), None) else "folder"
+        return _recognise_folder(place)
     if not place.is_file():
         raise UserError(f"{source} is neither a file nor a folder, nor hf:NAME:CONFIG:SPLIT")
-    if place.suffix.lower() in (".csv", ".tsv"):
+    with open(place, "rb") as raw:
+        head = raw.read(4096)
+    if head.startswith(b"\x1f\x8b"):
+        try:
+            with gzip.open(place) as packed:
+                head = packed.read(4096)
+        except (OSError, EOFError) as error:
+            raise UserError(f"{source}: cannot be unpacked ({error})") from None
+    suffix = Path(place.name.removesuffix(".gz")).suffix.lower()
+    if suffix not in (".csv", ".tsv") and head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"{", b"[")):
+        return "jsonl"
+    for suffixes, advice in NOT_READ.items():
+        if suffix in suffixes.split():
+            raise UserError(f"{source}: {suffix} files are not read; {advice}")
+    if suffix in SUFFIXES:
+        raise UserError(f"{source}: is audio; import the folder that holds it, with a .txt beside each file")
+    if suffix in (".csv", ".tsv") or is_table(place):
         return "table"
-    with open(place, "rb") as file:
-        if file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
-            return "jsonl"
     raise UserError(f"{source}: neither JSON lines nor .csv nor .tsv; name what it is with --format")
 
 
-def _judge(found: Found, fence: Fence, aside: Path, source: str) -> Utterance:
-    """The utterance of a record. Raises LeftOut; and UserError where its audio lies outside the source.
+def _recognise_folder(place: Path) -> str:
+    if (place / "shards.json").exists():
+        raise UserError(f"{place}: holds shards that asrlora built; give the folder to --dataset-path")
+    if (place / "wav.scp").exists():
+        return "kaldi"
+    if metadata := _metadata(place):
+        return "jsonl" if metadata.suffix == ".jsonl" else "table"
+    if next(place.rglob("*.trans.txt"), None):
+        return "librispeech"
+    tables = [
+        path.name for path in sorted(place.iterdir()) if path.suffix in (".tsv", ".csv", ".jsonl", ".json")
+    ]
+    if tables and not next(place.rglob("*.txt"), None):
+        raise UserError(
+            f"{place}: holds no .txt beside audio, but {', '.join(tables[:8])}; import one of these"
+        )
+    return "folder"
 
-    A sound that the record holds is written to `aside` plus suffix.
+
+def _metadata(folder: Path) -> Path | None:
+    """The file that describes all audio of a folder, as Hugging Face and LJ Speech have it."""
+    return next((folder / name for name in METADATA if (folder / name).is_file()), None)
+
+
+def _judge(found: Found, fence: Fence, aside: Path, source: str, tally: _Tally) -> Utterance:
+    """The utterance of a record. Raises LeftOut; and UserError where its audio lies outside the source, or
+    its
+    fields contradict each other or the audio.
+
+    A sound that the record holds, or a channel of a file, is written to `aside` plus suffix.
     """
-    if not found.text or not found.text.strip():
+    record, sound = found.record, found.sound
+    if not record.text or not record.text.strip():
         raise LeftOut("without text")
-    if found.sound is not None:
-        length, suffix = _look_into(found.sound)
-        audio = aside.with_suffix(suffix)
-        default = f"{source}-{aside.name}"
-    elif found.name:
-        try:
-            audio = fence.find(found.name)
-            length = manifest.audio_length(audio)
-        except Outside as error:
-            raise UserError(f"{found.where}: {error}") from None
-        except Missing:
-            raise LeftOut("whose audio is missing") from None
-        except ValueError:
-            raise LeftOut("whose audio cannot be read") from None
-        default = manifest.default_id(found.name, found.offset or 0.0)
+    if sound is not None:
+        length, suffix = _look_into(sound)
+        audio, default = aside.with_suffix(suffix), f"{source}-{aside.name}"
+    elif record.audio:
+        name, audio, length = _find(found, fence, tally)
+        default = name
     else:
         raise LeftOut("without audio")
     if length <= 0:
         raise LeftOut("whose audio is empty")
-    offset, duration = found.offset or 0.0, found.duration
-    if offset >= length or offset + (duration or 0.0) > length + manifest.TOLERANCE:
-        raise LeftOut("whose segment ends behind its audio")
-    if duration is not None and duration <= 0:
-        raise LeftOut("whose segment is empty")
-    cut = duration is not None and duration < length - manifest.TOLERANCE
-    whole_file = found.offset is None and not cut
-    if whole_file or duration is None:
-        duration = length - offset
-    if found.sound is not None:
-        write_whole(audio, found.sound)
+    try:
+        channels, rate = _shape(audio if sound is None else sound, found, tally)
+        offset, duration = _segment(found, audio, length, rate, tally)
+        channel = _channel(found, channels)
+    except ValueError as error:
+        raise UserError(f"{found.where}: {error}") from None
+    whole_file = offset is None and duration is None
+    start = offset or 0.0
+    if duration is None:
+        duration = length - start
+    if sound is None:
+        default = manifest.default_id(default if channel is None else f"{default}#{channel}", start)
+    if channel is not None:
+        sound = _one_channel(audio if sound is None else sound, channel, start, duration)
+        duration, suffix = _look_into(sound)
+        audio, start, whole_file = aside.with_suffix(suffix), 0.0, True
+        tally.counts[
+            "utterances are one channel of their file, counted from 0, in a file of its own now"
+        ] += 1
+    if sound is not None:
+        write_whole(audio, sound)
     return Utterance(
-        found.id or default, audio, found.text, duration, offset, found.speaker, found.extra, whole_file
+        record.id or default, audio, record.text, duration, start, record.speaker, record.extra, whole_file
     )
+
+
+def _find(found: Found, fence: Fence, tally: _Tally) -> tuple[str, Path, float]:
+    """The audio that a record names: the name that leads there, the file, and its length in seconds."""
+    named = found.record.audio
+    missing = ""
+    for name in (named, *_other_names(named)):
+        try:
+            audio = fence.find(name)
+            return name, audio, manifest.audio_length(audio)
+        except Outside as error:
+            raise UserError(f"{found.where}: {error}") from None
+        except Missing as error:
+            missing = missing or str(error).partition("; ")[0]
+        except ValueError as error:
+            raise LeftOut("whose audio cannot be read", str(error)) from None
+    if "://" in named:
+        missing = f"{named[:200]} is an address, and nothing is fetched; download it and name the file"
+    reason = "whose audio is missing"
+    raise LeftOut(reason, missing + ("" if reason in tally.examples else _elsewhere(named, fence.folder)))
+
+
+def _other_names(name: str) -> Iterator[str]:
+    """What a name that leads nowhere may stand for."""
+    if "\\" in name:  # of a spreadsheet on Windows
+        yield name.replace("\\", "/")
+    elif "/" not in name:
+        suffixes = ["", *sorted(SUFFIXES)] if Path(name).suffix.lower() not in SUFFIXES else [""]
+        yield from (
+            f"{folder}{name}{suffix}" for suffix in suffixes for folder in ("", *CLIPS) if folder or suffix
+        )
+
+
+def _elsewhere(name: str, folder: Path) -> str:
+    """Where a relative path leads to a file, as a sentence."""
+    if os.path.isabs(name) or ".." in name.split("/"):
+        return ""
+    for root in (Path.cwd(), *folder.absolute().parents):
+        if os.path.isfile(root / name):
+            return f"; relative to {root} it is there: --audio-root {root}"
+    return "; where paths start from another folder, name it with --audio-root"
 
 
 def _look_into(sound: bytes) -> tuple[float, str]:
@@ -196,287 +320,104 @@ def _look_into(sound: bytes) -> tuple[float, str]:
         raise LeftOut("whose audio cannot be read") from None
 
 
-def _read_jsonl(source: str, fence: Fence) -> Iterator[Found]:
-    """This project's manifests, NeMo's, and the predecessor's with samples as numbers, line by line."""
-    for where, line in _lines(Path(source)):
-        if not line.strip():
-            continue
-        try:
-            yield _from_object(parse_object(line), where)
-        except ValueError as error:
-            raise UserError(f"{where}: {error}") from None
-
-
-def _from_object(record: dict[str, Any], where: str) -> Found:
-    sound = name = None
-    audio = record.get("audio")
-    known = {*manifest.FIELDS, "audio_filepath"}
-    if isinstance(audio, list | dict):
-        sound = _from_samples(record)
-        known.add("sampling_rate")
-    else:
-        name = string_field(record, "audio_filepath" if audio is None else "audio")
-    offset, duration = seconds_field(record, "offset"), seconds_field(record, "duration")
-    if "audio_filepath" not in record and offset is None:
-        duration = None  # ours is a note then, NeMo's still cuts the file
-    return Found(
-        where, name, string_field(record, "text"), string_field(record, "id"), offset, duration,
-        string_field(record, "speaker"), {k: v for k, v in record.items() if k not in known}, sound,
-    )  # fmt: skip
-
-
-def _from_samples(record: dict[str, Any]) -> bytes:
-    """The audio file of `"audio": [0.1, …]` or `"audio": {"array": […], "sampling_rate": 16000}`.
-
-    Lossless: 16-bit FLAC where the samples are whole multiples of 2^-15, else 32-bit float WAV.
-    """
-    audio = record["audio"]
-    holder = audio if isinstance(audio, dict) else {"array": audio}
-    rate = holder.get("sampling_rate", record.get("sampling_rate", 16_000))
-    if not isinstance(rate, int) or not 1_000 <= rate <= 384_000:
-        raise ValueError(f"sampling_rate must be a whole number of Hz, not {json.dumps(rate)[:60]}")
+def _shape(audio: Path | bytes, found: Found, tally: _Tally) -> tuple[int, int]:
+    """Channels and rate of the audio; 1 and 1 where no field of the record asks for them."""
+    record = found.record
+    counted = next((time.name for time in record.times if time.unit == "samples"), None)
+    if record.channels is None and record.rate is None and counted is None:
+        return 1, 1
     try:
-        samples = np.array(holder["array"], dtype=np.float32)
-    except (KeyError, TypeError, ValueError, OverflowError):
-        samples = np.zeros((0, 0), np.float32)
-    if samples.ndim != 1:
-        raise ValueError('audio must be a path, a list of samples or {"array": […], "sampling_rate": 16000}')
-    if not np.isfinite(samples).all():
-        return b""  # which is no audio file, and counted so
-    scaled = samples * 32768
-    exact = (
-        len(samples)
-        and (scaled == np.round(scaled)).all()
-        and -32768 <= scaled.min() <= scaled.max() <= 32767
+        opened = soundfile.SoundFile(io.BytesIO(audio)) if isinstance(audio, bytes) else open_sound(audio)
+        with opened as file:
+            channels, rate = file.channels, file.samplerate
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise LeftOut("whose audio cannot be read", str(error)) from None
+    if record.rate is not None and record.rate != rate:
+        if counted:
+            raise ValueError(
+                f"{counted} counts samples at {record.rate} Hz as {record.names.get('rate')} says, and the"
+                " file has"
+                f" {rate} Hz; write seconds, in the fields offset and duration"
+            )
+        tally.counts["records give another sampling rate than their file, whose own is used"] += 1
+    return channels, rate
+
+
+def _segment(
+    found: Found, audio: Path, length: float, rate: int, tally: _Tally
+) -> tuple[float | None, float | None]:
+    """Offset and duration in seconds of what to cut out; both None: the whole file.
+
+    Raises LeftOut where the audio does not hold it, ValueError where fields and audio contradict each other.
+    """
+    offset, duration = fields.segment(found.record.times, rate)
+    if duration is not None and duration <= 0:
+        raise LeftOut("whose segment is empty")
+    beyond = "whose segment ends behind its audio"
+    if offset is None:
+        slack = manifest.TOLERANCE + (0.0 if found.cuts else 0.01 * length)
+        if duration is None or abs(duration - length) <= slack:
+            return None, None
+        name = next(time.name for time in found.record.times if time.role == "duration")
+        said = f"{name} is {duration:g} s, and {audio} holds {length:.2f} s"
+        if duration > length:
+            raise LeftOut(beyond if found.cuts else "whose audio is shorter than its duration", said)
+        if not found.cuts:
+            raise ValueError(
+                f"{said}; where the text is that of a segment, write its offset too (0 for the beginning),"
+                " and"
+                f" else correct {name} or take it out"
+            )
+        return None, duration
+    end = offset + (duration or 0.0)
+    if offset >= length or end > length + manifest.TOLERANCE:
+        if duration is not None and abs(duration - length) <= manifest.TOLERANCE:
+            tally.counts["files are as long as their segment, which is not in them: they are it, whole"] += 1
+            return None, None
+        raise LeftOut(beyond, f"the segment is {offset:g} to {end:g} s, and {audio} holds {length:.2f} s")
+    return offset, duration
+
+
+def _channel(found: Found, count: int) -> int | None:
+    """The one channel of several that the record is about; None: the file as it is. Raises ValueError."""
+    wanted, name = found.record.channels, found.record.names.get("channel", "channel")
+    if wanted is None or set(wanted) == set(range(count)):
+        return None
+    if len(wanted) == 1 and wanted[0] < count:
+        return wanted[0]
+    shown = ", ".join(map(str, wanted))
+    there = "one channel, 0" if count == 1 else f"channels 0 to {count - 1}"
+    raise ValueError(
+        f"{name} is {shown}, and the file has {there}; correct it, or take {name} out to read all"
     )
-    buffer = io.BytesIO()
-    if exact:
-        soundfile.write(buffer, scaled.astype(np.int16), rate, format="FLAC", subtype="PCM_16")
-    else:
-        soundfile.write(buffer, samples, rate, format="WAV", subtype="FLOAT")
-    return buffer.getvalue()
 
 
-def _read_kaldi(source: str, fence: Fence) -> Iterator[Found]:
-    """A data folder: wav.scp, text, and where they are there segments and utt2spk.
-
-    Relative paths in wav.scp are relative to the folder. Commands ("sox … |") are refused, never run.
-    """
-    folder = Path(source)
-    recordings = _kaldi_table(folder / "wav.scp", fence)
-    for where, path in recordings.values():
-        if path.endswith("|") or path.startswith("|"):
-            raise UserError(
-                f"{where}: {path[:60]!r} is a command, and none is run; write its output to an audio file"
-                " and name that instead"
-            )
-    texts = _kaldi_table(folder / "text", fence)
-    speakers = _kaldi_table(folder / "utt2spk", fence) if (folder / "utt2spk").exists() else {}
-    cut = (folder / "segments").exists()
-    segments = _kaldi_table(folder / "segments", fence) if cut else {}
-    for identity, (where, line) in (segments if cut else recordings).items():
-        recording, offset, duration = _kaldi_segment(where, line) if cut else (identity, None, None)
-        name = recordings[recording][1] if recording in recordings else None
-        text, speaker = (table[identity][1] if identity in table else None for table in (texts, speakers))
-        yield Found(where, name, text, identity, offset, duration, speaker)
-    for identity, (where, text) in texts.items():
-        if identity not in (segments if cut else recordings):
-            yield Found(where, None, text, identity)
+def _one_channel(audio: Path | bytes, channel: int, start: float, duration: float) -> bytes:
+    """A channel of a segment as an audio file of its own, without loss."""
+    opened = soundfile.SoundFile(io.BytesIO(audio)) if isinstance(audio, bytes) else open_sound(audio)
+    with opened as file:
+        file.seek(round(start * file.samplerate))
+        samples = file.read(round(duration * file.samplerate), dtype="float32", always_2d=True)
+        return encode(samples[:, channel], file.samplerate)
 
 
-def _kaldi_table(path: Path, fence: Fence) -> dict[str, tuple[str, str]]:
-    """key -> (file and line, rest of the line)"""
-    table: dict[str, tuple[str, str]] = {}
-    for where, line in _lines(_inside(path, fence)):
-        key, *rest = line.strip().split(maxsplit=1) or [""]
-        if not key:
-            continue
-        if key in table:
-            raise UserError(f"{where}: {key!r} stands there twice; ids must differ")
-        table[key] = where, "".join(rest)
-    return table
+def _with_free_id(utterance: Utterance, others: Mapping[str, Utterance]) -> Utterance:
+    """Where two segments start at one place and end at two, the second's id is made of its duration too."""
+    other = others.get(utterance.id)
+    if other is None or abs(other.duration - utterance.duration) < 0.001:
+        return utterance
+    return replace(utterance, id=manifest.default_id(utterance.id, utterance.duration))
 
 
-def _kaldi_segment(where: str, line: str) -> tuple[str, float, float | None]:
-    """RECORDING START END, in seconds; an END of -1 is the end of the file."""
-    try:
-        recording, start, end = line.split()
-        offset, last = float(start), float(end)
-        duration = None if last == -1 else last - offset
-        seconds_field({"start": offset}, "start")
-        seconds_field({"end": duration}, "end")
-    except ValueError:
-        raise UserError(f"{where}: must be UTTERANCE RECORDING START END, with times in seconds") from None
-    return recording, offset, duration
-
-
-def _read_table(source: str, fence: Fence) -> Iterator[Found]:
-    """CSV, or TSV without quoting as Common Voice writes it, with a line of column names."""
-    path = Path(source)
-    tabs = path.suffix.lower() == ".tsv"
-    number = 1
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = (
-                csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-                if tabs
-                else csv.reader(file, strict=True)
-            )
-            header = next(rows, [])
-            audio, text = (_column(header, names, source) for names in (AUDIO, TEXT))
-            speaker = next((name for name in SPEAKER if name in header), None)
-            known = {audio, text, speaker, "id", "offset", "duration", ""}
-            for cells in rows:
-                first, number = number + 1, rows.line_num
-                where = f"{source}, line {first}"
-                if not cells:
-                    continue
-                if len(cells) != len(header):
-                    raise UserError(f"{where}: {len(cells)} cells where line 1 names {len(header)} columns")
-                row = dict(zip(header, cells, strict=True))
-                offset = _cell_seconds(row, "offset", where)
-                yield Found(
-                    where,
-                    _in_clips(path.parent, row[audio]),
-                    row[text],
-                    row.get("id") or None,
-                    offset,
-                    None if offset is None else _cell_seconds(row, "duration", where),
-                    row[speaker] or None if speaker else None,
-                    {name: cell for name, cell in row.items() if name not in known and cell},
-                )
-    except UnicodeDecodeError:
-        raise UserError(f"{source}: is not UTF-8 text") from None
-    except csv.Error as error:
-        raise UserError(f"{source}, line {number + 1}: {error}") from None
-
-
-def _column(header: list[str], names: tuple[str, ...], source: str) -> str:
-    found = next((name for name in names if name in header), None)
-    if found is None or len(set(header)) < len(header):
-        raise UserError(f"{source}, line 1: must name each column once, and one of them {', '.join(names)}")
-    return found
-
-
-def _in_clips(folder: Path, name: str) -> str:
-    """Common Voice names files without their folder. Looks for plain names only: none leads elsewhere."""
-    clip = os.path.join("clips", name)
-    beside, inside = (os.path.exists(folder / path) for path in (name, clip))
-    return clip if name == os.path.basename(name) and inside and not beside else name
-
-
-def _cell_seconds(row: dict[str, str], name: str, where: str) -> float | None:
-    try:
-        return seconds_field({name: float(row[name])}, name) if row.get(name) else None
-    except ValueError:
-        raise UserError(f"{where}: the column {name} must be seconds, not {row[name][:60]!r}") from None
-
-
-def _read_librispeech(source: str, fence: Fence) -> Iterator[Found]:
-    """*.trans.txt anywhere below, lines of "ID TEXT", with ID.flac beside; the speaker leads the id."""
-    for transcript in sorted(Path(source).rglob("*.trans.txt")):
-        audio = _audio_below(transcript.parent.glob("*"))
-        for where, line in _lines(_inside(transcript, fence)):
-            identity, *text = line.strip().split(maxsplit=1) or [""]
-            if identity:
-                path = audio.pop(transcript.parent / identity, None)
-                yield Found(
-                    where, None if path is None else str(path.absolute()), "".join(text), identity,
-                    speaker=identity.split("-")[0],
-                )  # fmt: skip
-        for path in audio.values():
-            yield Found(str(path), str(path.absolute()), None)
-
-
-def _read_folder(source: str, fence: Fence) -> Iterator[Found]:
-    """Audio anywhere below, with a .txt of the same name beside it; the id is the path without suffix."""
-    root = Path(source)
-    audio = _audio_below(root.rglob("*"))
-    texts = {path.with_suffix(""): path for path in root.rglob("*.txt")}
-    for stem in sorted(audio.keys() | texts.keys()):
-        path = audio.get(stem)
-        text = None
-        if stem in texts:
-            text = " ".join(" ".join(line for _, line in _lines(_inside(texts[stem], fence))).split())
-        yield Found(
-            str(path or texts[stem]), None if path is None else str(path.absolute()), text,
-            stem.relative_to(root).as_posix(),
-        )  # fmt: skip
-
-
-def _audio_below(paths: Iterator[Path]) -> dict[Path, Path]:
-    """Path without suffix -> audio file."""
-    found: dict[Path, Path] = {}
-    for path in sorted(paths):
-        if path.suffix.lower() in SUFFIXES:
-            stem = path.with_suffix("")
-            if stem in found:
-                raise UserError(f"{path} and {found[stem].name} share one name; whose is the text?")
-            found[stem] = path
-    return found
-
-
-def _read_hf(source: str, fence: Fence) -> Iterator[Found]:
-    """hf:NAME:CONFIG:SPLIT or hf:NAME:SPLIT. Streamed, so that only the split itself is fetched.
-
-    Audio comes as the bytes of its file, and is decoded by soundfile: torchcodec is not needed.
-    """
-    try:
-        import datasets
-    except ImportError:
-        raise UserError(
-            f"{source}: Hugging Face datasets need the library datasets; install asrlora[hf]"
-            " (uv sync --extra hf)"
-        ) from None
-    words = source.split(":")[1:]
-    if len(words) not in (2, 3) or not all(words):
-        raise UserError(f"{source}: must be hf:NAME:CONFIG:SPLIT, such as hf:librispeech_asr:other:test")
-    try:
-        rows = datasets.load_dataset(
-            words[0], words[1] if len(words) == 3 else None, split=words[-1], streaming=True
+def _taken(found: Found, utterance: Utterance, place: str) -> str:
+    if found.record.id is None:
+        return (
+            f"{found.where}: names the same audio and the same times as {place}; take one of them out, or"
+            " give"
+            " each an id of its own"
         )
-        features = rows.features or {}
-        audio = next((name for name, kind in features.items() if isinstance(kind, datasets.Audio)), "audio")
-        rows = rows.cast_column(audio, datasets.Audio(decode=False))
-        for number, row in enumerate(rows, 1):
-            text = next((row[name] for name in TEXT if name in row), None)
-            speaker = next((row[name] for name in SPEAKER if name in row), None)
-            known = {audio, "id", *TEXT, *SPEAKER, *manifest.FIELDS}
-            extra = {k: v for k, v in row.items() if k not in known and isinstance(v, str | int | float)}
-            yield Found(
-                f"{source}, row {number}", None, text, str(row["id"]) if row.get("id") else None,
-                speaker=None if speaker is None else str(speaker), extra=extra,
-                sound=(row.get(audio) or {}).get("bytes"),
-            )  # fmt: skip
-    except Exception as error:  # the library's own, of a dozen kinds: no network, no such name, no such split
-        raise UserError(f"{source}: cannot be loaded ({' '.join(str(error).split())[:300]})") from error
+    return f"{found.where}: the id {utterance.id!r} is taken by {place}; ids must differ"
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """(file and line number, line), one by one: lines that hold samples are long."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="\n") as file:
-            for number, line in enumerate(file, 1):
-                yield f"{path}, line {number}", line
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: is not UTF-8 text") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def _inside(path: Path, fence: Fence) -> Path:
-    """A text file of a source folder; links out of it are as unwelcome as those of audio."""
-    try:
-        return fence.find(str(path.absolute()), "text file")
-    except ValueError as error:
-        raise UserError(str(error)) from None
-
-
-READERS: dict[str, Callable[[str, Fence], Iterator[Found]]] = {
-    "jsonl": _read_jsonl,
-    "kaldi": _read_kaldi,
-    "table": _read_table,
-    "librispeech": _read_librispeech,
-    "folder": _read_folder,
-    "hf": _read_hf,
-}
+def _counted(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} ({count:,})" for name, count in counts.most_common(8))

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from asrlora.data import fields
 from asrlora.data.fence import Fence, open_sound
 from asrlora.data.foreign import foreign_shards
 from asrlora.errors import UserError
@@ -21,7 +22,7 @@ from asrlora.files import write_whole
 
 MAX_DEPTH = 100  # of nested JSON: what is read must be writable again, inside Python's recursion limit
 TOLERANCE = 0.1  # seconds that a segment may end behind its file: rounding of whoever cut it
-FIELDS = frozenset(("id", "audio", "text", "duration", "offset", "speaker"))
+FIELDS = fields.OURS
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,13 @@ def read_lines(path: Path, allow_outside: bool = False) -> Iterator[tuple[int, U
             yield number, BadLine(getattr(error, "reason", "field wrong"), str(error))
             continue
         if utterance.id in line_of_id:
-            taken = f"the id {utterance.id!r} is taken by line {line_of_id[utterance.id]}; ids must differ"
+            other = line_of_id[utterance.id]
+            taken = (
+                f"the id {utterance.id!r} is taken by line {other}; ids must differ"
+                if "id" in parse_object(line)
+                else f"names the same audio and offset as line {other}, without an id; take one of them out,"
+                " or give each an id of its own"
+            )
             yield number, BadLine("id taken", taken)
             continue
         line_of_id[utterance.id] = number
@@ -154,6 +161,10 @@ def _parse(line: str, fence: Fence) -> Utterance:
     audio = fence.find(name)
     whole_file = "offset" not in record
     try:
+        fields.refuse_in_manifest(record, lambda: _channels(audio))
+    except ValueError as error:
+        raise _LineError("field not read", str(error)) from None
+    try:
         length = audio_length(audio)
     except ValueError as error:
         raise _LineError("audio unreadable", str(error)) from None
@@ -186,7 +197,7 @@ def string_field(record: Mapping[str, Any], key: str, required: bool = False) ->
     if value is None and not required:
         return None
     if value is None:
-        raise ValueError(f"the field {key} is missing")
+        raise ValueError(f"the field {key} is missing{_instead(record, key)}")
     if isinstance(value, int) and not isinstance(value, bool) and key in ("id", "speaker"):
         return str(value)
     if not isinstance(value, str):
@@ -194,6 +205,20 @@ def string_field(record: Mapping[str, Any], key: str, required: bool = False) ->
     if key in ("audio", "id") and not value:
         raise ValueError(f"the field {key} is empty")
     return value
+
+
+def _instead(record: Mapping[str, Any], key: str) -> str:
+    """What a record has in place of a field of ours."""
+    other = next((name for name in record if fields.meaning(name) == key), None)
+    there = ", ".join(map(str, list(record)[:12]))
+    return (
+        f"; {other} is what other projects call it: write {key}, or have asrlora manifest import convert the"
+        " file"
+        if other
+        else f"; the fields are {there}"
+        if record
+        else ""
+    )
 
 
 def seconds_field(record: Mapping[str, Any], key: str) -> float | None:
@@ -211,6 +236,14 @@ def audio_length(audio: Path) -> float:
     try:
         with open_sound(audio) as file:
             return float(file.frames / file.samplerate)
+    except OSError as error:
+        raise ValueError(f"the audio file {audio} cannot be read ({error})") from None
+
+
+def _channels(audio: Path) -> int:
+    try:
+        with open_sound(audio) as file:
+            return int(file.channels)
     except OSError as error:
         raise ValueError(f"the audio file {audio} cannot be read ({error})") from None
 
