@@ -65,11 +65,13 @@ def train_step(
         last = number == len(batches) - 1
         torch.manual_seed(dropout_seed(config.seed, step, runtime.rank + number * runtime.world_size))
         waves, mask = batch.to(device)
-        targets = to_device(families.pad_labels([labels[s.id] for s in batch.samples]), device)
+        targets = [labels[s.id] for s in batch.samples]
+        padded = to_device(families.pad_labels(targets), device)
+        lengths = families.Lengths(batch.lengths.tolist(), [len(one) for one in targets])
         with runtime.microbatch(last):
             bf16 = torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16")
             with runtime.work.on("computing a loss"), bf16:
-                loss = families.summed_loss(runtime.model, base, waves, mask, targets)
+                loss = families.summed_loss(runtime.model, base, waves, mask, padded, lengths)
             value = loss.detach()
             summed += value
             # a loss of infinity can have a finite gradient, which must not be applied either

@@ -5,6 +5,7 @@ summed over all ways to spread its tokens over the frames (Graves et al., 2006).
 """
 
 import itertools
+import math
 from typing import Any
 
 import torch
@@ -13,17 +14,16 @@ from torch.nn.functional import ctc_loss, log_softmax
 from asrlora.data.audio import SAMPLE_RATE
 from asrlora.models import padding
 from asrlora.models.family import (
-    IGNORED,
     Base,
     Features,
+    Lengths,
     Targets,
     Written,
-    normalised,
     padded_samples,
     refuse_longer,
     tokens,
-    unpadded,
 )
+from asrlora.models.features import normalised, parakeet_log_mel
 
 MODEL_CLASS = "AutoModelForCTC"
 
@@ -56,12 +56,9 @@ def ignore_padding(model: Any, kind: str) -> None:
 
 def features(base: Base, waves: torch.Tensor, mask: torch.Tensor) -> Features:
     if base.kind == "parakeet_ctc":
-        extracted = base.extractor(
-            unpadded(waves, mask), sampling_rate=SAMPLE_RATE, return_tensors="pt",
-            padding="max_length", max_length=waves.shape[1],
-        )  # fmt: skip
-        return {name: extracted[name].to(waves.device) for name in ("input_features", "attention_mask")}
-    return {"input_values": normalised(base, waves, mask), "attention_mask": mask}
+        mels, frames_of_audio = parakeet_log_mel(base.extractor, waves, mask)
+        return {"input_features": mels, "attention_mask": frames_of_audio}
+    return {"input_values": normalised(base.extractor, waves, mask), "attention_mask": mask}
 
 
 def label_ids(base: Base, text: str) -> list[int]:
@@ -83,7 +80,7 @@ def check(base: Base, seconds: float, labels: list[int]) -> None:
 
 
 def frames(base: Base, seconds: float) -> int:
-    return int(_frames(base, torch.tensor([round(seconds * SAMPLE_RATE)]))[0])
+    return _frames(base, round(seconds * SAMPLE_RATE))
 
 
 def logits(model: Any, base: Base, features: Features, labels: torch.Tensor) -> torch.Tensor:
@@ -91,16 +88,18 @@ def logits(model: Any, base: Base, features: Features, labels: torch.Tensor) -> 
     return scores
 
 
-def loss(base: Base, scores: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def loss(base: Base, scores: torch.Tensor, labels: torch.Tensor, lengths: Lengths) -> torch.Tensor:
     """Over the frames of the audio, never those of the padding.
 
     Infinite where `check` was not asked and the text does not fit: the step then fails and says so.
+    Lengths as plain numbers and labels as int64 keep CUDA to torch's own kernel: with tensors it would
+    wait for the device, and by shape take cuDNN's instead.
     """
     return ctc_loss(
         log_softmax(scores, dim=-1).transpose(0, 1),
         labels.clamp(min=0),
-        _frames(base, mask.sum(1)),
-        (labels != IGNORED).sum(1),
+        [_frames(base, samples) for samples in lengths.samples],  # type: ignore[arg-type]  # may be numbers
+        lengths.tokens,  # type: ignore[arg-type]
         blank=base.model.config.pad_token_id,
         reduction="sum",
     )
@@ -111,12 +110,13 @@ def transcribe(
 ) -> list[Written]:
     """The likeliest token of each frame, runs of one token as one, blanks left out."""
     nats, best = model(**features(base, waves, mask)).logits.topk(2)  # (B, F, 2)
-    counts = _frames(base, mask.sum(1))
-    margins = (nats[..., 0] - nats[..., 1]).masked_fill(~padding.up_to(counts, nats.shape[1]), torch.inf)
+    counts = [frames(base, s) for s in seconds]
+    of_audio = padding.up_to(torch.tensor(counts, device=nats.device), nats.shape[1])
+    margins = (nats[..., 0] - nats[..., 1]).masked_fill(~of_audio, torch.inf)
     closest = margins.amin(1).tolist()
     blank = base.model.config.pad_token_id
     texts = []
-    for row, length, margin in zip(best[..., 0].tolist(), counts.tolist(), closest, strict=True):
+    for row, length, margin in zip(best[..., 0].tolist(), counts, closest, strict=True):
         written = [token for token, _ in itertools.groupby(row[:length]) if token != blank]
         # group_tokens: CTC tokenizers would collapse "ll" a second time
         text = base.tokenizer.decode(written, skip_special_tokens=True, group_tokens=False)
@@ -128,11 +128,18 @@ def decoding(base: Base) -> dict[str, Any]:
     return {"method": "ctc greedy"}
 
 
-def _frames(base: Base, samples: torch.Tensor) -> torch.Tensor:
-    """Encoder frames (B,) of so many samples (B,)."""
+def _frames(base: Base, samples: int) -> int:
+    """Encoder frames of so many samples: Transformers' own formulas, which want tensors."""
+    config, count = base.model.config, samples
     if base.kind == "parakeet_ctc":
-        lengths = base.model._get_subsampling_output_length(samples // base.extractor.hop_length)
-    else:
-        lengths = base.model._get_feat_extract_output_lengths(samples)
-    counts: torch.Tensor = lengths.long().clamp(min=0)
-    return counts
+        encoder, count = config.encoder_config, count // int(base.extractor.hop_length)
+        kernel, stride = encoder.subsampling_conv_kernel_size, encoder.subsampling_conv_stride
+        for _ in range(int(math.log2(encoder.subsampling_factor))):
+            count = (count + (kernel - 1) // 2 * 2 - kernel) // stride + 1
+        return max(0, count)
+    convolutions = list(zip(config.conv_kernel, config.conv_stride, strict=True))
+    if getattr(config, "add_adapter", False):
+        convolutions += [(1, config.adapter_stride)] * config.num_adapter_layers
+    for kernel, stride in convolutions:
+        count = (count - kernel) // stride + 1
+    return max(0, count)

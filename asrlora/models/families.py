@@ -17,6 +17,7 @@ from asrlora.errors import UserError
 from asrlora.models import ctc, moonshine, whisper
 from asrlora.models.family import IGNORED, LABEL_QUANTUM, Family, case_of
 from asrlora.models.family import Base as Base
+from asrlora.models.family import Lengths as Lengths
 from asrlora.models.hub import find_model, hash_weights, lasting_name
 
 FAMILIES: dict[str, Family] = {  # by Transformers' name of the model type
@@ -54,8 +55,7 @@ def load_base(model_id: str, language: str = "en", in_4bit: bool = False, num_be
         config=config,
         output_loading_info=True,
         dtype=torch.float32,
-        # on a CPU 38 % of a step went into the backward of SDPA's flash attention
-        attn_implementation="sdpa" if torch.cuda.is_available() else "eager",
+        attn_implementation=_attention(),
         **(_in_4bit() if in_4bit else {}),
     )
     if loaded["missing_keys"]:
@@ -79,6 +79,27 @@ def load_base(model_id: str, language: str = "en", in_4bit: bool = False, num_be
         model.eval(), tokenizer, extractor, family, kind, language, in_4bit, num_beams, case_of(tokenizer),
         folder, hash_weights(folder),
     )  # fmt: skip
+
+
+def _attention() -> str | None:
+    """None leaves it to Transformers, which takes SDPA where the model's class has it; WavLM's has not."""
+    if not torch.cuda.is_available():
+        return "eager"  # 38 % of a CPU step went into the backward of SDPA's flash attention
+    from transformers import AttentionMaskInterface
+
+    AttentionMaskInterface.register("sdpa", _sdpa_mask)
+    return None
+
+
+def _sdpa_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+    """Transformers' mask, kept also where it masks nothing: to find that out would wait for the device at
+    every forward, and have a batch whose utterances are of one length computed by another kernel."""
+    from transformers.masking_utils import sdpa_mask
+
+    if kwargs.get("attention_mask") is not None:
+        kwargs |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    mask: torch.Tensor | None = sdpa_mask(*args, **kwargs)
+    return mask
 
 
 def _let_torch_alone_draw(config: Any) -> None:
@@ -158,16 +179,26 @@ def logits(
     model: Any, base: Base, waves: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor:
     """Logits for waves (B, T), mask (B, T) and labels (B, L); their shape is the family's."""
-    return base.family.logits(model, base, base.family.features(base, waves, mask), labels)
+    with torch.autocast(waves.device.type, enabled=False):  # features are fp32, as in evaluation
+        features = base.family.features(base, waves, mask)
+    return base.family.logits(model, base, features, labels)
 
 
 def summed_loss(
-    model: Any, base: Base, waves: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor
+    model: Any,
+    base: Base,
+    waves: torch.Tensor,
+    mask: torch.Tensor,
+    labels: torch.Tensor,
+    lengths: Lengths | None = None,
 ) -> torch.Tensor:
     """Loss in nats, summed (not averaged) over the label tokens of the microbatch.
 
     The caller divides by the token count of the whole optimizer step: a mean of microbatch means
-    would weigh a token by who shares its microbatch, and change with the number of GPUs.
+    would weigh a token by who shares its microbatch, and change with the number of GPUs. Without
+    `lengths` they are read off mask and labels, which on a GPU waits for the device.
     """
     scores = logits(model, base, waves, mask, labels).float()
-    return base.family.loss(base, scores, mask, labels)
+    if lengths is None:
+        lengths = Lengths(mask.sum(1).tolist(), (labels != IGNORED).sum(1).tolist())
+    return base.family.loss(base, scores, labels, lengths)

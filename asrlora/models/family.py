@@ -30,6 +30,15 @@ class Written:
 
 
 @dataclass(frozen=True)
+class Lengths:
+    """Of a batch, each (B,), known on the host: to ask the device for them would wait for all that it has
+    been given to do."""
+
+    samples: list[int]
+    tokens: list[int]  # of the labels
+
+
+@dataclass(frozen=True)
 class Targets:
     """Which linear modules of a model `--lora-targets` means, by the last part of their names."""
 
@@ -51,7 +60,8 @@ class Family(Protocol):
         """Changes a loaded model so that it hears an utterance in a batch as it would hear it alone."""
 
     def features(self, base: "Base", waves: torch.Tensor, mask: torch.Tensor) -> Features:
-        """Waves (B, T) and their mask (B, T), as the audio path made them, to the model's input."""
+        """Waves (B, T) and their mask (B, T), as the audio path made them, to the model's input; on their
+        device, without waiting for it."""
 
     def label_ids(self, base: "Base", text: str) -> list[int]:
         """The tokens that the loss is summed over and divided by. Raises ValueError saying why the
@@ -68,7 +78,7 @@ class Family(Protocol):
         """(B, L, V), teacher-forced by labels (B, L), from a decoder; (B, F, V) from CTC."""
 
     def loss(
-        self, base: "Base", scores: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor
+        self, base: "Base", scores: torch.Tensor, labels: torch.Tensor, lengths: "Lengths"
     ) -> torch.Tensor:
         """Nats, summed over the labels (B, L) of all utterances; `scores` are fp32 logits."""
 
@@ -122,24 +132,6 @@ def case_of(tokenizer: Any) -> Literal["lower", "upper", "both"]:
     words = [word for word in tokenizer.get_vocab() if word not in special]
     lower, upper = any(w != w.upper() for w in words), any(w != w.lower() for w in words)
     return "both" if lower == upper else "lower" if lower else "upper"
-
-
-def unpadded(waves: torch.Tensor, mask: torch.Tensor) -> list[Any]:
-    """Waves (B, T) to NumPy arrays (T_i,), as feature extractors take them."""
-    return [wave[:length].cpu().numpy() for wave, length in zip(waves, mask.sum(1).tolist(), strict=True)]
-
-
-def normalised(base: Base, waves: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Waves (B, T) as a raw-audio model wants them: with zero mean and unit variance where its
-    extractor says do_normalize. That follows the audio path's RMS, over the audio without its padding."""
-    if not base.extractor.do_normalize:
-        return waves
-    extracted = base.extractor(
-        unpadded(waves, mask), sampling_rate=SAMPLE_RATE, return_tensors="pt",
-        padding="max_length", max_length=waves.shape[1], return_attention_mask=True,
-    )  # fmt: skip
-    normal: torch.Tensor = extracted.input_values.to(waves.device)
-    return normal
 
 
 def padded_samples(seconds: float) -> int:

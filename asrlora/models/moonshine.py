@@ -7,7 +7,8 @@ import torch
 
 from asrlora.data.audio import SAMPLE_RATE
 from asrlora.models import padding, seq2seq
-from asrlora.models.family import Base, Features, Targets, Written, normalised, padded_samples, refuse_longer
+from asrlora.models.family import Base, Features, Targets, Written, padded_samples, refuse_longer
+from asrlora.models.features import normalised
 
 MODEL_CLASS = "AutoModelForSpeechSeq2Seq"
 
@@ -54,7 +55,7 @@ def ignore_padding(model: Any, kind: str) -> None:
 
 
 def features(base: Base, waves: torch.Tensor, mask: torch.Tensor) -> Features:
-    return {"input_values": normalised(base, waves, mask), "attention_mask": mask}
+    return {"input_values": normalised(base.extractor, waves, mask), "attention_mask": mask}
 
 
 def check(base: Base, seconds: float, labels: list[int]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
 
-from asrlora.models.family import IGNORED, Base, Features, Written, tokens
+from asrlora.models.family import IGNORED, Base, Features, Lengths, Written, tokens
 
 
 def label_ids(base: Base, text: str) -> list[int]:
@@ -31,14 +31,18 @@ def logits(
     model: Any, base: Base, features: Features, prompt: list[int], labels: torch.Tensor
 ) -> torch.Tensor:
     """Teacher-forced logits (B, L, V) of labels (B, L)."""
-    start = torch.tensor(prompt, device=labels.device).expand(len(labels), -1)
-    previous = torch.cat([start, labels[:, :-1]], dim=1)
+    start = [labels.new_full((len(labels), 1), token) for token in prompt]  # filled on the device
+    previous = torch.cat([*start, labels[:, :-1]], dim=1)
     previous = previous.masked_fill(previous == IGNORED, base.model.config.pad_token_id or 0)
-    scores: torch.Tensor = model(**features, decoder_input_ids=previous, use_cache=False).logits
+    scores: torch.Tensor = model(
+        **features, decoder_input_ids=previous, use_cache=False,
+        # masks nothing; without it Transformers asks the device whether texts are packed
+        decoder_attention_mask=torch.ones_like(previous),
+    ).logits  # fmt: skip
     return scores[:, len(prompt) - 1 :]
 
 
-def loss(base: Base, scores: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def loss(base: Base, scores: torch.Tensor, labels: torch.Tensor, lengths: Lengths) -> torch.Tensor:
     """Cross entropy of scores (B, L, V)."""
     return cross_entropy(scores.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
 

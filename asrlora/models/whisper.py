@@ -8,7 +8,8 @@ import torch
 from asrlora.data.audio import SAMPLE_RATE
 from asrlora.errors import UserError
 from asrlora.models import seq2seq
-from asrlora.models.family import Base, Features, Targets, Written, refuse_longer, unpadded
+from asrlora.models.family import Base, Features, Targets, Written, refuse_longer
+from asrlora.models.features import whisper_log_mel
 
 MODEL_CLASS = "AutoModelForSpeechSeq2Seq"
 
@@ -30,15 +31,10 @@ def ignore_padding(model: Any, kind: str) -> None:
 
 def features(base: Base, waves: torch.Tensor, mask: torch.Tensor) -> Features:
     """The encoder has no mask: it has only ever heard 30 s, and hears the zeros as silence. `check`
-    refuses longer audio, which the extractor would cut."""
-    if int(mask.sum(1).max()) > base.extractor.n_samples:
-        raise ValueError(f"audio of more than {base.extractor.n_samples} samples would be cut")
-    extracted = base.extractor(
-        unpadded(waves, mask), sampling_rate=SAMPLE_RATE, return_tensors="pt", device=str(waves.device),
-        return_attention_mask=True,
-    )  # fmt: skip
+    refuses longer audio, which would be cut."""
+    mels = whisper_log_mel(base.extractor, waves, mask)
     # the mask is not used, but without it Transformers warns of every batch
-    return {name: extracted[name].to(waves.device) for name in ("input_features", "attention_mask")}
+    return {"input_features": mels, "attention_mask": mels.new_ones(mels.shape[::2], dtype=torch.long)}
 
 
 def label_ids(base: Base, text: str) -> list[int]:
