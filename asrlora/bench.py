@@ -125,7 +125,7 @@ def _index(folder: Path, count: int) -> dict[str, Any]:
             f"speaker-{n // 100}-{n}", "the words of this utterance " * 6, seconds, f"speaker-{n // 100}",
             index.shard_name(n // 256), 512 + n % 256 * 250_000, 249_000,
             hashlib.sha256(b"%d" % n).hexdigest(),
-            0.05, 0.0, audio.SAMPLE_RATE, 1,
+            0.05, 0.0, audio.SAMPLE_RATE, 1, 0.0, 0.0, 0,
         )
         for n, seconds in enumerate(lengths)
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The only audio path: decode, mix to mono, 16 kHz, RMS 0.075, 16-bit samples.
+"""The only audio path: decode, take out a DC offset, mix to mono, 16 kHz, RMS 0.075, 16-bit samples.
 
 Shards, training, evaluation and transcription all call `read_audio`, so a model never hears a
 recording in two ways. The result is 16-bit on purpose: FLAC shards keep it bit for bit, so what
@@ -21,18 +21,26 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from asrlora.data.fence import open_sound
+from asrlora.data import decoding
+from asrlora.data.decoding import Fault
+from asrlora.data.filetypes import CUT
+from asrlora.data.filetypes import AudioError as AudioError
 
 SAMPLE_RATE = 16_000
 TARGET_RMS = 0.075
 PEAK = 0.999  # the gain stops here: a loud click keeps its shape and the utterance stays quieter
 SILENCE_RMS = 1e-4  # -80 dBFS; below it there is nothing to amplify
+DEAD = 0.01  # of the loudest channel's RMS (-40 dB); a channel below it is taken for a dead one
+OPPOSITE = -0.5  # correlation with the loudest channel; below it the mean of both loses most of the speech
 
 # Every number above changes what a model hears, so all of them are part of the fingerprint.
 FINGERPRINT = {
-    "version": 1,
+    "version": 2,
     "sample_rate": SAMPLE_RATE,
-    "channels": "mean",
+    "dc": "mean of each channel taken out",
+    "channels": "mean; without dead ones; the loudest where one is in opposite phase to it",
+    "dead": DEAD,
+    "opposite": OPPOSITE,
     "resampler": "torchaudio sinc_interp_hann 6",
     "rms": TARGET_RMS,
     "peak": PEAK,
@@ -48,46 +56,85 @@ MEMORY_FILES = hasattr(os, "memfd_create")  # on Linux
 FULL_SCALE = 32767 / 32768  # the largest sample a 16-bit file can hold
 
 
-class AudioError(ValueError):
-    """The audio cannot be used; the message says why in a few words."""
-
-
 @dataclass(frozen=True)
 class Source:
-    """What a recording was before the audio path evened it out."""
+    """What a recording was before the audio path evened it out, and what was done to it."""
 
-    level: float  # RMS, full scale 1.0
+    level: float  # RMS about the mean, full scale 1.0
     clipped: float  # share of samples at full scale, in any channel
     rate: int  # Hz
     channels: int
+    dc: float  # the largest mean of a channel, full scale 1.0; it is taken out
+    still: float  # seconds of the longest run of one and the same value in all channels: digital silence
+    faults: int  # of decoding.Fault
 
 
 def read_audio(source: Path | bytes, offset: float = 0.0, duration: float | None = None) -> Pcm:
     """Decodes a file, or the bytes of one, and puts it through the audio path.
 
     `offset` and `duration` are in seconds and select a segment. Returns int16 samples (T,).
-    Raises AudioError where the file cannot be decoded or the segment is empty.
+    Raises AudioError where the file cannot be decoded, is cut off, or the segment is empty.
     """
     return read_measured(source, offset, duration)[0]
 
 
 def read_measured(
-    source: Path | bytes, offset: float = 0.0, duration: float | None = None
+    recording: Path | bytes, offset: float = 0.0, duration: float | None = None
 ) -> tuple[Pcm, Source]:
-    """Like `read_audio`, and tells what the recording was like."""
-    try:
-        opened = soundfile.SoundFile(io.BytesIO(source)) if isinstance(source, bytes) else open_sound(source)
-        with opened as file:
-            file.seek(round(offset * file.samplerate))
-            frames = -1 if duration is None else round(duration * file.samplerate)
-            channels = file.read(frames, dtype="float32", always_2d=True)
-            rate = file.samplerate
-    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
-        raise AudioError(f"cannot be decoded ({error})") from error
-    wave = channels.mean(axis=1)
-    pcm = normalise(wave, rate)
-    clipped = float((np.abs(channels) >= FULL_SCALE).any(axis=1).mean())
-    return pcm, Source(rms(wave), clipped, rate, channels.shape[1])
+    """Like `read_audio`, and reports what the recording was like."""
+    with decoding.open_audio(recording) as opened:
+        channels, rate = opened.read(offset, duration)
+        expected = opened.seconds - offset if duration is None else min(duration, opened.seconds - offset)
+        faults = opened.faults
+    if len(channels) / rate < expected - decoding.TOLERANCE:
+        raise AudioError(
+            f"is cut off or damaged: {len(channels) / rate:.2f} s decode of {expected:.2f} s{CUT}"
+        )
+    _check(channels)
+    wave, mixed = mix(channels)
+    faults |= mixed
+    clipped = 0.0 if faults & Fault.FLOATING else float((np.abs(channels) >= FULL_SCALE).any(axis=1).mean())
+    dc = float(np.abs(channels.mean(axis=0, dtype=np.float64)).max())
+    still = _longest_run(channels) / rate
+    source = Source(rms(wave), clipped, rate, channels.shape[1], dc, still, int(faults))
+    return normalise(wave, rate), source
+
+
+def mix(channels: "decoding.Samples") -> tuple[Wave, Fault]:
+    """Channels (T, C) to one wave (T,), without DC offset; and what was odd about them.
+
+    The mean of the channels that are live. Where one of them is in opposite phase to the loudest, the mean
+    would cancel the speech, and the loudest is taken alone.
+    """
+    centred = channels - channels.mean(axis=0, dtype=np.float64).astype(np.float32)
+    if centred.shape[1] == 1:
+        return centred[:, 0], Fault(0)
+    levels = np.sqrt(np.mean(np.square(centred, dtype=np.float64), axis=0))
+    loudest = int(levels.argmax())
+    live = levels > DEAD * levels[loudest]
+    faults = Fault(0) if live.all() or not live.any() else Fault.DEAD
+    with np.errstate(invalid="ignore", divide="ignore"):
+        products = np.mean(centred * centred[:, [loudest]], axis=0, dtype=np.float64)
+        alike = products / (levels * levels[loudest])
+    if (alike[live] <= OPPOSITE).any():
+        return centred[:, loudest], faults | Fault.OPPOSITE
+    return centred[:, live].mean(axis=1) if live.any() else centred[:, 0], faults
+
+
+def _check(samples: "npt.NDArray[np.float32]") -> None:
+    if len(samples) == 0:
+        raise AudioError("holds no samples")
+    if not np.isfinite(samples).all():
+        raise AudioError("holds NaN or infinite samples")
+
+
+def _longest_run(channels: "decoding.Samples") -> int:
+    """Samples of the longest stretch in which no channel changes."""
+    changed = np.zeros(len(channels) - 1, bool)
+    for channel in channels.T:
+        changed |= channel[1:] != channel[:-1]
+    changes = np.flatnonzero(changed)
+    return int(np.diff(changes, prepend=-1, append=len(channels) - 1).max())
 
 
 def normalise(wave: Wave, rate: int) -> Pcm:
@@ -96,10 +143,7 @@ def normalise(wave: Wave, rate: int) -> Pcm:
     Silence is passed on unscaled, for the callers to reject. Raises AudioError on empty audio and
     on NaN or infinite samples.
     """
-    if len(wave) == 0:
-        raise AudioError("holds no samples")
-    if not np.isfinite(wave).all():
-        raise AudioError("holds NaN or infinite samples")
+    _check(wave)
     if rate != SAMPLE_RATE:
         wave = _resample(wave, rate)
     level = rms(wave)

@@ -16,6 +16,7 @@ import numpy as np
 
 from asrlora.config import RunConfig
 from asrlora.data import audio, leakage, plan
+from asrlora.data.decoding import Fault
 from asrlora.data.findings import EXAMPLES, Audit, Finding, Item, spoken
 from asrlora.data.manifest import BadLine, filter_for_training
 from asrlora.data.style import Style, style
@@ -30,12 +31,15 @@ FRAME = 0.025  # seconds, of every family's front-end
 SPEAKING = (0.5, 30.0)
 CLIPPED = 0.001  # share of an utterance's samples at full scale that can be heard
 FAINT = 0.001  # RMS, full scale 1.0 (-60 dBFS); below it is mostly the recorder's own noise
+OFFSET = 0.001  # DC, full scale 1.0; speech's own mean is below it
+OFFSET_MATTERS = 0.05  # of the level
+STILL = 0.5  # seconds of one and the same value; a microphone that is open never gives that
 DRIFT = 1.95  # Kolmogorov's distribution passes this once in 1,000
 DRIFT_MATTERS = 0.1  # relative difference between a prefix and the rest
 
 
 class Heard(Item, Protocol):
-    """A sample of a shard; level, clipped, rate and channels are the source's, before the audio path."""
+    """A sample of a shard; all below sha256 is the source's, before the audio path."""
 
     @property
     def sha256(self) -> str: ...  # of the audio after the audio path
@@ -47,6 +51,12 @@ class Heard(Item, Protocol):
     def rate(self) -> int: ...  # Hz
     @property
     def channels(self) -> int: ...
+    @property
+    def dc(self) -> float: ...  # full scale 1.0
+    @property
+    def still(self) -> float: ...  # seconds of the longest stretch of one value
+    @property
+    def faults(self) -> int: ...  # of decoding.Fault
 
 
 class Decoded(Protocol):
@@ -279,28 +289,75 @@ def _known_better(finding: Finding, found: Audit) -> bool:
 
 
 def _sound(name: str, samples: Sequence[Heard]) -> Iterator[Finding]:
-    def where(test: Callable[[Heard], bool]) -> set[str]:
-        return {sample.id for sample in samples if test(sample)}
+    def odd(what: str, test: Callable[[Heard], bool], how: str, fix: str) -> Iterator[Finding]:
+        return _odd(name, what, {s.id for s in samples if test(s)}, len(samples), how, fix)
 
-    count = len(samples)
-    yield from _odd(
-        name, "clipped", where(lambda s: s.clipped > CLIPPED), count,
+    yield from odd(
+        "clipped", lambda s: s.clipped > CLIPPED,
         f"clipped (more than {CLIPPED:.1%} of the samples at full scale)", "record them at a lower gain",
     )  # fmt: skip
-    yield from _odd(
-        name, "faint", where(lambda s: s.level < FAINT), count, "below -60 dBFS, mostly noise",
-        "check that they hold speech",
+    yield from odd(
+        "faint", lambda s: s.level < FAINT, "below -60 dBFS, mostly noise", "check that they hold speech"
+    )
+    largest = max((sample.dc for sample in samples), default=0.0)
+    yield from odd(
+        "dc offset", lambda s: s.dc > max(OFFSET, OFFSET_MATTERS * s.level),
+        f"recorded with a DC offset (of up to {largest:.1%} of full scale), which is taken out",
+        "nothing to fix here; the recorder or its cable is faulty, and other programs keep the offset",
+    )  # fmt: skip
+    longest = max((sample.still for sample in samples), default=0.0)
+    yield from odd(
+        "digital silence", lambda s: s.still > STILL,
+        f"of digital silence for more than {STILL:g} s on end (up to {longest:.1f} s)",
+        "check that nothing was lost or muted there",
     )  # fmt: skip
     rates = Counter(sample.rate for sample in samples if sample.rate != audio.SAMPLE_RATE)
     listed = ", ".join(f"{rate:,} Hz" for rate in sorted(rates))
-    yield from _odd(
-        name, "rate", where(lambda s: s.rate != audio.SAMPLE_RATE), count,
-        f"recorded at {listed} and resampled to 16,000 Hz", "nothing to mend",
+    yield from odd(
+        "rate", lambda s: s.rate != audio.SAMPLE_RATE, f"recorded at {listed} and resampled to 16,000 Hz",
+        "nothing to fix",
     )  # fmt: skip
-    yield from _odd(
-        name, "channels", where(lambda s: s.channels > 1), count, "of several channels and mixed to one",
+    yield from odd(
+        "channels", lambda s: s.channels > 1, "of several channels and mixed to one",
         "choose a channel where each holds another speaker",
     )  # fmt: skip
+    for fault, (what, how, fix) in _FAULTS.items():
+        yield from odd(what, lambda s, fault=fault: bool(s.faults & fault), how, fix)  # type: ignore[misc]
+
+
+_FAULTS = {
+    Fault.OPPOSITE: (
+        "opposite phase", "of channels in opposite phase, whose mean would cancel the speech: the loudest"
+        " channel is taken alone", "check that it holds all speakers, and how the microphone is wired",
+    ),
+    Fault.DEAD: (
+        "dead channel", "of a dead channel beside a live one (40 dB below it), which is left out",
+        "nothing to fix, unless another speaker should be there",
+    ),
+    Fault.HEAD: (
+        "head", "longer than their heads say (joined files, or heads not brought up to date), and read whole",
+        "check that their texts belong to all of it; `ffmpeg -i IN OUT.flac` writes a right head",
+    ),
+    Fault.JUNK: (
+        "junk", "of files with other bytes between the audio, which are passed over",
+        "check that nothing is lost there",
+    ),
+    Fault.TRACKS: (
+        "tracks", "of files with several audio tracks, of which the default one is taken",
+        "extract another one with `ffmpeg -i IN -map 0:a:1 OUT.flac` where that is meant",
+    ),
+    Fault.GAPS: (
+        "gaps", "of files whose times have gaps, which are left out",
+        "check offsets behind them, or fill them (`ffmpeg -i IN -af aresample=async=1 OUT.flac`)",
+    ),
+    Fault.UNENDED: (
+        "end", "of Ogg files without a mark of their end, which may be cut off", "listen to their ends",
+    ),
+    Fault.FLOATING: (
+        "beyond full scale", "of floating-point samples beyond full scale, which the audio path scales down",
+        "nothing to fix here; other programs clip them",
+    ),
+}  # fmt: skip
 
 
 # --- with the base model: tokens before the baseline, style and effect after it

@@ -25,11 +25,11 @@ from typing import Any
 from asrlora import allocation
 from asrlora.data import audio, index
 from asrlora.data.index import Sample, shard_name
-from asrlora.data.manifest import Utterance, fingerprint
+from asrlora.data.manifest import TOLERANCE, Utterance, fingerprint
 from asrlora.errors import UserError
 from asrlora.files import sync, written_whole
 
-FORMAT = 2
+FORMAT = 3
 SAMPLES_PER_SHARD = 256
 META, PLAN = "shards.json", "plan.json"
 
@@ -211,12 +211,26 @@ class _Encoded:
     source: audio.Source
 
 
+def read_utterance(utterance: Utterance) -> tuple[audio.Pcm, audio.Source]:
+    """Decodes it. Raises AudioError where that cannot be done, or where less decodes than was found when
+    the manifest was read."""
+    pcm, source = audio.read_measured(utterance.audio, utterance.offset, utterance.cut)
+    seconds = len(pcm) / audio.SAMPLE_RATE
+    if seconds < utterance.duration - TOLERANCE:
+        raise audio.AudioError(
+            f"holds {seconds:.2f} s of the {utterance.duration:.2f} s that the manifest means; it was changed"
+            " meanwhile"
+        )
+    return pcm, source
+
+
 def _encode(utterance: Utterance) -> _Encoded | None:
     """None for silence."""
     try:
-        pcm, source = audio.read_measured(utterance.audio, utterance.offset, utterance.cut)
+        pcm, source = read_utterance(utterance)
     except audio.AudioError as error:
-        raise UserError(f"the audio file {utterance.audio} {error}; mend or remove it") from None
+        where = f"line {utterance.line} of the manifest: " if utterance.line else ""
+        raise UserError(f"{where}the audio file {utterance.audio} {error}; fix or remove it") from None
     if audio.is_silent(pcm):
         return None
     data = audio.encode_flac(pcm)

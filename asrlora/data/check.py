@@ -3,6 +3,7 @@
 Needs no torch until audio is decoded.
 """
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from rich.table import Table
 
 from asrlora.config import RunConfig
 from asrlora.console import progress
-from asrlora.data import audio, audit, shards
+from asrlora.data import audio, audit, build, shards
 from asrlora.data.findings import Audit, Item
 from asrlora.data.manifest import BadLine, Utterance, filter_for_training, read_lines
 from asrlora.errors import UserError
@@ -85,9 +86,9 @@ def find_undecodable(utterances: Sequence[Utterance]) -> dict[str, BadLine]:
     with progress("looking for all faults", sum(utterance.duration for utterance in utterances)) as advance:
         for utterance in utterances:
             try:
-                audio.read_audio(utterance.audio, utterance.offset, utterance.cut)
+                build.read_utterance(utterance)
             except audio.AudioError as error:
-                reason = f"audio {str(error).split(' (')[0]}"
+                reason = f"audio {re.split('[(:;]', str(error))[0].strip()}"
                 wrong[utterance.id] = BadLine(reason, f"the audio file {utterance.audio} {error}")
             advance(utterance.duration)
     return wrong

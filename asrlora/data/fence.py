@@ -7,12 +7,9 @@ since a FIFO waits forever and a device never ends.
 
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import soundfile
+from typing import BinaryIO
 
 
 class Outside(ValueError):
@@ -75,20 +72,15 @@ class Fence:
         )
 
 
-@contextmanager
-def open_sound(path: Path) -> Iterator[soundfile.SoundFile]:
-    """Opens a regular file for decoding; `path` may be a link to one. Raises OSError on any other file.
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a regular file for reading; `path` may be a link to one. Raises OSError on any other file.
 
-    libsndfile gets the open file and not its name, from which it would guess: "-" is standard input,
-    ".raw" needs a rate, and an .sd2 file has a second one beside it.
+    Decoders get the open file and not its name, from which they would guess: to libsndfile "-" is standard
+    input, ".raw" needs a rate, and an .sd2 file has a second one beside it. Unbuffered, since they move the
+    descriptor's place.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO would wait for its writer
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(f"{path} is not a regular file")
-        with soundfile.SoundFile(descriptor, closefd=False) as file:
-            yield file
-    except soundfile.LibsndfileError as error:
-        raise OSError(error.error_string) from None
-    finally:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
+        raise OSError(f"{path} is not a regular file")
+    return os.fdopen(descriptor, "rb", buffering=0)

@@ -5,7 +5,6 @@
 """
 
 import gzip
-import io
 import os
 import shutil
 from collections import Counter
@@ -13,10 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import soundfile
-
-from asrlora.data import fields, manifest, sets
-from asrlora.data.fence import Fence, Missing, Outside, open_sound
+from asrlora.data import decoding, fields, manifest, sets
+from asrlora.data.fence import Fence, Missing, Outside
 from asrlora.data.foreign import foreign_shards
 from asrlora.data.manifest import Utterance
 from asrlora.data.readers import METADATA, READERS, SUFFIXES, Found, Source, encode, is_table
@@ -282,6 +279,10 @@ def _find(found: Found, fence: Fence, tally: _Tally) -> tuple[str, Path, float]:
             raise UserError(f"{found.where}: {error}") from None
         except Missing as error:
             missing = missing or str(error).partition("; ")[0]
+        except decoding.NeedsPyAV as error:
+            raise LeftOut(
+                f"whose audio ({audio.suffix}) needs PyAV (uv sync --extra av)", str(error)
+            ) from None
         except ValueError as error:
             raise LeftOut("whose audio cannot be read", str(error)) from None
     if "://" in named:
@@ -314,10 +315,9 @@ def _elsewhere(name: str, folder: Path) -> str:
 def _look_into(sound: bytes) -> tuple[float, str]:
     """Length in seconds, and the suffix for a file of these bytes."""
     try:
-        with soundfile.SoundFile(io.BytesIO(sound)) as file:
-            return file.frames / file.samplerate, f".{file.format.lower()}"
-    except soundfile.LibsndfileError:
-        raise LeftOut("whose audio cannot be read") from None
+        return decoding.measure(sound), decoding.suffix(sound)
+    except ValueError as error:
+        raise LeftOut("whose audio cannot be read", f"it {error}") from None
 
 
 def _shape(audio: Path | bytes, found: Found, tally: _Tally) -> tuple[int, int]:
@@ -327,11 +327,9 @@ def _shape(audio: Path | bytes, found: Found, tally: _Tally) -> tuple[int, int]:
     if record.channels is None and record.rate is None and counted is None:
         return 1, 1
     try:
-        opened = soundfile.SoundFile(io.BytesIO(audio)) if isinstance(audio, bytes) else open_sound(audio)
-        with opened as file:
-            channels, rate = file.channels, file.samplerate
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise LeftOut("whose audio cannot be read", str(error)) from None
+        channels, rate = decoding.shape(audio)
+    except ValueError as error:
+        raise LeftOut("whose audio cannot be read", f"it {error}") from None
     if record.rate is not None and record.rate != rate:
         if counted:
             raise ValueError(
@@ -394,11 +392,9 @@ def _channel(found: Found, count: int) -> int | None:
 
 def _one_channel(audio: Path | bytes, channel: int, start: float, duration: float) -> bytes:
     """A channel of a segment as an audio file of its own, without loss."""
-    opened = soundfile.SoundFile(io.BytesIO(audio)) if isinstance(audio, bytes) else open_sound(audio)
-    with opened as file:
-        file.seek(round(start * file.samplerate))
-        samples = file.read(round(duration * file.samplerate), dtype="float32", always_2d=True)
-        return encode(samples[:, channel], file.samplerate)
+    with decoding.open_audio(audio) as opened:
+        samples, rate = opened.read(start, duration)
+    return encode(samples[:, channel], rate)
 
 
 def _with_free_id(utterance: Utterance, others: Mapping[str, Utterance]) -> Utterance:

@@ -38,6 +38,7 @@ LENGTH = np.dtype([
 ROW = np.dtype([
     ("shard", "<u4"), ("offset", "<u8"), ("length", "<u4"), ("sha256", "u1", 32),  # of the FLAC data
     ("level", "<f8"), ("clipped", "<f8"), ("rate", "<u4"), ("channels", "<u4"),  # of the source
+    ("dc", "<f8"), ("still", "<f8"), ("faults", "<u4"),  # of the source
     ("at", "<u8"), ("id", "<u4"), ("text", "<u4"), ("speaker", "<i4"),  # bytes in texts.bin; -1: None
     ("check", "u1", 8),
 ])  # fmt: skip
@@ -61,6 +62,9 @@ class Sample:
     clipped: float  # share of the source's samples at full scale
     rate: int  # of the source, Hz
     channels: int  # of the source
+    dc: float  # of the source: its offset, full scale 1.0, which was taken out
+    still: float  # of the source: seconds of the longest stretch of one value
+    faults: int  # of the source: of decoding.Fault
 
     @property
     def frames(self) -> int:
@@ -88,7 +92,8 @@ class Index(Sequence[Sample]):
             raise IndexError(index)
         number = index % len(self)
         row, lengths = self._rows[number], self.lengths[number]
-        shard, offset, length, sha256, level, clipped, rate, channels, at, *sizes, check = row.item()
+        shard, offset, length, sha256, *source, at, id_size, text_size, speaker_size, check = row.item()
+        sizes = (id_size, text_size, speaker_size)
         ends = list(itertools.accumulate((max(0, size) for size in sizes), initial=at))
         texts = self._texts[at : ends[-1]].tobytes()
         whole = len(texts) == ends[-1] - at
@@ -103,7 +108,7 @@ class Index(Sequence[Sample]):
             raise UserError(f"{self.folder}: row {number} of the index is not UTF-8") from None
         return Sample(
             cut[0], cut[1], lengths["frames"].item() / SAMPLE_RATE, cut[2] if sizes[2] >= 0 else None,
-            shard_name(shard), offset, length, bytes(sha256).hex(), level, clipped, rate, channels,
+            shard_name(shard), offset, length, bytes(sha256).hex(), *source,
         )  # fmt: skip
 
 
@@ -144,7 +149,8 @@ def write_index(folder: Path, samples: Iterable[Sample]) -> dict[str, dict[str, 
                 (
                     shard_number(sample.shard), sample.offset, sample.length,
                     list(bytes.fromhex(sample.sha256)), sample.level, sample.clipped, sample.rate,
-                    sample.channels, at, len(texts[0]), len(texts[1]), speaker, [0] * 8,
+                    sample.channels, sample.dc, sample.still, sample.faults,
+                    at, len(texts[0]), len(texts[1]), speaker, [0] * 8,
                 ),
                 ROW,
             )  # fmt: skip

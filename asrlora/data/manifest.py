@@ -10,18 +10,19 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from asrlora.data import fields
-from asrlora.data.fence import Fence, open_sound
+from asrlora.data import decoding, fields
+from asrlora.data.fence import Fence
+from asrlora.data.filetypes import AudioError
 from asrlora.data.foreign import foreign_shards
 from asrlora.errors import UserError
 from asrlora.files import write_whole
 
 MAX_DEPTH = 100  # of nested JSON: what is read must be writable again, inside Python's recursion limit
-TOLERANCE = 0.1  # seconds that a segment may end behind its file: rounding of whoever cut it
+TOLERANCE = decoding.TOLERANCE  # that a segment may end behind its file: rounding of whoever cut it
 FIELDS = fields.OURS
 
 
@@ -35,6 +36,7 @@ class Utterance:
     speaker: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)  # further keys, kept
     whole_file: bool = True  # no segment was asked for: read to the end of the file
+    line: int | None = field(default=None, compare=False)  # of the manifest that it was read from
 
     @property
     def cut(self) -> float | None:
@@ -59,7 +61,7 @@ class _LineError(ValueError):
 
 
 def read_manifest(path: Path, allow_outside: bool = False) -> list[Utterance]:
-    """Reads and checks every line; looks at every audio file's header, decodes none.
+    """Reads and checks every line; follows every audio file's structure to its end, decodes few.
 
     Audio outside the manifest's folder is refused unless `allow_outside`. Raises UserError that names
     the first bad line and the mend.
@@ -86,7 +88,7 @@ def read_lines(path: Path, allow_outside: bool = False) -> Iterator[tuple[int, U
         if not line.strip():
             continue
         try:
-            utterance = _parse(line, fence)
+            utterance = replace(_parse(line, fence), line=number)
         except ValueError as error:
             yield number, BadLine(getattr(error, "reason", "field wrong"), str(error))
             continue
@@ -174,8 +176,16 @@ def _parse(line: str, fence: Fence) -> Utterance:
         raise _LineError(
             "segment outside", f"offset {offset:g} s lies behind the end of {audio} ({length:g} s)"
         )
-    if whole_file or duration is None:
-        duration = length - offset  # the file's own length; a rounded copy in the line adds nothing
+    if duration is None:
+        duration = length - offset
+    elif whole_file:
+        if abs(duration - length) > TOLERANCE + 0.01 * length:
+            raise _LineError(
+                "duration wrong",
+                f"the field duration says {duration:g} s, and {audio} holds {length:.2f} s; correct or delete"
+                " the field, or add offset where only a part of the file is meant",
+            )
+        duration = length  # the line's may be rounded
     elif offset + duration > length + TOLERANCE:
         raise _LineError(
             "segment outside",
@@ -232,20 +242,19 @@ def seconds_field(record: Mapping[str, Any], key: str) -> float | None:
 
 
 def audio_length(audio: Path) -> float:
-    """Seconds, by the header. Raises ValueError where it cannot be read."""
+    """Seconds that decode, by the file's structure. Raises ValueError where it cannot be used."""
     try:
-        with open_sound(audio) as file:
-            return float(file.frames / file.samplerate)
-    except OSError as error:
-        raise ValueError(f"the audio file {audio} cannot be read ({error})") from None
+        return decoding.measure(audio)
+    except AudioError as error:
+        error.args = (f"the audio file {audio} cannot be read: it {error}",)
+        raise
 
 
 def _channels(audio: Path) -> int:
     try:
-        with open_sound(audio) as file:
-            return int(file.channels)
-    except OSError as error:
-        raise ValueError(f"the audio file {audio} cannot be read ({error})") from None
+        return decoding.shape(audio)[0]
+    except AudioError as error:
+        raise ValueError(f"the audio file {audio} cannot be read: it {error}") from None
 
 
 def check_new(path: Path) -> None:

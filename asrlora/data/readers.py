@@ -24,7 +24,15 @@ from asrlora.data.manifest import parse_object
 from asrlora.data.tables import numbered_lines
 from asrlora.errors import UserError
 
-SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".aif")
+# what recordings are called in a folder; data/filetypes.py finds out by their bytes what they are
+SUFFIXES = frozenset(
+    f".{suffix}"
+    for suffix in (
+        "wav wave flac mp3 mp2 ogg oga opus spx aiff aif aifc au snd caf w64 rf64 sph nist voc"
+        " m4a m4b mp4 m4v mov qt 3gp 3g2 3gpp aac adts webm mkv mka amr awb wma wmv asf avi flv mpg mpeg mts"
+        " ac3 eac3 wv ape tta mpc dsf rm ra"
+    ).split()
+)
 ROWS_SEEN = 50  # of a table without names, to tell speakers from texts
 # what a folder of a data set may hold beside its audio: one of these describes all of it
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv")

@@ -74,7 +74,7 @@ def test_nan_is_refused(bad: float) -> None:
 
 
 def test_garbage_and_emptiness_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(audio.AudioError, match="decoded"):
+    with pytest.raises(audio.AudioError, match="is text, not audio"):
         audio.read_audio(b"this is no audio")
     with pytest.raises(audio.AudioError, match="no samples"):
         audio.read_audio(wav(np.zeros(0, np.float32), 16_000))

@@ -21,6 +21,7 @@ from asrlora import cli
 from asrlora.config import RunConfig
 from asrlora.data import audit, check, leakage, plan
 from asrlora.data.audit import quick
+from asrlora.data.decoding import Fault
 from asrlora.data.findings import Audit, Finding
 from asrlora.data.manifest import BadLine, read_manifest
 from asrlora.data.style import MARKS, restyle, style
@@ -43,6 +44,9 @@ class Said:
     clipped: float = 0.0
     rate: int = 16_000
     channels: int = 1
+    dc: float = 0.0
+    still: float = 0.0
+    faults: int = 0
 
 
 @dataclass(frozen=True)
@@ -496,7 +500,9 @@ def test_chance_is_told_once_in_a_thousand() -> None:
 
 FAULTS: list[tuple[str, dict[str, Any]]] = [
     ("clipped", {"clipped": 0.01}), ("faint", {"level": 0.0005}), ("rate", {"rate": 8000}),
-    ("channels", {"channels": 2}),
+    ("channels", {"channels": 2}), ("dc offset", {"dc": 0.02}), ("digital silence", {"still": 1.0}),
+    ("opposite phase", {"faults": Fault.OPPOSITE}), ("dead channel", {"faults": Fault.DEAD}),
+    ("head", {"faults": Fault.HEAD}), ("tracks", {"faults": Fault.TRACKS}),
 ]  # fmt: skip
 
 

@@ -180,6 +180,7 @@ facts = st.builds(
     offset=st.integers(0, 2**40), length=st.integers(0, 2**31),
     sha256=st.binary(min_size=32, max_size=32).map(bytes.hex), level=st.floats(0, 1), clipped=st.floats(0, 1),
     rate=st.integers(1, 384_000), channels=st.integers(1, 64),
+    dc=st.floats(0, 1), still=st.floats(0, 1e4), faults=st.integers(0, 255),
 )  # fmt: skip
 
 
@@ -261,12 +262,15 @@ def test_a_killed_build_goes_on_and_a_spoilt_shard_is_made_again(
 
 def test_the_source_is_described_as_it_was(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    wave = np.clip(rng.normal(0, 0.5, (22_050, 2)), -1, 1).astype(np.float32)
+    wave = np.clip(rng.normal(0.1, 0.5, (22_050, 2)), -1, 1).astype(np.float32)
+    wave[100:8_000] = 0.1
     soundfile.write(tmp_path / "a.wav", wave, 22_050, subtype="PCM_16")
     (tmp_path / "m.jsonl").write_text('{"audio": "a.wav", "text": "x"}\n')
     (sample,) = shards.build(read_manifest(tmp_path / "m.jsonl"), tmp_path / "out").samples
     assert (sample.rate, sample.channels) == (22_050, 2)
-    assert sample.level == pytest.approx(np.sqrt((wave.mean(axis=1) ** 2).mean()), rel=1e-3)
+    assert sample.level == pytest.approx(wave.mean(axis=1).std(), rel=1e-3)
+    assert sample.dc == pytest.approx(np.abs(wave.mean(axis=0)).max(), abs=1e-3)
+    assert sample.still == pytest.approx(7_900 / 22_050, abs=1e-3)
     assert sample.clipped == pytest.approx((np.abs(wave) >= 1).any(axis=1).mean(), abs=1e-3)
 
 
@@ -286,20 +290,20 @@ def test_a_script_without_a_main_guard_starts_nothing_twice(plain: Path, tmp_pat
 
 
 def test_unreadable_audio_makes_no_folder(tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "good.flac", np.full(16_000, 0.1), 16_000)
-    data = (tmp_path / "good.flac").read_bytes()
-    (tmp_path / "bad.flac").write_bytes(data[:60] + b"\xff" * (len(data) - 60))
+    soundfile.write(tmp_path / "good.flac", np.random.default_rng(0).normal(0, 0.1, 16_000), 16_000)
+    data = (tmp_path / "good.flac").read_bytes()  # a hole in the middle, which only decoding meets
+    (tmp_path / "bad.flac").write_bytes(data[:9_000] + b"\xff" * 3_000 + data[12_000:])
     lines = [{"audio": f"{name}.flac", "text": name} for name in ("good", "bad")]
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     utterances = read_manifest(tmp_path / "m.jsonl")
-    with pytest.raises(UserError, match=r"bad\.flac"):
+    with pytest.raises(UserError, match=r"line 2 of the manifest: .*bad\.flac is cut off or damaged"):
         shards.build(utterances, tmp_path / "out" / "shards")
     assert not (tmp_path / "out" / "shards").exists()
 
 
 def test_silence_is_left_out_and_counted(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "silent.wav", np.zeros(16_000), 16_000)
-    soundfile.write(tmp_path / "tone.wav", np.full(16_000, 0.1), 16_000)
+    soundfile.write(tmp_path / "tone.wav", np.resize([0.1, 0.1, -0.1, -0.1], 16_000), 16_000)
     lines = [{"audio": f"{name}.wav", "text": name} for name in ("silent", "tone")]
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     made = shards.build(read_manifest(tmp_path / "m.jsonl"), tmp_path / "out")
@@ -309,9 +313,9 @@ def test_silence_is_left_out_and_counted(tmp_path: Path) -> None:
 
 def test_the_cache_is_found_again_and_a_changed_file_is_not(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("ASRLORA_CACHE", str(tmp_path / "cache"))
-    soundfile.write(tmp_path / "a.wav", np.full(16_000, 0.1), 16_000)
+    soundfile.write(tmp_path / "a.wav", np.resize([0.1, 0.1, -0.1, -0.1], 16_000), 16_000)
     (tmp_path / "m.jsonl").write_text('{"audio": "a.wav", "text": "x"}\n')
     first = shards.cached(read_manifest(tmp_path / "m.jsonl"))
     assert shards.cached(read_manifest(tmp_path / "m.jsonl")).folder == first.folder
-    soundfile.write(tmp_path / "a.wav", np.full(20_000, 0.1), 16_000)
+    soundfile.write(tmp_path / "a.wav", np.resize([0.1, 0.1, -0.1, -0.1], 20_000), 16_000)
     assert shards.cached(read_manifest(tmp_path / "m.jsonl")).folder != first.folder
