@@ -257,13 +257,19 @@ def _parser() -> argparse.ArgumentParser:
     planning = sweep_steps.add_parser("plan", help="print the trials and the sbatch line")
     planning.set_defaults(run=_sweep_plan)
     planning.add_argument("file", type=Path)
-    planning.add_argument("--arrays", action="store_true", help="only phases and array ranges, for scripts")
+    planning.add_argument(
+        "--arrays", action="store_true", help="only phases, array ranges and offsets above 0, for scripts"
+    )
     running = sweep_steps.add_parser("run", help="run the trials, or go on with them")
     running.set_defaults(run=_sweep_run)
     running.add_argument("file", type=Path)
     running.add_argument("--jobs", type=_count, default=1, metavar="N", help="so many at once")
     running.add_argument("--phase", help="only this one")
     running.add_argument("--trial", type=int, metavar="K", help="only this one, counted from 0")
+    running.add_argument(
+        "--offset", type=_offset, default=0, metavar="N",
+        help="--trial counts from this one on: for arrays longer than Slurm's MaxArraySize, in parts",
+    )  # fmt: skip
     status = sweep_steps.add_parser("status", help="how the trials stand, while they run too")
     status.set_defaults(run=_sweep_status)
     status.add_argument("file", type=Path)
@@ -289,6 +295,12 @@ def _decoding(parser: argparse.ArgumentParser) -> None:
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number above 0, not {text}")
+    return int(text)
+
+
+def _offset(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number, not {text}")
     return int(text)
 
 
@@ -710,26 +722,29 @@ def _ledger_verify(args: argparse.Namespace) -> int:
 
 
 def _sweep_plan(args: argparse.Namespace) -> int:
-    from asrlora.runs import programme, sweep
+    from asrlora.runs import programme, slurm, sweep
 
     loaded = sweep.load(args.file)
+    allowed = slurm.limits()
     if args.arrays:
         for name, count in sweep.sizes(loaded).items():
-            print(f"{name} 0-{count - 1}%{loaded.at_once}")
+            for part in slurm.parts(count, allowed):
+                print(name, part.array(loaded.at_once), *([part.offset] if part.offset else []))
         return 0
     for chapter in programme.chapters(loaded):
         console.print(f"phase {chapter.phase.name}:")
         for number, trial in enumerate(chapter.trials):
             console.print(f"  {number} {trial.id} {trial.label}")
             console.print(f"    {sweep.typed(sweep.command(loaded, trial))}")
-    console.print(f"on Slurm: {sweep.sbatch_line(loaded, args.file)}")
+    for line in slurm.describe(loaded, args.file, allowed):
+        console.print(line)
     return 0
 
 
 def _sweep_run(args: argparse.Namespace) -> int:
     import os
 
-    from asrlora.runs import programme, sweep
+    from asrlora.runs import programme, slurm, sweep
 
     loaded = sweep.load(args.file)
     sweep.check_jobs(loaded, args.jobs if args.trial is None else 1)
@@ -739,13 +754,14 @@ def _sweep_run(args: argparse.Namespace) -> int:
     name = args.phase or next(iter(phases))
     if name not in phases:
         raise UserError(f"--phase {name}: {args.file} has the phases {', '.join(phases)}")
-    if args.trial is not None:
+    number = args.trial
+    if number is not None:
         count = sweep.sizes(loaded)[name]
-        if not 0 <= args.trial < count:
-            raise UserError(f"--trial {args.trial}: {args.file} has {count} trials, 0 to {count - 1}")
-        sweep.check_array(loaded, phases[name], args.file, os.environ)
+        number = slurm.number_of(number, args.offset, count, args.file, loaded)
+        if partly := slurm.note(count, os.environ):
+            console.print(partly)
     programme.check_parity(loaded)
-    return programme.run_phase(loaded, phases[name], args.jobs, args.trial)
+    return programme.run_phase(loaded, phases[name], args.jobs, number)
 
 
 def _sweep_status(args: argparse.Namespace) -> int:

@@ -9,11 +9,14 @@
 set -euo pipefail
 if [[ -n "${SLURM_ARRAY_TASK_ID:-}" ]]; then
     source "${SLURM_SUBMIT_DIR:?}/slurm/task.sh"
-    task "${run[@]}" asrlora shards build "$1" "$2" --slice "$SLURM_ARRAY_TASK_ID/$SLURM_ARRAY_TASK_COUNT"
+    task "${run[@]}" asrlora shards build "$1" "$2" --slice "$SLURM_ARRAY_TASK_ID/$3"
 fi
 manifest=${1:?MANIFEST} out=${2:?OUT} slices=${3:-8}
 shift "$(( $# < 3 ? $# : 3 ))"
 unset SBATCH_GRES  # no GPU is needed
-array=$(sbatch --parsable --array="1-$slices" "$@" slurm/shards.sh "$manifest" "$out")
+array=$(sbatch --parsable --array="1-$slices" "$@" slurm/shards.sh "$manifest" "$out" "$slices") || {
+    echo "shards.sh: where the array is too long for this Slurm, give fewer SLICES than its MaxArraySize" >&2
+    exit 1
+}
 # without the second flag, a merge whose slices failed would wait for ever
 sbatch --dependency="afterok:${array%%;*}" --kill-on-invalid-dep=yes "$@" slurm/merge.sh "$out"

@@ -212,7 +212,8 @@ def _heard() -> Iterator[list[int]]:
 
 def _me() -> str:
     if task := os.environ.get("SLURM_ARRAY_TASK_ID"):
-        return f"job {os.environ['SLURM_ARRAY_JOB_ID']}_{task} on {_host()}"
+        array = os.environ.get("SLURM_ARRAY_JOB_ID", os.environ.get("SLURM_JOB_ID", "?"))
+        return f"job {array}_{task} on {_host()}"
     job = os.environ.get("SLURM_JOB_ID")
     return f"job {job} on {_host()}" if job else f"process {os.getpid()} on {_host()}"
 

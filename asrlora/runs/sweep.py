@@ -201,23 +201,5 @@ def from_here(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def sbatch_line(sweep: Sweep, file: Path) -> str:
-    """The line that submits the sweep, with an array of the right size."""
-    if sweep.phases:
-        return shlex.join(["sbatch", "slurm/programme.sh", str(file)])
-    count = len(trials_of(sweep, sweep))
-    return shlex.join(["sbatch", f"--array=0-{count - 1}%{sweep.at_once}", "slurm/sweep.sh", str(file)])
-
-
-def check_array(sweep: Sweep, phase: Phase, file: Path, environment: Mapping[str, str]) -> None:
-    """Raises UserError where this is a task of a Slurm array of another size than the phase."""
-    given = environment.get("SLURM_ARRAY_TASK_COUNT")
-    count = sizes(sweep)[phase.name]
-    if given is not None and int(given) != count:
-        raise UserError(
-            f"{file} has {count} trials and the array {given} tasks; submit it by: {sbatch_line(sweep, file)}"
-        )
-
-
 def to_yaml(sweep: Sweep) -> str:
     return yaml.safe_dump(sweep.model_dump(mode="json"), sort_keys=False)

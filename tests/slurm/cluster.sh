@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # A real Slurm on this host: cluster.sh up ROOT [NODES] | cluster.sh down ROOT | cluster.sh node ROOT NAME
-# Needs root and Debian's slurmctld, slurmd, slurm-client and munge. Each node has 4 CPUs and 2 fake GPUs.
+# Needs root and Debian's slurmctld, slurmd, slurm-client and munge. Each node has 4 CPUs (SLURM_TEST_CPUS) and 2
+# fake GPUs; an array may have 10 tasks.
 # Afterwards: export SLURM_CONF=ROOT/etc/slurm.conf
 set -euo pipefail
 action=${1:?up, down or node} root=$(realpath -m "${2:?ROOT}") nodes=${3:-2} port=${SLURM_TEST_PORT:-27817}
+cpus=${SLURM_TEST_CPUS:-4}
 export SLURM_CONF=$root/etc/slurm.conf
 
 down() {
@@ -66,13 +68,14 @@ SlurmdTimeout=15
 SlurmctldTimeout=15
 KillWait=30
 MinJobAge=3600
+MaxArraySize=10
 JobRequeue=1
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 MailProg=/bin/true
 GresTypes=gpu
 SlurmdParameters=config_overrides
-NodeName=n[1-$nodes] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[$((port + 1))-$((port + nodes))] CPUs=4 Boards=1 SocketsPerBoard=1 CoresPerSocket=4 ThreadsPerCore=1 RealMemory=8000 Gres=gpu:2 State=UNKNOWN
+NodeName=n[1-$nodes] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[$((port + 1))-$((port + nodes))] CPUs=$cpus Boards=1 SocketsPerBoard=1 CoresPerSocket=$cpus ThreadsPerCore=1 RealMemory=8000 Gres=gpu:2 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 C
     munged --force --key-file="$root/munge/key" --socket="$root/run/munge.sock" \

@@ -229,12 +229,43 @@ def test_the_array_keeps_its_limit(cluster: Cluster, jobs: Jobs) -> None:
     assert "ArrayTaskThrottle=2" in cluster.slurm("scontrol", "show", "job", jobs.array)
 
 
-def test_an_array_of_another_size_is_refused_with_the_line_that_is_right(cluster: Cluster) -> None:
-    file, _ = cluster.write("three", grid={"seed": [1, 2, 3]})
-    job = cluster.submit("--array=0-0", "slurm/sweep.sh", file)
-    cluster.until("the end of the task", lambda: cluster.ended(job), 300)
-    log = (cluster.folder / "logs" / f"asrlora-sweep-{job}_0.log").read_text()
-    assert f"sbatch --array=0-2%4 slurm/sweep.sh {shlex.quote(str(file))}" in log.replace("\\'", "'") + log
+def test_a_grid_longer_than_an_array_may_be_is_submitted_in_parts(cluster: Cluster) -> None:
+    """By the lines that `sweep plan` prints; and a task behind the grid is refused with the right line."""
+    missing = {**cluster.fixed, "model_id": str(cluster.folder / "no such model")}
+    file, loaded = cluster.write("twelve", fixed=missing, grid={"seed": list(range(12))})
+    plan = cluster.slurm(sys.executable, "-m", "asrlora.cli", "sweep", "plan", file)
+    assert "12 trials are more than one array takes (MaxArraySize 10;" in plan
+    lines = [line for line in plan.splitlines() if "--array=" in line]
+    assert [line.split("--array=")[1].split()[0] for line in lines] == ["0-9%4", "0-1%4"]
+    logs = f"export SBATCH_OUTPUT={shlex.quote(str(cluster.folder / 'logs' / '%x-%A_%a.log'))}"
+    job = cluster.slurm("bash", "-euc", "\n".join([logs, *lines, "echo $job"])).strip()
+    cluster.until("the end of the second part", lambda: cluster.ended(job))
+    found = sweep.trials_of(loaded, loaded)
+    assert [causes(trial) for trial in found] == [["refused"]] * 12
+    assert "this array has 2 of the sweep's 12 trials (indices 0 to 1)" in (
+        (cluster.folder / "logs" / f"asrlora-sweep-{job}_1.log").read_text()
+    )
+
+    again = cluster.submit("--array=3", "slurm/sweep.sh", file)
+    small, _ = cluster.write("three", fixed=missing, grid={"seed": [1, 2, 3]})
+    behind = cluster.submit("--array=5", "slurm/sweep.sh", small)
+    cluster.until("the ends", lambda: cluster.ended(again) and cluster.ended(behind))
+    assert [len(causes(trial)) for trial in found] == [2 if n == 3 else 1 for n in range(12)]
+    log = (cluster.folder / "logs" / f"asrlora-sweep-{behind}_5.log").read_text()
+    assert f"sbatch --array=0-2%4 slurm/sweep.sh {shlex.quote(str(small))}" in log
+
+
+ALLOCATION = (
+    "import json; from asrlora import allocation; print(json.dumps(allocation.of_process().as_json()))"
+)
+
+
+@pytest.mark.parametrize("flags", [["--ntasks=2"], ["--ntasks=2", "--cpus-per-task=1"]])
+def test_two_tasks_of_one_node_share_its_cpus(cluster: Cluster, flags: list[str]) -> None:
+    """On a host of two cores or more, on which Slurm binds nothing: only its variables tell."""
+    told = cluster.slurm("srun", "--nodes=1", *flags, sys.executable, "-c", ALLOCATION).splitlines()
+    assert [json.loads(line)["worker_threads"] for line in told] == [1, 1]
+    assert all("SLURM_CPUS" in json.loads(line)["reason"] for line in told)
 
 
 def test_phases_run_one_after_another_and_end_with_what_stands_in_the_way(jobs: Jobs) -> None:
