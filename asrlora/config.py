@@ -201,7 +201,7 @@ class RunConfig(pydantic.BaseModel):
         True, description="keep the audio of the utterances that report.html shows, and put it into the page"
     )
     wandb_mode: Literal["online", "offline", "disabled"] | None = Field(
-        None, description="Weights & Biases; default: online where logged in, else offline"
+        None, description="Weights & Biases; default: $WANDB_MODE, else online where logged in, else offline"
     )
     wandb_artifact: bool = Field(False, description="send the best adapter to W&B, as an artifact")
     tensorboard: bool = Field(False, description="write TensorBoard's files too (needs asrlora[tensorboard])")

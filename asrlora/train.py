@@ -24,7 +24,7 @@ from asrlora.data.style import restyle
 from asrlora.engine import launcher
 from asrlora.errors import UserError, exit_code, tell
 from asrlora.models.hub import find_model
-from asrlora.runs import record
+from asrlora.runs import record, tracking
 from asrlora.score import choice, text, verdict, words
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def check(config: RunConfig) -> Inputs:
     if config.resume == "never" or not (config.output_dir / "run.json").exists():
         record.check_free(config.output_dir)
     launcher.check_microbatches(config.gradient_accumulation_steps)
+    tracking.check_environment(config.wandb_mode)
     source, replay = _read(config.dataset_path, config), None
     if config.replay_path:
         replay = _read(config.replay_path, config)

@@ -11,13 +11,14 @@ class Server:
 
     def __init__(self) -> None:
         self.lines: dict[int, dict[str, Any]] = {}
+        self.runs: set[tuple[str, str]] = set()  # project and id
         heard = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])) or "{}")
                 reply = heard.graphql(body) if self.path == "/graphql" else heard.stream(body)
                 data = json.dumps(reply).encode()
                 self.send_response(200)
@@ -41,7 +42,8 @@ class Server:
         if "UpsertBucket" not in body["query"]:
             return {"errors": [{"message": "this server knows runs alone"}]}
         name = body["variables"]["name"]
-        project = {"id": "p", "name": "asrlora", "entity": {"id": "e", "name": "team"}}
+        self.runs.add((body["variables"]["project"], name))
+        project = {"id": "p", "name": body["variables"]["project"], "entity": {"id": "e", "name": "team"}}
         bucket = {
             "id": "b", "name": name, "displayName": name, "config": "{}", "historyLineCount": 0,
             "project": project,

@@ -114,7 +114,7 @@ class Run:
         adapter = "dora" if self.config.use_dora else "lora"
         run = tracking.start(self.config, kept.identity, [self.base.kind, adapter])
         if run is not None:
-            kept.update(wandb_id=run.id)
+            kept.update(wandb_id=run.id, wandb=tracking.place(self.config, run))
         board = self.runtime.tensorboard(self.config.output_dir) if self.config.tensorboard else None
         return tracking.Tracker(run, board, max(sent, default=-1))
 

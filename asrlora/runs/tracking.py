@@ -20,6 +20,17 @@ SHOWN = 200  # utterances in a W&B table, the most changed ones; all of them are
 PATIENCE = 10  # seconds for a server to answer at the start; then the run is an offline one
 FAREWELL = 30  # seconds to send what is left at the end; the rest stays on disk, for `track sync`
 SLURM = ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")
+MODES = {
+    "online": "online",
+    "run": "online",
+    "offline": "offline",
+    "dryrun": "offline",
+    "disabled": "disabled",
+}
+# Variables that W&B itself would follow and a run does not: job scripts export them once for many runs, and
+# two of one id would be one run in W&B.
+IDENTITY = ("WANDB_RUN_ID", "WANDB_RESUME", "WANDB_RESUME_FROM", "WANDB_FORK_FROM")
+PLACE = ("WANDB_DIR",)
 
 
 @dataclass
@@ -45,30 +56,117 @@ class Tracker:
             yield
         except Exception as error:
             if not self.lost:
-                print(f"W&B: {_first_line(error)}; the run goes on without it", file=sys.stderr, flush=True)
+                _say(f"{_first_line(error)}; the run goes on without it")
             self.lost = True
 
 
 def start(config: RunConfig, identity: Mapping[str, Any], tags: Sequence[str]) -> Any:
     """W&B's run for the run that `identity`, its run.json, describes; None where switched off.
 
-    Without --wandb-mode: online where logged in. A server that does not answer within PATIENCE makes
-    an offline run of it. The W&B run of an earlier attempt is gone on with.
+    Where neither --wandb-mode nor the environment says how: online where logged in. A server that does not
+    answer within PATIENCE makes an offline run of it. A run directory is one W&B run, in the project
+    where it began, which every attempt continues, whatever the environment says by then.
     """
-    if config.wandb_mode == "disabled":
+    mode = chosen_mode(config.wandb_mode)
+    if mode == "disabled":
         return None
+    with _without(*IDENTITY, *PLACE) as ignored:
+        run = _start(config, identity, tags, mode)
+    if ignored.keys() & set(IDENTITY):
+        _say(
+            f"{_named(ignored, IDENTITY)} not followed: each run directory is a W&B run of its own; this one"
+            f" is {run.id}"
+        )
+    if ignored.keys() & set(PLACE):
+        _say(
+            f"{_named(ignored, PLACE)} not followed: W&B's files are in {config.output_dir}, for `track sync`"
+        )
+    return run
+
+
+def chosen_mode(flag: str | None) -> str | None:
+    """--wandb-mode, else what WANDB_DISABLED or WANDB_MODE say; None where nothing does.
+
+    Raises UserError where the environment asks for what no run does.
+    """
+    if flag is not None:
+        return flag
+    if os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes", "on"):
+        return "disabled"
+    asked = os.environ.get("WANDB_MODE", "")
+    if asked and asked not in MODES:
+        raise UserError(
+            f"WANDB_MODE={asked}: a run is online, offline or disabled; set one of these, or give"
+            " --wandb-mode"
+        )
+    return MODES.get(asked)
+
+
+def check_environment(flag: str | None) -> None:
+    """Raises UserError where the environment asks for what no run does, before anything slow starts."""
+    if chosen_mode(flag) != "disabled" and os.environ.get("WANDB_SWEEP_ID"):
+        raise UserError(
+            "WANDB_SWEEP_ID is set, as by `wandb agent`, which gives a run its id and settings; asrlora has"
+            " sweeps of its own (`asrlora sweep`): unset it, or give --wandb-mode disabled"
+        )
+
+
+@contextlib.contextmanager
+def _without(*names: str) -> Iterator[dict[str, str]]:
+    """Takes variables out of the environment, which W&B reads by itself; yields those that were set."""
+    taken = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield {name: value for name, value in taken.items() if value}
+    finally:
+        os.environ.update(taken)
+
+
+def _named(variables: Mapping[str, str], names: Sequence[str]) -> str:
+    return ", ".join(f"{name}={variables[name]}" for name in names if name in variables)
+
+
+def _say(message: str) -> None:
+    print(f"W&B: {redacted(message)}", file=sys.stderr, flush=True)
+
+
+def _earlier_id(folder: Path, identity: Mapping[str, Any]) -> str | None:
+    """The id of this directory's W&B run; none for a copy of a directory that is still there."""
+    earlier: str | None = identity.get("wandb_id")
+    original = Path(identity.get("wandb", {}).get("folder", folder))
+    if earlier and original != folder.resolve() and (original / "run.json").exists():
+        with contextlib.suppress(UserError):
+            if read_json(original / "run.json").get("wandb_id") == earlier:
+                _say(
+                    f"{folder} is a copy of {original}, whose run {earlier} it must not share; it gets its"
+                    " own"
+                )
+                return None
+    return earlier
+
+
+def place(config: RunConfig, run: Any) -> dict[str, Any]:
+    """What run.json holds beside the id of a W&B run, so that later attempts find it."""
+    folder = str(config.output_dir.resolve())
+    return {"project": run.project, "entity": run.entity or None, "folder": folder}
+
+
+def _start(config: RunConfig, identity: Mapping[str, Any], tags: Sequence[str], mode: str | None) -> Any:
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
 
-    mode = config.wandb_mode or ("online" if _logged_in() else "offline")
-    earlier = identity.get("wandb_id")
+    environment = os.environ
+    before = identity.get("wandb", {"project": PROJECT} if identity.get("wandb_id") else {})
+    mode = mode or ("online" if _logged_in() else "offline")
+    earlier = _earlier_id(config.output_dir, identity)
+    named = [tag for tag in environment.get("WANDB_TAGS", "").split(",") if tag]
     settings: dict[str, Any] = {
-        "project": PROJECT,
-        "name": config.output_dir.resolve().name,
+        "project": before.get("project") or environment.get("WANDB_PROJECT") or PROJECT,
+        "entity": before.get("entity") or environment.get("WANDB_ENTITY") or None,
+        "name": environment.get("WANDB_NAME") or config.output_dir.resolve().name,
         "dir": config.output_dir,
-        "group": os.environ.get("ASRLORA_SWEEP"),
-        "job_type": os.environ.get("ASRLORA_PHASE", "train"),
-        "tags": list(tags),
+        "group": environment.get("WANDB_RUN_GROUP") or environment.get("ASRLORA_SWEEP"),
+        "job_type": environment.get("WANDB_JOB_TYPE") or environment.get("ASRLORA_PHASE", "train"),
+        "tags": [*tags, *named],
         "id": earlier,
         "resume": "allow" if earlier else None,
         "config": {
@@ -91,7 +189,7 @@ def start(config: RunConfig, identity: Mapping[str, Any], tags: Sequence[str]) -
             return wandb.init(mode="online", **settings)
         except wandb.errors.Error as error:
             wandb.teardown()  # else the id is taken
-            print(f"W&B: no answer ({_first_line(error)}); logging offline", file=sys.stderr, flush=True)
+            _say(f"no answer ({_first_line(error)}); logging offline")
     return wandb.init(mode="offline", **settings)
 
 
@@ -102,7 +200,7 @@ def _logged_in() -> bool:
     try:
         return bool(wandb.login(prompt=False, verify=False))
     except wandb.errors.Error as error:
-        print(f"W&B: {_first_line(error)}; logging offline", file=sys.stderr, flush=True)
+        _say(f"{_first_line(error)}; logging offline")
         return False
 
 
@@ -197,13 +295,16 @@ def _summary(judged: Mapping[str, Any]) -> dict[str, Any]:
 def sync(runs: Sequence[Path], dry_run: bool = False) -> int:
     """Sends what no server has, by W&B's own command; returns its exit code.
 
-    That command appends the attempts of one run to each other in the order of their starts.
+    That command appends the attempts of one run to each other in the order of their starts. It sends a run to
+    the project and under the id that it was logged with, whatever the environment says by now; WANDB_ENTITY
+    says whose project it is.
     """
     paths = [str(path) for run in runs for path in unsent(run)]
     if not paths:
         return 0
     words = [sys.executable, "-m", "wandb", "beta", "sync", "--yes", "--no-skip-online"]
-    code = subprocess.run([*words, *(["--dry-run"] if dry_run else []), *paths]).returncode
+    with _without(*IDENTITY, *PLACE, "WANDB_MODE", "WANDB_DISABLED", "WANDB_SWEEP_ID", "WANDB_PROJECT"):
+        code = subprocess.run([*words, *(["--dry-run"] if dry_run else []), *paths]).returncode
     for run in runs:
         identity = read_json(run / "run.json")
         if code == 0 and not dry_run and identity.get("wandb_unsent"):
