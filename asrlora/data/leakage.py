@@ -10,6 +10,7 @@ from typing import Any
 
 from asrlora.data.findings import EXAMPLES, Finding, Item, spoken
 from asrlora.data.manifest import Utterance
+from asrlora.score.characters import for_scoring
 
 OVERLAP = 0.5  # seconds two segments of one file may share; segmenters pad their cuts
 _BETWEEN_WORDS = re.compile(r"[^\w\s]|_")
@@ -120,4 +121,4 @@ def _overlapping(places: list[_Place]) -> Iterator[tuple[_Place, _Place]]:
 
 def words(text: str) -> str:
     """What makes two sentences the same: letters and digits, whatever their style."""
-    return " ".join(_BETWEEN_WORDS.sub("", text.casefold()).split())
+    return " ".join(_BETWEEN_WORDS.sub("", for_scoring(text).casefold()).split())

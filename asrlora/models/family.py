@@ -14,6 +14,7 @@ import torch
 
 from asrlora.data.audio import SAMPLE_RATE
 from asrlora.data.batches import FRAMES
+from asrlora.score.characters import names
 
 LABEL_QUANTUM = 8  # label lengths are multiples of this, for the reason given at batches.pad
 IGNORED = -100  # cross entropy's mark for padding
@@ -121,7 +122,7 @@ def tokens(base: Base, text: str) -> list[int]:
     if unknown is not None and unknown in ids:
         odd = sorted(c for c in set(text) if unknown in base.tokenizer(c, add_special_tokens=False).input_ids)
         raise ValueError(
-            f"cannot be written by this model, whose vocabulary lacks {' '.join(odd) or 'parts of it'};"
+            f"cannot be written by this model, whose vocabulary lacks {names(odd) or 'parts of it'};"
             " spell the text as the model does"
         )
     return ids

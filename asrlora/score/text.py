@@ -1,4 +1,4 @@
-"""How text is normalised before it is scored: whisper-english, basic, none, or a file of rules.
+"""How text is normalised before it is scored: by a normaliser of NAMES, or a file of rules.
 
 A file of rules is YAML. Its rules are regular expressions of Python's `re`, applied in order to what
 the base has made of a text; `base` is one of the names above, and `none` where it is left out:
@@ -8,15 +8,17 @@ the base has made of a text; `base` is one of the names above, and `none` where 
       - match: '\\bok\\b'
         replace: okay
 
-Whatever the normaliser, white space around words is taken away and words are parted by one space.
+Whatever the normaliser, characters that look the same are made the same first (characters.py), and
+white space around words is taken away and words are parted by one space.
 """
 
 import functools
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,11 +26,15 @@ import pydantic
 import yaml
 
 from asrlora.errors import UserError
+from asrlora.score import characters
 
-NAMES = ("whisper-english", "basic", "none")
+NAMES = ("whisper-english", "open-asr-leaderboard", "basic", "basic-keep-marks", "none")
 LIBRARY_VERSION = importlib.metadata.version("whisper-normalizer")
 # What we make of `none` and of rules ourselves; a change of it is a change of scores.
 OUR_VERSION = "1"
+LEADERBOARD = "d1e99b2"  # the commit of huggingface/open_asr_leaderboard that ours follows
+# Their scripts write vowels and tones with combining marks, which `basic` makes to spaces as Whisper does.
+MARKED = frozenset("as bn bo dv dz gu hi km kn lo ml mr my ne or pa sa si ta te th".split())
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class Normaliser:
     rewrite: Callable[[str], str]
 
     def __call__(self, text: str) -> str:
-        return " ".join(self.rewrite(text).split())
+        return " ".join(self.rewrite(characters.for_scoring(text)).split())
 
 
 class _Rule(pydantic.BaseModel):
@@ -57,14 +63,19 @@ class _Rules(pydantic.BaseModel):
 def normaliser(chosen: str | None, language: str) -> Normaliser:
     """`chosen` is a name, or the path of a file of rules; without it the language decides.
 
-    English texts get the normaliser of the Open ASR leaderboard, which is Whisper's English one; all
-    others Whisper's basic one. Raises UserError that names the file and the rule at fault.
+    English texts get Whisper's English normaliser, all others Whisper's basic one, with combining marks kept
+    where their scripts need them. Raises UserError that names the file and the rule at fault.
     """
     if chosen is None:
         chosen = "whisper-english" if language == "en" else "basic"
+        chosen += "-keep-marks" if language in MARKED else ""
+    if chosen == "open-asr-leaderboard" and language != "en":
+        raise UserError(
+            f"--text-normaliser open-asr-leaderboard is the leaderboard's for English, not for --language"
+            f" {language}; leave it out, or give basic"
+        )
     if chosen in NAMES:
-        version = OUR_VERSION if chosen == "none" else LIBRARY_VERSION
-        return Normaliser({"name": chosen, "version": version}, _named(chosen))
+        return Normaliser(_described(name=chosen, version=_version(chosen)), _named(chosen))
     path = Path(chosen)
     if not path.is_file():
         raise UserError(
@@ -104,26 +115,97 @@ def _from_file(path: Path) -> Normaliser:
 
     # of what the rules say, so that a comment or another path changes nothing
     content = json.dumps(rules.model_dump(), sort_keys=True, ensure_ascii=False)
-    fingerprint = {
-        "name": "rules",
-        "version": OUR_VERSION,
-        "base": rules.base,
-        "base_version": OUR_VERSION if rules.base == "none" else LIBRARY_VERSION,
-        "sha256": hashlib.sha256(content.encode()).hexdigest(),
-    }
+    fingerprint = _described(
+        name="rules",
+        version=OUR_VERSION,
+        base=rules.base,
+        base_version=_version(rules.base),
+        sha256=hashlib.sha256(content.encode()).hexdigest(),
+    )
     return Normaliser(fingerprint, rewrite)
+
+
+def _described(**fields: str) -> dict[str, str]:
+    return {**fields, "characters": characters.VERSION}
+
+
+def _version(name: str) -> str:
+    if name == "none":
+        return OUR_VERSION
+    return f"{LIBRARY_VERSION}, {LEADERBOARD}" if name == "open-asr-leaderboard" else LIBRARY_VERSION
 
 
 @functools.cache
 def _named(name: str) -> Callable[[str], str]:
     if name == "none":
         return str
-    if name == "basic":
+    if name == "open-asr-leaderboard":
+        return _leaderboard()
+    if name.startswith("basic"):
         from whisper_normalizer.basic import BasicTextNormalizer
 
-        basic: Callable[[str], str] = BasicTextNormalizer()
+        basic: Callable[[str], str] = BasicTextNormalizer(preserve_marks=name == "basic-keep-marks")
         return basic
     from whisper_normalizer.english import EnglishTextNormalizer
 
     english: Callable[[str], str] = EnglishTextNormalizer()
     return english
+
+
+# --- the Open ASR leaderboard's, where it differs from Whisper's
+
+_FILLERS = "hmm mm mhm mmm uh um ah aha ahh ahm eh ehehe em hm huh hum mhum uhm umm uhuh".split()
+_NOT_EXPANDED = ("kinda", "sorta", "dunno", "cause")  # Whisper's later versions do
+_IS = "it he she what that who here there how when where why this".split()  # others own what follows
+_COMPOUNDS = {
+    "et cetera": "etc", "al right": "alright", "all right": "alright", "how ever": "however",
+    "wi fi": "wifi", "hi fi": "hifi", "lo fi": "lofi", "sci fi": "scifi", "e mail": "email",
+    "e book": "ebook", "e commerce": "ecommerce", "x ray": "xray", "t shirt": "tshirt", "a m": "am",
+    "p m": "pm", "o k": "okay",
+}  # fmt: skip
+_SPELLINGS = {
+    "ok": "okay", "kay": "okay", "etcetera": "etc", "flyer": "flier", "snowploughs": "snowplows",
+    "pummelled": "pummeled", "pummelling": "pummeling", "archaeology": "archeology",
+    "archaeological": "archeological", "archeological": "archeological", "cancellation": "cancelation",
+    "cancelation": "cancelation", "cancellations": "cancelations", "cancelations": "cancelations",
+    "travelogue": "travelog", "travelog": "travelog", "travelogues": "travelogs", "travelogs": "travelogs",
+}  # fmt: skip
+
+
+def _leaderboard() -> Callable[[str], str]:
+    """normalizer/normalizer.py of huggingface/open_asr_leaderboard at LEADERBOARD (21 August 2026), made of
+    Whisper's: further fillers go, letters spoken one by one are joined, "'s" is "is" after few words only,
+    and some spellings and compounds differ. Its table of spellings of 152 first names is left out."""
+    from whisper_normalizer.english import EnglishTextNormalizer
+
+    english = EnglishTextNormalizer()
+    english.ignore_patterns = _any_of(_FILLERS)
+    for word in _NOT_EXPANDED:
+        del english.replacers[rf"\b{word}\b"]
+    short_is = {r"'s\b": (_any_of(_IS) + r"'s\b", r"\1 is")}
+    english.replacers = dict(
+        short_is.get(pattern, (pattern, to)) for pattern, to in english.replacers.items()
+    )
+    compounds = re.compile(_any_of(_COMPOUNDS).replace(" ", r"\s+"))
+    numbers, spellings = english.standardize_numbers, english.standardize_spellings
+    spellings.mapping.update(_SPELLINGS)
+    english.standardize_numbers = lambda text: numbers(
+        compounds.sub(lambda found: _COMPOUNDS[" ".join(found[0].split())], text)
+    )
+    english.standardize_spellings = lambda text: _join_letters(spellings(text))
+    made: Callable[[str], str] = english
+    return made
+
+
+def _any_of(words: Iterable[str]) -> str:
+    return rf"\b({'|'.join(words)})\b"
+
+
+def _join_letters(text: str) -> str:
+    """ "b b c" becomes "bbc" and "5 g" "5g"; "a" and "i" are words, unless three such stand together."""
+    joined: list[str] = []
+    for single, group in itertools.groupby(text.split(), lambda word: len(word) == 1 and word.isalnum()):
+        words = list(group)
+        enough = 3 if {"a", "i"} & set(words) else 2
+        joined += ["".join(words)] if single and len(words) >= enough else words
+    return " ".join(joined)

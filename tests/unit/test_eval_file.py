@@ -67,7 +67,7 @@ def test_a_file_is_scored_by_the_rules_that_hold_for_models(
 def test_the_normaliser_of_the_flag_is_used(manifest: Path) -> None:
     _, scores = score(manifest, THEIRS, "--text-normaliser", "none")
     assert scores["substitutions"] + scores["deletions"] == scores["words"] == 7
-    assert scores["fingerprint"]["text"] == {"name": "none", "version": "1"}
+    assert scores["fingerprint"]["text"] == {"name": "none", "version": "1", "characters": "1"}
 
 
 @pytest.mark.parametrize(

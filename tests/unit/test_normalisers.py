@@ -34,10 +34,14 @@ def test_reference_and_hypothesis_are_normalised_alike(chosen: str) -> None:
     assert scored.reference == scored.hypothesis != ""
 
 
-def test_the_field_of_the_first_release_has_not_changed() -> None:
-    """Shards and scores of 0.1.0 carry it: another form would refuse them all."""
-    assert text.normaliser(None, "en").fingerprint == {"name": "whisper-english", "version": "0.1.15"}
+def test_name_and_versions_are_in_the_fingerprint() -> None:
+    """Runs of other fingerprints are not compared, so none of these changes without a reason."""
+    assert text.normaliser(None, "en").fingerprint == {
+        "name": "whisper-english", "version": "0.1.15", "characters": "1",
+    }  # fmt: skip
     assert text.normaliser("basic", "en").fingerprint["name"] == "basic"
+    leaderboard = text.normaliser("open-asr-leaderboard", "en").fingerprint
+    assert leaderboard["version"] == "0.1.15, d1e99b2"
 
 
 def rules(folder: Path, content: str) -> text.Normaliser:
@@ -80,5 +84,7 @@ def test_a_faulty_file_of_rules_is_named(tmp_path: Path, content: str, told: str
 
 
 def test_a_name_that_is_none_is_refused() -> None:
-    with pytest.raises(UserError, match="--text-normaliser wisper: neither whisper-english, basic, none"):
+    with pytest.raises(
+        UserError, match="--text-normaliser wisper: neither whisper-english, open-asr-leaderboard, basic"
+    ):
         text.normaliser("wisper", "en")
