@@ -16,7 +16,10 @@ from asrlora.models.hub import adapter_settings, base_of, find_model
 
 # settings of a run that `manifest check` wants to know
 RECIPE = """max_steps batch_size batch_seconds gradient_accumulation_steps min_seconds max_seconds
-label_case label_punctuation""".split()
+label_case label_punctuation label_characters language metric""".split()
+
+# settings of a run that `manifest restyle` wants to know
+STYLE = ("label_case", "label_punctuation", "label_characters")
 
 if TYPE_CHECKING:
     from asrlora.bench import Figures
@@ -129,6 +132,12 @@ def _parser() -> argparse.ArgumentParser:
     filtering.add_argument("--match", metavar="REGEX", help="found anywhere in the text")
     filtering.add_argument("--speakers", type=Path, metavar="FILE", help="speakers to keep, one a line")
     _allow_outside(filtering)
+    restyling = manifest_steps.add_parser("restyle", help="write the texts in another style")
+    restyling.set_defaults(run=_manifest_restyle)
+    restyling.add_argument("manifest", type=Path)
+    restyling.add_argument("--output", type=Path, required=True, help="the new manifest")
+    add_flags(restyling, STYLE)
+    _allow_outside(restyling)
     stats = manifest_steps.add_parser("stats", help="how much, how long, who, which words and characters")
     stats.set_defaults(run=_manifest_stats)
     stats.add_argument("manifest", type=Path)
@@ -185,6 +194,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--output-dir", type=Path, required=True)
     evaluate.add_argument("--eval-batch-seconds", type=float, default=160.0)
     add_flags(evaluate, ("text_normaliser", "domain_words", "general_text"))
+    _metric(evaluate, "error rate of the tables (default: by --language, as in a run)")
     _decoding(evaluate)
     _allow_outside(evaluate)
 
@@ -220,6 +230,7 @@ def _parser() -> argparse.ArgumentParser:
     space.set_defaults(run=_track_workspace)
     space.add_argument("--entity", required=True, help="your W&B team or user")
     space.add_argument("--project", default="asrlora")
+    _metric(space, "of its runs (default: wer)")
     space.add_argument("--group", help="only the runs of this sweep ($ASRLORA_SWEEP of its runs)")
 
     transcribe = commands.add_parser("transcribe", help="print what is said in audio files")
@@ -279,6 +290,10 @@ def _parser() -> argparse.ArgumentParser:
 def _pages(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--page", type=Path, default=Path("docs/experiment_plan.md"))
     parser.add_argument("--archive-page", type=Path, default=Path("docs/archive_legacy_results.md"))
+
+
+def _metric(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--metric", choices=("wer", "cer", "mer"), help=text)
 
 
 def _allow_outside(parser: argparse.ArgumentParser) -> None:
@@ -414,6 +429,27 @@ def _manifest_filter(args: argparse.Namespace) -> int:
     return 0
 
 
+def _manifest_restyle(args: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from asrlora.data import manifest
+    from asrlora.data.style import restyle
+
+    asked = {name: value for name, value in vars(args).items() if name in STYLE}
+    run = {"dataset_path": args.manifest, "manifest_path": args.manifest, "output_dir": Path()}
+    config = validate(None, {**asked, **run})  # for its checks of what was asked
+    style = (config.label_case, config.label_punctuation, config.label_characters)
+    if style == ("keep",) * 3:
+        raise UserError("nothing to restyle; give --label-case, --label-punctuation or --label-characters")
+    manifest.check_new(args.output)
+    utterances = manifest.read_manifest(args.manifest, args.allow_outside)
+    styled = [replace(one, text=restyle(one.text, *style)) for one in utterances]
+    _write_set(args.output, styled, {})
+    changed = [one.id for one, was in zip(styled, utterances, strict=True) if one.text != was.text]
+    console.print(f"{len(changed):,} texts changed" + (f", such as {changed[0]!r}" if changed else ""))
+    return 0
+
+
 def _manifest_stats(args: argparse.Namespace) -> int:
     from rich.table import Table
 
@@ -528,9 +564,9 @@ def _bench_verdict(args: argparse.Namespace) -> int:
 
 
 def _eval(args: argparse.Namespace) -> int:
-    from asrlora.data import manifest
+    from asrlora.data import audit, manifest
     from asrlora.runs.scores import score_file
-    from asrlora.score import odd, text, words
+    from asrlora.score import metric, odd, text, words
 
     if args.hypotheses and args.adapter_dir:
         raise UserError("--hypotheses and --adapter-dir exclude each other; nothing is decoded")
@@ -538,14 +574,14 @@ def _eval(args: argparse.Namespace) -> int:
     if listed and general:
         raise UserError("--domain-words and --general-text exclude each other; give one")
     chosen = getattr(args, "text_normaliser", None)
-    normaliser = text.normaliser(chosen, args.language)
+    normaliser, by = text.normaliser(chosen, args.language), metric.choose(args.metric, args.language)
     utterances = manifest.read_manifest(args.manifest_path, args.allow_outside)
     domain_words = words.choose(listed, general, (u.text for u in utterances), None, normaliser)
     if (args.output_dir / "scores.json").exists():
         raise UserError(f"--output-dir {args.output_dir} holds another evaluation; give a new folder")
     scores: dict[str, Any] | None
     if args.hypotheses:
-        scores = score_file(args.hypotheses, utterances, args.output_dir, normaliser, domain_words)
+        scores = score_file(args.hypotheses, utterances, args.output_dir, normaliser, by.name, domain_words)
         speed = f"the field {scores['hypothesis_field']}"
     else:
         from asrlora.engine.launcher import check_processes
@@ -556,16 +592,23 @@ def _eval(args: argparse.Namespace) -> int:
 
         scores = evaluate_manifest(
             args.model_id, args.adapter_dir, utterances, args.output_dir, args.eval_batch_seconds,
-            args.language, chosen, domain_words, args.num_beams,
+            args.language, chosen, by.name, domain_words, args.num_beams,
         )  # fmt: skip
         if scores is None:
             return 0  # one of several processes; the first one tells
         speed = f"{scores['rtfx']:,.0f} audio-s/s"
+    console.print(str(by))
+    for finding in audit.spaces(str(args.manifest_path), utterances, by):
+        console.print(f"note: {finding.message}")
     console.print(
         f"WER {scores['wer']:.2%} ({scores['substitutions']} substitutions, {scores['deletions']}"
         f" deletions, {scores['insertions']} insertions in {scores['words']} words,"
         f" {scores['utterances']} utterances, {speed}), CER {scores['cer']:.2%}"
     )
+    if by.name != "wer":
+        of = metric.tally(scores, by.name)
+        what = metric.KEYS[by.name][1].replace("_", " ")
+        console.print(f"{by.name.upper()} {of.rate:.2%} ({of.errors} errors in {of.length} {what})")
     if strange := odd.told(scores):
         console.print(f"of the hypotheses {strange}")
     _tell_breakdown(scores)
@@ -580,8 +623,10 @@ SPEAKERS_SHOWN = 10
 
 
 def _tell_breakdown(scores: Mapping[str, Any]) -> None:
-    """Recall of domain words, and WER by duration and by speaker, those with most errors first."""
+    """Recall of domain words, and error rates by duration and by speaker, those with most errors first."""
     from rich.table import Table
+
+    from asrlora.score.metric import KEYS
 
     if "domain_words" in scores:
         found = scores["domain_words"]
@@ -590,10 +635,12 @@ def _tell_breakdown(scores: Mapping[str, Any]) -> None:
             f"domain words: {share} ({found['hits']} of {found['occurrences']} times, {found['words']} words)"
         )
     speakers = sorted(scores["by_speaker"].items(), key=lambda item: (-item[1]["errors"], item[0]))
-    table = Table("", "WER", "errors", "words", "utterances")
-    for name, part in [*scores["by_duration"].items(), *speakers[:SPEAKERS_SHOWN]]:
-        wer = "-" if part["wer"] is None else f"{part['wer']:.2%}"
-        table.add_row(name, wer, *(f"{part[key]:,}" for key in ("errors", "words", "utterances")))
+    name = scores["metric"]
+    counted = ("errors", KEYS[name][1], "utterances")
+    table = Table("", name.upper(), *(key.replace("_", " ") for key in counted))
+    for row, part in [*scores["by_duration"].items(), *speakers[:SPEAKERS_SHOWN]]:
+        rate = "-" if part[name] is None else f"{part[name]:.2%}"
+        table.add_row(row, rate, *(f"{part[key]:,}" for key in counted))
     console.print(table)
     if len(speakers) > SPEAKERS_SHOWN:
         console.print(f"{len(speakers) - SPEAKERS_SHOWN} more speakers are in scores.json")
@@ -655,7 +702,7 @@ def _track_sync(args: argparse.Namespace) -> int:
 def _track_workspace(args: argparse.Namespace) -> int:
     from asrlora.runs import tracking
 
-    made = tracking.workspace(args.entity, args.project, args.group)
+    made = tracking.workspace(args.entity, args.project, args.group, args.metric or "wer")
     made.save()
     console.print(f"workspace: {made.url}")
     return 0
@@ -773,7 +820,8 @@ def _sweep_status(args: argparse.Namespace) -> int:
     for chapter in programme.chapters(loaded):
         table = Table("trial")
         table.add_column(chapter.phase.name, overflow="fold")
-        for header in ("state", "step", "domain\nWER, %", "heldout\nWER, %", "verdict"):
+        label = "/".join(sorted({one.metric.upper() for one in chapter.standings}))
+        for header in ("state", "step", f"domain\n{label}, %", f"heldout\n{label}, %", "verdict"):
             table.add_column(header)
         for one in chapter.standings:
             wers = [

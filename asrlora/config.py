@@ -27,7 +27,7 @@ ATTEMPT = {
 }  # fmt: skip
 # names that a further guardrail cannot take: other sets, and other keys of scores.json
 TAKEN = {"train", "replay", "domain", "domain_chosen_on", "domain_report", "heldout", "scores", "step",
-         "seconds", "fingerprint"}  # fmt: skip
+         "seconds", "metric", "fingerprint"}  # fmt: skip
 
 
 def _split(value: Any) -> Any:
@@ -87,8 +87,8 @@ class RunConfig(pydantic.BaseModel):
         " (half of a domain manifest of 400 or more), or none",
     )
     expect_baseline: float | None = Field(
-        None, ge=0, lt=5, description="known domain WER of the base, a fraction such as 0.1168: no step is"
-        " trained unless the base reproduces it",
+        None, ge=0, lt=5, description="known domain WER (or --metric) of the base, a fraction such as 0.1168:"
+        " no step is trained unless the base reproduces it",
     )  # fmt: skip
     baseline_tolerance: float = Field(
         0.001, ge=0, lt=1, description="how far the base may be from --expect-baseline, a fraction"
@@ -117,6 +117,11 @@ class RunConfig(pydantic.BaseModel):
     )
     label_punctuation: Literal["keep", "strip", "full-stop"] = Field(
         "keep", description="the same for punctuation; full-stop adds one where a text ends without a mark"
+    )
+    label_characters: Literal["keep", "plain"] = Field(
+        "keep",
+        description="characters of training texts; plain takes out those that cannot be seen and writes"
+        " look-alikes (curly quotes, full-width letters) in one form",
     )
     seed: int = Field(42, ge=0)
     on_damage: Literal["stop", "skip"] = Field(
@@ -158,7 +163,9 @@ class RunConfig(pydantic.BaseModel):
         " adapter; a fraction",
     )  # fmt: skip
     wer_stop_threshold: float | None = Field(
-        None, gt=0, description="stop once a WER passes this many times its baseline, such as 1.1"
+        None,
+        gt=0,
+        description="stop once a WER (or --metric) passes this many times its baseline, such as 1.1",
     )
     mixed_precision: Literal["no", "bf16"] = Field("no", description="bf16 autocast in training steps")
     torch_compile: bool = Field(False, description="compile the training step: for GPUs, slow to start")
@@ -168,8 +175,15 @@ class RunConfig(pydantic.BaseModel):
     gradient_checkpointing: bool = Field(False, description="recompute activations to save memory")
     text_normaliser: str | None = Field(
         None,
-        description="how texts are normalised before scoring: whisper-english, basic, none or a YAML file of"
-        " rules; default: whisper-english for --language en, else basic",
+        description="how texts are normalised before scoring: whisper-english, open-asr-leaderboard, basic,"
+        " basic-keep-marks, none or a YAML file of rules; default: whisper-english for --language en, else"
+        " basic, with marks kept for scripts such as Devanagari and Thai",
+    )
+    metric: Literal["wer", "cer", "mer"] | None = Field(
+        None,
+        description="error rate of selection, guardrails and verdict: words (wer), characters (cer), or both"
+        " mixed (mer: characters of scripts without spaces, words of others); default: cer for a --language"
+        " written without spaces between words, such as zh, ja or th, else wer",
     )
     domain_words: Path | None = Field(
         None, description="words whose recall is told, one a line; default: found, see --general-text"

@@ -112,7 +112,10 @@ def train(config: RunConfig, inputs: Inputs) -> int:
     base.model.to(runtime.device)
     for held in evaluation.values():
         families.check(base, {s.id: s.duration for s in held.samples})
-    texts = {s.id: restyle(s.text, config.label_case, config.label_punctuation) for s in samples}
+    texts = {
+        s.id: restyle(s.text, config.label_case, config.label_punctuation, config.label_characters)
+        for s in samples
+    }
     seconds = dict(zip(texts, training.samples.durations.tolist(), strict=True))
     labels, unlearnable = families.label(base, texts, seconds)
     found = found.plus(unlearnable).check()

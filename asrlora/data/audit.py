@@ -20,9 +20,10 @@ from asrlora.data.decoding import Fault
 from asrlora.data.findings import EXAMPLES, Audit, Finding, Item, spoken
 from asrlora.data.manifest import BadLine, filter_for_training
 from asrlora.data.style import Style, style
-from asrlora.score import choice, power
+from asrlora.score import characters, choice, metric, power
+from asrlora.score.metric import Metric
 from asrlora.score.verdict import Criteria
-from asrlora.score.wer import Counts
+from asrlora.score.wer import Tally
 
 FILTERS = (5.0, 8.0, 10.0, 15.0, 20.0, 30.0)  # seconds; what each would keep is told
 MANY_EPOCHS = 20  # past this many an adapter has heard each sentence too often to learn from it
@@ -36,6 +37,7 @@ OFFSET_MATTERS = 0.05  # of the level
 STILL = 0.5  # seconds of one and the same value; a microphone that is open never gives that
 DRIFT = 1.95  # Kolmogorov's distribution passes this once in 1,000
 DRIFT_MATTERS = 0.1  # relative difference between a prefix and the rest
+MANY_LETTERS = 0.2  # share of the letters that makes a script matter to the metric
 
 
 class Heard(Item, Protocol):
@@ -73,8 +75,7 @@ class Scored(Protocol):
 
     @property
     def hypothesis_raw(self) -> str: ...
-    @property
-    def counts(self) -> Counts: ...
+    def tally(self, metric: Metric) -> Tally: ...
 
 
 # --- quick: manifests and headers
@@ -92,13 +93,18 @@ def quick(train: Sequence[Item], evaluation: Mapping[str, Sequence[Item]], confi
         *leakage.same_place(sets),
         *_starvation(sets["train"], kept, config),
         *(finding for name, items in sets.items() for finding in _durations(name, items)),
+        *(finding for name, items in sets.items() for finding in _characters(name, items, config)),
     ]
     criteria = Criteria(config.min_domain_reduction, config.max_heldout_regression)
+    chosen = metric.choose(config.metric, config.language)
     for name, items in itertools.islice(sets.items(), 1, None):
         words = sum(len(item.text.split()) for item in items)
-        margin = power.assumed_margin(words)
+        length = sum(len(metric.units(item.text, chosen.name).split()) for item in items)
+        margin = power.assumed_margin(length)
         described[name] |= {"words": words, "margin": margin if math.isfinite(margin) else None}
-        findings += _effect(name, len(items), margin, f"assuming {power.ASSUMED_WER:.0%} WER", criteria)
+        assumed = f"assuming {power.ASSUMED_WER:.0%} {chosen.name.upper()}"
+        findings += _effect(name, len(items), margin, chosen.name, assumed, criteria)
+        findings += spaces(name, items, chosen)
         findings += _heterogeneity(name, "length", [item.duration for item in items])
         findings += _heterogeneity(name, "speaking rate", [_rate(item) for item in items])
     return Audit(described, findings)
@@ -191,6 +197,60 @@ def _durations(name: str, items: Sequence[Item]) -> Iterator[Finding]:
     )  # fmt: skip
 
 
+def _characters(name: str, items: Sequence[Item], config: RunConfig) -> Iterator[Finding]:
+    """Characters that cannot be seen, and look-alikes; in training labels unless a setting takes them out.
+
+    Scoring takes both out of references and hypotheses, so in an evaluation set they cost nothing.
+    """
+    is_train = name == "train"
+    if is_train and config.label_characters == "plain":
+        return
+    found: dict[str, Counter[str]] = {"cannot be seen": Counter(), "look like others": Counter()}
+    holding: dict[str, list[str]] = {what: [] for what in found}
+    for item in items:
+        for what, odd in zip(found, characters.replaced(item.text), strict=True):
+            found[what].update(odd)
+            holding[what] += [item.id] if odd else []
+    mend = (
+        "train without them by --label-characters plain" if is_train
+        else "scoring is blind to them, and `manifest restyle --label-characters plain` takes them out"
+    )  # fmt: skip
+    for what, counts in found.items():
+        if counts:
+            most = counts.most_common(EXAMPLES)
+            shown = ", ".join(f"{characters.name(c)} in {n:,}" for c, n in most)
+            more = f" and {len(counts) - len(most):,} others" if len(counts) > len(most) else ""
+            yield Finding(
+                "characters", False,
+                f"{spoken(name)}: characters that {what} in {len(holding[what]):,} of {len(items):,}"
+                f" utterances, such as {holding[what][0]!r}: {shown}{more}; {mend}",
+                {"what": what, "sets": [name], "utterances": len(holding[what]),
+                 "characters": {characters.name(c): n for c, n in counts.most_common()},
+                 "examples": holding[what][:EXAMPLES]},
+            )  # fmt: skip
+
+
+def spaces(name: str, items: Sequence[Item], chosen: metric.Chosen) -> Iterator[Finding]:
+    """Whether the metric counts what the script of these texts parts."""
+    spaceless, latin = metric.shares(item.text for item in items)
+    if chosen.name == "wer" and spaceless > MANY_LETTERS:
+        yield Finding(
+            "metric", False,
+            f"{spoken(name)}: {spaceless:.0%} of the letters are of a script that puts no spaces between"
+            f" words, so that a whole utterance may count as one word ({chosen}); score characters by"
+            " --metric cer, or by --metric mer where words of other scripts are mixed in",
+            {"what": "spaces", "sets": [name], "spaceless": spaceless, "latin": latin},
+        )  # fmt: skip
+    elif chosen.name == "cer" and spaceless and latin > MANY_LETTERS:
+        yield Finding(
+            "metric", False,
+            f"{spoken(name)}: {latin:.0%} of the letters are Latin and {spaceless:.0%} of a script that puts"
+            f" no spaces between words ({chosen}); --metric mer counts words of the one and characters of the"
+            " other",
+            {"what": "spaces", "sets": [name], "spaceless": spaceless, "latin": latin},
+        )  # fmt: skip
+
+
 def _odd(name: str, what: str, ids: set[str], count: int, how: str, mend: str) -> Iterator[Finding]:
     if ids:
         shown = sorted(ids)[:EXAMPLES]
@@ -203,7 +263,7 @@ def _odd(name: str, what: str, ids: set[str], count: int, how: str, mend: str) -
 
 
 def _effect(
-    name: str, utterances: int, margin: float, how: str, criteria: Criteria
+    name: str, utterances: int, margin: float, metric: Metric, how: str, criteria: Criteria
 ) -> Iterator[Finding]:  # fmt: skip
     of_domain = name in ("domain", choice.REPORT)
     needed = criteria.min_domain_reduction if of_domain else criteria.max_heldout_regression
@@ -211,7 +271,7 @@ def _effect(
         enough = power.enough(utterances, margin, needed)
         yield Finding(
             "detectable effect", False,
-            f"the {utterances:,} utterances of {spoken(name)} cannot tell a WER change below"
+            f"the {utterances:,} utterances of {spoken(name)} cannot tell a {metric.upper()} change below"
             f" {_points(margin)} points from none ({how}); the criterion is {_points(needed)} points"
             + (f", for which about {enough:,} would be enough" if enough else ""),
             {"sets": [name], "margin": margin if math.isfinite(margin) else None, "criterion": needed,
@@ -372,14 +432,15 @@ def tokens(refused: Mapping[str, str], of: int) -> list[Finding]:
         Finding(
             "tokens", True,
             f"{len(refused):,} of {of:,} training utterances cannot be learned, such as {first!r}, which"
-            f" {refused[first]}; mend them or take them out, or try --label-case and --label-punctuation",
+            f" {refused[first]}; fix them or take them out, or try --label-case, --label-punctuation and"
+            " --label-characters",
             {"utterances": len(refused), "examples": dict(sorted(refused.items())[:EXAMPLES])},
         )
     ]  # fmt: skip
 
 
 def baseline(
-    found: Audit, labels: Iterable[str], scored: Mapping[str, Sequence[Scored]],
+    found: Audit, labels: Iterable[str], scored: Mapping[str, Sequence[Scored]], metric: Metric,
     criteria: Criteria = Criteria(),
 ) -> Audit:  # fmt: skip
     """Adds what the baseline shows: measured effects in place of assumed ones, and the style.
@@ -390,9 +451,9 @@ def baseline(
     findings = [finding for finding in found.findings if finding.kind != "detectable effect"]
     sets = dict(found.sets)
     for name, hypotheses in scored.items():
-        margin = power.measured_margin([one.counts for one in hypotheses])
+        margin = power.measured_margin([one.tally(metric) for one in hypotheses])
         sets[name] = {**sets[name], "margin": margin if math.isfinite(margin) else None}
-        findings += _effect(name, len(hypotheses), margin, "measured on the baseline", criteria)
+        findings += _effect(name, len(hypotheses), margin, metric, "measured on the baseline", criteria)
     findings += label_style(style(labels), style(one.hypothesis_raw for one in scored["domain"]))
     return Audit(sets, findings)
 
@@ -424,7 +485,8 @@ def label_style(labels: Style, model: Style) -> list[Finding]:
         ("symbols", labels.symbols, model.symbols),
     ):
         if max(ours, theirs) > 0.05 and min(ours, theirs) < max(ours, theirs) / 10:
-            seen = f" ({(labels if ours > theirs else model).seen[:20]})" if what == "symbols" else ""
+            names = characters.names((labels if ours > theirs else model).seen)
+            seen = f" ({names})" if what == "symbols" else ""
             told.append((
                 what,
                 f"{ours:.1%} of the training texts and {theirs:.1%} of what the model writes has"

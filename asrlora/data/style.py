@@ -11,8 +11,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from asrlora.score.characters import for_labels
+
 Case = Literal["keep", "lower", "upper", "sentence"]
 Punctuation = Literal["keep", "strip", "full-stop"]
+Characters = Literal["keep", "plain"]
 
 MARKS = '.,?!;:…"“”„«»()¿¡—–。、？！'
 WITHIN_WORDS = "'’-‐"  # no punctuation: "don't", "half-past"
@@ -69,13 +72,17 @@ def _kind(character: str) -> str:
     return "symbols" if category[0] in "SPC" and character not in WITHIN_WORDS else "other"
 
 
-def restyle(text: str, case: Case = "keep", punctuation: Punctuation = "keep") -> str:
+def restyle(
+    text: str, case: Case = "keep", punctuation: Punctuation = "keep", characters: Characters = "keep"
+) -> str:
     """A transcript as the labels shall be written.
 
     `sentence` is lower case with a capital at the start of each sentence and for the English "I";
     names stay small. `strip` leaves marks inside numbers and words; `full-stop` ends the text with
-    one where no mark ends it.
+    one where no mark ends it; `plain` characters are those of `score.characters.for_labels`.
     """
+    if characters == "plain":
+        text = re.sub(" +", " ", for_labels(text)).strip(" ")
     if case == "lower":
         text = text.lower()
     elif case == "upper":

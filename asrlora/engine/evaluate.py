@@ -13,14 +13,16 @@ from asrlora.models.families import Base
 from asrlora.models.family import Written
 from asrlora.score import odd
 from asrlora.score.hypotheses import Hypothesis, score
+from asrlora.score.metric import Metric
 from asrlora.score.text import Normaliser
 
 
-def fingerprint(base: Base, normaliser: Normaliser) -> dict[str, Any]:
+def fingerprint(base: Base, normaliser: Normaliser, metric: Metric) -> dict[str, Any]:
     """What decides hypotheses and scores, but for adapter and manifest."""
     return {
         "audio": audio.FINGERPRINT,
         "text": normaliser.fingerprint,
+        "metric": metric,
         "decode": decode.fingerprint(base),
         "base": base.sha256,
     }

@@ -20,6 +20,7 @@ from asrlora.files import folder_whole
 from asrlora.models import adapters, decode, families
 from asrlora.models.hub import adapter_settings, base_of, lasting_name
 from asrlora.runs.scores import write_scores
+from asrlora.score import metric as metrics
 from asrlora.score import text
 
 
@@ -65,6 +66,7 @@ def evaluate_manifest(
     batch_seconds: float,
     language: str = "en",
     text_normaliser: str | None = None,
+    metric: metrics.Metric = "wer",
     domain_words: frozenset[str] = frozenset(),
     num_beams: int = 1,
 ) -> dict[str, Any] | None:
@@ -87,7 +89,7 @@ def evaluate_manifest(
     if not runtime.is_main:
         return None
     return write_scores(
-        output, found.hypotheses, domain_words,
+        output, found.hypotheses, domain_words, metric,
         **found.odd,
         left_out=data.rejected,
         audio_seconds=round(data.seconds, 2),
@@ -95,7 +97,7 @@ def evaluate_manifest(
         rtfx=round(data.seconds / seconds, 1),
         threads=runtime.threads.as_json(),
         fingerprint={
-            **fingerprint(base, normaliser),
+            **fingerprint(base, normaliser, metric),
             "adapter": adapters.digest(adapter) if adapter else None,
             "manifest": data.content,
         },
@@ -110,7 +112,10 @@ def audit_model(config: RunConfig, found: Audit, data: Mapping[str, shards.Shard
     normaliser = text.normaliser(config.text_normaliser, config.language)
     model, base = open_model(config.model_id, None)
     training, _ = shards.for_training(data["train"], config.min_seconds, config.max_seconds)
-    texts = {s.id: restyle(s.text, config.label_case, config.label_punctuation) for s in training.samples}
+    texts = {
+        s.id: restyle(s.text, config.label_case, config.label_punctuation, config.label_characters)
+        for s in training.samples
+    }
     seconds = dict(zip(texts, training.durations.tolist(), strict=True))
     _, unlearnable = families.label(base, texts, seconds)
     runtime = runtimes.start()

@@ -7,7 +7,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from asrlora.errors import UserError
 from asrlora.models import adapters
 from asrlora.models.families import Base
 from asrlora.runs import diagnosis, examples, pruning, record, report, status, tracking
-from asrlora.score import choice, odd, resample, text, verdict, words
+from asrlora.score import choice, metric, odd, resample, text, verdict, words
 from asrlora.score.hypotheses import Hypothesis, summary
 
 HEARD = 8  # utterances of each set whose audio goes to W&B, the most changed ones
@@ -42,6 +41,8 @@ class Run:
         self.config, self.runtime, self.base, self.data = config, runtime, base, data
         self.criteria = verdict.Criteria(config.min_domain_reduction, config.max_heldout_regression)
         self.normaliser = text.normaliser(config.text_normaliser, config.language)
+        chosen = metric.choose(config.metric, config.language)
+        self.metric, self.why_metric = chosen.name, str(chosen)
         self.domain_words: frozenset[str] = frozenset()  # only on rank 0
         self.record: record.RunRecord | None = None
         self.tracker = tracking.Tracker()
@@ -76,13 +77,14 @@ class Run:
         """`found` is the audit so far, and `texts` what the labels say; the baseline adds to the audit."""
         self.found, self.texts = found, texts
         self.fingerprint = {
-            **fingerprint(self.base, self.normaliser),
+            **fingerprint(self.base, self.normaliser, self.metric),
             **{f"{name} manifest": data.content for name, data in self.data.items()},
         }
         described = manifest.describe(len(training.samples), left_out)
         self.tell(f"training set: {described}, {training.seconds / 3600:.2f} h")
         for finding in found.findings:
             self.tell(f"audit: {finding.kind}: {finding.message}")
+        self.tell(self.why_metric)
         self.tell(self._held_out())
         for name, data in self.data.items():
             if data.rejected:
@@ -127,6 +129,7 @@ class Run:
             launch=self.runtime.kind,
             threads=self.runtime.threads.as_json(),
             best_step=0,
+            metric=self.metric,
             held_out=self._held_out(),
             **same,
             audit=self.found.as_json(),
@@ -160,7 +163,7 @@ class Run:
         spoken = {name: [sample.text for sample in data.samples] for name, data in self.data.items()}
         chosen = words.choose(
             self.config.domain_words, self.config.general_text,
-            spoken["domain"], spoken.get("heldout"), self.normaliser,
+            spoken["domain"], spoken.get("heldout") if self.metric == "wer" else None, self.normaliser,
         )  # fmt: skip
         record.write_whole(path, "".join(f"{word}\n" for word in sorted(chosen)))
         return chosen
@@ -234,8 +237,9 @@ class Run:
         scores = known or self._score(step, model)
         if scores is None:
             return False
-        wers = {name: scores[name]["wer"] for name in self.data}
-        chosen_on = scores.get(choice.CHOSEN_ON, scores["domain"])["wer"]
+        label = self.metric.upper()
+        wers = {name: scores[name][self.metric] for name in self.data}
+        chosen_on = scores.get(choice.CHOSEN_ON, scores["domain"])[self.metric]
         if step == 0:
             self.baseline, self.best_wer = wers, chosen_on
         guardrails = {name: wers[name] for name in self.config.guardrails}
@@ -248,12 +252,12 @@ class Run:
         for name, value in {"domain": wers["domain"], **guardrails}.items():
             if limit is not None and value > limit * self.baseline[name]:
                 self.stopped = (
-                    f"stopped at step {step}: {name} WER {value:.2%} passed {limit:g} times its"
+                    f"stopped at step {step}: {name} {label} {value:.2%} passed {limit:g} times its"
                     f" baseline of {self.baseline[name]:.2%}"
                 )
         compared = status.against_baseline(wers, self.baseline, self.config.max_heldout_regression)
         self.tell(
-            f"step {step}: WER {compared}"
+            f"step {step}: {label} {compared}"
             + f" ({scores['rtfx']:,.0f} audio-s/s)"
             + (", best so far" if best else "")
         )
@@ -270,7 +274,7 @@ class Run:
             self.tracker.log(max(step, self.tracker.logged + 1), self._told(scores))
         if self.progress is not None:
             self.progress.tell(
-                stage="training", wers=wers, baseline=self.baseline,
+                stage="training", wers=wers, baseline=self.baseline, metric=self.metric,
                 max_heldout_regression=self.config.max_heldout_regression,
             )  # fmt: skip
         self._spent("evaluations" if step else "baseline")
@@ -284,21 +288,22 @@ class Run:
         if expected is None or round(abs(wer - expected), 9) <= tolerance:
             return None
         return UserError(
-            f"--expect-baseline {expected:g}: the base has a domain WER of {wer:.2%} and not of"
-            f" {expected:.2%}, to within {100 * tolerance:.2f} points, so nothing is trained; look for"
+            f"--expect-baseline {expected:g}: the base has a domain {self.metric.upper()} of {wer:.2%} and"
+            f" not of {expected:.2%}, to within {100 * tolerance:.2f} points, so nothing is trained; look for"
             f" another --model-id, manifest, normaliser or --language, or expect {wer:.4f}"
         )
 
     def _told(self, scores: dict[str, Any]) -> dict[str, float]:
-        """What W&B gets of an evaluation: WERs and changes with intervals, and the guardrail."""
+        """What W&B gets of an evaluation: rates and changes with intervals, and the guardrail."""
         told = {}
         for name in self.data:
-            told[f"wer/{name}"] = scores[name]["wer"]
+            told[f"{self.metric}/{name}"] = scores[name][self.metric]
             for key in ("interval", "change_interval"):
                 for end, value in zip(("low", "high"), scores[name].get(key, ()), strict=False):
-                    told[f"wer/{name}_{key}_{end}"] = value
+                    told[f"{self.metric}/{name}_{key}_{end}"] = value
         if "heldout" in self.baseline:
-            told["wer/guardrail"] = self.baseline["heldout"] + self.config.max_heldout_regression
+            limit = self.baseline["heldout"] + self.config.max_heldout_regression
+            told[f"{self.metric}/guardrail"] = limit
         return told
 
     def _score(self, step: int, model: Any) -> dict[str, Any] | None:
@@ -325,7 +330,8 @@ class Run:
                 results[name], strange[name] = found.hypotheses, found.odd
         seconds = time.monotonic() - start
         scores: dict[str, Any] = {
-            "step": step, "fingerprint": self.fingerprint, "seconds": round(seconds, 2),
+            "step": step, "metric": self.metric, "fingerprint": self.fingerprint,
+            "seconds": round(seconds, 2),
             "rtfx": round(total / seconds, 1),
         }  # fmt: skip
         for name, hypotheses in results.items():
@@ -337,7 +343,7 @@ class Run:
         if self.record is not None:
             for name, hypotheses in results.items():
                 scores[name] |= self._intervals(step, name, hypotheses)
-            lines = {name: [asdict(h) for h in found] for name, found in results.items()}
+            lines = {name: [h.line() for h in found] for name, found in results.items()}
             self.record.write_evaluation(step, lines, scores)
             if step == 0:
                 self._audit_baseline(self.record, results)
@@ -345,18 +351,20 @@ class Run:
         return self.runtime.from_main(scores)
 
     def _intervals(self, step: int, name: str, hypotheses: Sequence[Hypothesis]) -> dict[str, Any]:
-        """Only rank 0: 95 % intervals of the WER and, after step 0, of its change since then."""
-        now = {h.id: h.counts for h in hypotheses}
+        """Only rank 0: 95 % intervals of the metric and, after step 0, of its change since then."""
+        now = {h.id: h.tally(self.metric) for h in hypotheses}
         if step == 0:
             (drawn,) = resample.resample([now])
             return {"interval": resample.interval(drawn)}
-        before = record.read_counts(record.step_folder(self.config.output_dir, 0) / f"{name}.jsonl")
+        before = record.read_counts(
+            record.step_folder(self.config.output_dir, 0) / f"{name}.jsonl", self.metric
+        )
         old, new = resample.resample([before, now])
         return {"interval": resample.interval(new), "change_interval": resample.interval(new - old)}
 
     def _audit_baseline(self, kept: record.RunRecord, results: dict[str, list[Hypothesis]]) -> None:
         """Only rank 0: what the base writes, and how its errors vary, complete the audit."""
-        found = baseline(self.found, self.texts, results, self.criteria)
+        found = baseline(self.found, self.texts, results, self.metric, self.criteria)
         for finding in found.findings:
             if finding not in self.found.findings:
                 self.tell(f"audit: {finding.kind}: {finding.message}")
@@ -464,12 +472,12 @@ class Run:
             record.read_lines(record.step_folder(self.config.output_dir, step) / f"{name}.jsonl")
             for step in (0, best)
         )
-        pairs, data = tracking.by_change(old, new), self.data[name]
+        pairs, data = tracking.by_change(old, new, self.metric), self.data[name]
         numbers = {sample.id: number for number, sample in enumerate(data.samples)}
         heard = [line["id"] for _, line in pairs[:HEARD]]
         waves = {i: (data.read(numbers[i]), audio.SAMPLE_RATE) for i in heard}
         last = self.progress.values.get("step", 0) if self.progress else 0
-        tracking.log_hypotheses(self.tracker, last, name, pairs, waves)
+        tracking.log_hypotheses(self.tracker, last, name, pairs, waves, self.metric)
 
     def _end_tracking(
         self, judged: dict[str, Any] | None = None, adapter: Path | None = None, failed: bool = False

@@ -86,7 +86,7 @@ const scored = (run) => run.scores.domain;
 // best first is the order that the page comes in
 const best = () => group.runs.find((run) => scored(run) && group.paired.includes(run.name));
 
-/** B's WER minus A's on one set: {change, interval}, or null where there are no hypotheses. */
+/** B's rate minus A's on one set: {change, interval}, or null where there are no hypotheses. */
 function pair(set, a, b) {
   let [i, j] = [group.paired.indexOf(a), group.paired.indexOf(b)];
   if (i < 0 || j < 0 || !group.pairs[set]) return null;
@@ -110,8 +110,8 @@ function columns() {
   ];
   for (const set of group.sets) {
     const key = SETS.includes(set) ? set : `guardrail-${set}`; // else a guardrail could be called like a setting
-    found.push({ key, label: `${set} WER, %`, number: true, value: score(set, "wer"),
-      text: (r) => (r.scores[set] ? `${percent(r.scores[set].baseline)} → ${percent(r.scores[set].wer)}` : "–"),
+    found.push({ key, label: `${set} ${group.metric}, %`, number: true, value: score(set, "rate"),
+      text: (r) => (r.scores[set] ? `${percent(r.scores[set].baseline)} → ${percent(r.scores[set].rate)}` : "–"),
       interval: (r) => between(r.scores[set]?.interval, percent) });
     found.push({ key: key + "-change", label: "change, points", number: true, value: score(set, "change"),
       text: (r) => signed(r.scores[set]?.change), interval: (r) => between(r.scores[set]?.change_interval, signed) });
@@ -228,8 +228,8 @@ function saveCsv(name, lines) {
 
 function tableCsv() {
   const names = Object.keys(group.runs[0].settings);
-  const parts = ["baseline", "wer", "change"], ends = ["interval", "change_interval"];
-  const head = ["run", "state", ...group.sets.flatMap((s) => [...parts, ...ends.flatMap((e) => [`${e}_low`, `${e}_high`])].map((p) => `${s}_${p}`)),
+  const parts = ["baseline", "rate", "change"], ends = ["interval", "change_interval"];
+  const head = ["run", "state", ...group.sets.flatMap((s) => [...parts, ...ends.flatMap((e) => [`${e}_low`, `${e}_high`])].map((p) => `${s}_${p === "rate" ? group.metric.toLowerCase() : p}`)),
     "best_step", "steps_done", "seconds", ...names, "why", "command"];
   const line = (r) => [r.name, r.state, ...group.sets.flatMap((s) => [...parts.map((p) => r.scores[s]?.[p]),
     ...ends.flatMap((e) => r.scores[s]?.[e] ?? [null, null])]), r.best_step, r.done, r.seconds,
@@ -311,7 +311,7 @@ function draw(id, traces, page, says, csv) {
 const hover = (run) => {
   const safe = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;"); // Plotly reads a little HTML
   return `<b>${safe(run.name)}</b> ${run.state}` + group.sets.map((s) => (run.scores[s]
-    ? `<br>${s} ${percent(run.scores[s].baseline)} → ${percent(run.scores[s].wer)} %` : "")).join("")
+    ? `<br>${s} ${percent(run.scores[s].baseline)} → ${percent(run.scores[s].rate)} %` : "")).join("")
     + group.columns.slice(0, 6).map((c) => `<br>${safe(c)} ${safe(shown(run.settings[c]))}`).join("");
 };
 
@@ -351,9 +351,9 @@ function drawTrade(found) {
     fillcolor: "rgba(46,160,105,.16)", line: { color: "rgba(46,160,105,.6)", width: 1, dash: "dot" } };
   const inside = points.filter((r) => r.scores.domain.change <= -need && r.scores.heldout.change <= limit).length;
   const note = { text: "accepted region", xref: "paper", yref: "paper", x: 0.01, y: 0.01, showarrow: false, xanchor: "left", yanchor: "bottom", font: { size: 11 } };
-  draw("trade", traces, layout("domain WER change, points (left is better)", "heldout WER change, points (down is better)", {
+  draw("trade", traces, layout(`domain ${group.metric} change, points (left is better)`, `heldout ${group.metric} change, points (down is better)`, {
     xaxis: { range: x }, yaxis: { range: y }, shapes: [region], annotations: [note] }),
-  `${inside} of ${points.length} runs lie in the accepted region: domain WER down by at least ${percent(need)} points, heldout WER up by at most `
+  `${inside} of ${points.length} runs lie in the accepted region: domain ${group.metric} down by at least ${percent(need)} points, heldout ${group.metric} up by at most `
   + `${percent(limit)}. A run is accepted where the whole of its cross lies inside${few ? "" : "; choose a run to see its cross"}.`,
   [["run", "state", "domain_change", "heldout_change"], ...points.map((r) => [r.name, r.state, r.scores.domain.change, r.scores.heldout.change])]);
 }
@@ -390,8 +390,8 @@ function drawCurve(id, found) {
     + `to ${set ? percent(last.at(-1)[0]) + " %" : last.at(-1)[0].toFixed(3)} (${last.at(-1)[1]}).`
     + (limit == null ? "" : ` Dashed: the guardrail, ${limit.toFixed(2)} %.`);
   draw(id, curves(found, read, set ? 100 : 1, set ? "lines+markers" : "lines"),
-    layout("step", set ? "WER, %" : "nats per token", { shapes, yaxis: { rangemode: "tozero" } }), says,
-    [["run", "step", id === "loss" ? "loss" : `${id}_wer`], ...runs.flatMap((r) => read(r)[0].map((s, i) => [r.name, s, read(r)[1][i]]))]);
+    layout("step", set ? `${group.metric}, %` : "nats per token", { shapes, yaxis: { rangemode: "tozero" } }), says,
+    [["run", "step", id === "loss" ? "loss" : `${id}_${group.metric.toLowerCase()}`], ...runs.flatMap((r) => read(r)[0].map((s, i) => [r.name, s, read(r)[1][i]]))]);
 }
 
 function drawSweep(set, found) {
@@ -402,22 +402,22 @@ function drawSweep(set, found) {
   const positive = ordered && points.every((r) => value(r) > 0), all = points.map(value);
   const log = positive && Math.max(...all) / Math.min(...all) >= 8;
   const here = points.filter((r) => r.scores[set]);
-  const wer = (r) => r.scores[set].wer;
-  const traces = marks(found, here, value, (r) => 100 * wer(r), (runs) => (
-    { error_y: bars(runs, here, wer, (r) => r.scores[set].interval) }));
+  const rate = (r) => r.scores[set].rate;
+  const traces = marks(found, here, value, (r) => 100 * rate(r), (runs) => (
+    { error_y: bars(runs, here, rate, (r) => r.scores[set].interval) }));
   const values = [...new Set(here.map(value))].sort((p, q) => (ordered ? p - q : 0));
   const mean = (v) => {
     const mine = here.filter((r) => value(r) === v);
-    return mine.reduce((sum, r) => sum + wer(r), 0) / mine.length;
+    return mine.reduce((sum, r) => sum + rate(r), 0) / mine.length;
   };
   if (ordered && values.length > 1) { // says where the middle goes while other settings vary
     traces.unshift({ type: "scatter", mode: "lines", x: values, y: values.map((v) => 100 * mean(v)), hoverinfo: "skip", line: { color: "#888", width: 1, dash: "dot" } });
   }
   const low = values.map((v) => [mean(v), v]).sort((p, q) => p[0] - q[0])[0];
   const axis = ordered ? { type: log ? "log" : "linear", ...(log && values.length <= 9 ? { tickvals: values, ticktext: values.map(shown) } : {}) } : { type: "category" };
-  draw(`sweep-${set}`, traces, layout(view.x, "WER, %", { xaxis: axis }),
-    low ? `Lowest mean WER, ${percent(low[0])} %, at ${view.x} ${shown(low[1])}; dotted: means of the runs with one value, whose other settings may differ.` : "",
-    [["run", view.x, `${set}_wer`], ...here.map((r) => [r.name, value(r), r.scores[set].wer])]);
+  draw(`sweep-${set}`, traces, layout(view.x, `${group.metric}, %`, { xaxis: axis }),
+    low ? `Lowest mean ${group.metric}, ${percent(low[0])} %, at ${view.x} ${shown(low[1])}; dotted: means of the runs with one value, whose other settings may differ.` : "",
+    [["run", view.x, `${set}_${group.metric.toLowerCase()}`], ...here.map((r) => [r.name, value(r), r.scores[set].rate])]);
 }
 
 // ---- two runs
@@ -432,13 +432,13 @@ function showPair() {
     return;
   }
   const found = Object.fromEntries(SETS.filter((s) => group.pairs[s]).map((s) => [s, pair(s, a, b)]));
-  const wer = (name, set) => (name === names[0] ? group.runs.find((r) => names.includes(r.name)).scores[set].baseline : byName(name).scores[set].wer);
+  const rate = (name, set) => (name === names[0] ? group.runs.find((r) => names.includes(r.name)).scores[set].baseline : byName(name).scores[set].rate);
   const says = (set, f) => (a === b ? "the same run" : settled(f) ? `B has ${f.change < 0 ? "fewer" : "more"} errors` : "not settled");
   $("pair").replaceChildren(make("table", {},
-    make("caption", { class: "hidden" }, `WER of ${b} minus WER of ${a}`),
+    make("caption", { class: "hidden" }, `${group.metric} of ${b} minus ${group.metric} of ${a}`),
     make("thead", {}, make("tr", {}, ...["set", "A, %", "B, %", "B − A, points"].map((t) => make("th", { scope: "col" }, t)))),
     make("tbody", {}, ...Object.entries(found).map(([set, f]) => make("tr", {}, make("th", { scope: "row" }, set),
-      make("td", {}, percent(wer(a, set))), make("td", {}, percent(wer(b, set))),
+      make("td", {}, percent(rate(a, set))), make("td", {}, percent(rate(b, set))),
       make("td", {}, signed(f.change), make("span", { class: "interval" }, between(f.interval, signed)), make("br"), make("span", { class: "says" }, says(set, f))))))),
     make("p", { class: "dim" }, "95 % intervals of the paired difference over the same utterances. Of twenty pairs without a difference one "
       + "looks settled by chance; the more pairs you try, the more of these you meet."));
@@ -488,8 +488,8 @@ function lead() {
   const count = (state) => group.runs.filter((r) => r.state === state).length;
   const told = STATES.map((s) => [s, count(s)]).filter(([, n]) => n).map(([s, n]) => `${n} ${s}`).join(", ");
   const first = group.runs.find(scored);
-  const of = (set) => `${set} WER ${percent(first.scores[set].baseline)} → ${percent(first.scores[set].wer)} %`;
-  const better = { accept: "Best accepted", inconclusive: "None is accepted; lowest domain WER among the inconclusive" }[first?.state] ?? "None is accepted; first in line";
+  const of = (set) => `${set} ${group.metric} ${percent(first.scores[set].baseline)} → ${percent(first.scores[set].rate)} %`;
+  const better = { accept: "Best accepted", inconclusive: `None is accepted; lowest domain ${group.metric} among the inconclusive` }[first?.state] ?? "None is accepted; first in line";
   const like = group.runs.filter((r) => first && r !== first && r.state === first.state).map((r) => pair("domain", first.name, r.name));
   const open = like.filter((found) => found && !settled(found)).length;
   return `${group.runs.length} run${group.runs.length === 1 ? "" : "s"}: ${told}.`

@@ -24,8 +24,9 @@ from asrlora.errors import UserError
 from asrlora.runs import ledger, programme, sweep
 from asrlora.runs.record import read_counts, read_json, read_log, read_scores, step_folder, write_whole
 from asrlora.score import choice, verdict
+from asrlora.score.metric import Metric
 from asrlora.score.resample import Interval, interval, resample
-from asrlora.score.wer import total
+from asrlora.score.wer import Tally
 
 SETS = ("domain", "heldout")
 STATES = ("accept", "inconclusive", "reject", "complete", "running", "preempted", "failed")  # best first
@@ -36,10 +37,10 @@ BASE = "the base"
 
 @dataclass(frozen=True)
 class Score:
-    """One evaluation set of one run, at the best step so far. Fractions; intervals 95 %."""
+    """One evaluation set of one run, at the best step so far. Fractions of its metric; intervals 95 %."""
 
     baseline: float
-    wer: float
+    rate: float
     change: float  # below 0 is better
     interval: Interval | None = None
     change_interval: Interval | None = None
@@ -58,11 +59,15 @@ class Run:
     scores: dict[str, Score]
     best_step: int
     losses: list[tuple[float, float]]  # step, nats per token
-    evaluations: dict[int, dict[str, float]]  # WERs by step and set
+    evaluations: dict[int, dict[str, float]]  # of the metric, by step and set
+
+    @property
+    def metric(self) -> Metric:
+        return verdict.metric_of(self.identity)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        return flat(self.identity.get("fingerprint", {}))
+        return {**flat(self.identity.get("fingerprint", {})), "metric": self.metric}
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -80,7 +85,7 @@ class Run:
     @property
     def rank(self) -> tuple[int, float]:
         domain = self.scores.get("domain")
-        return STATES.index(self.state), domain.wer if domain else math.inf
+        return STATES.index(self.state), domain.rate if domain else math.inf
 
 
 @dataclass(frozen=True)
@@ -89,10 +94,11 @@ class Group:
 
     runs: list[Run]
     fingerprint: dict[str, Any]
+    metric: Metric
     sets: list[str]  # SETS, and the guardrails beside heldout
     columns: list[str]  # settings that differ
     paired: list[str]  # names, BASE the first; empty without hypotheses
-    # by set: for each pair of `paired`, in the order of itertools.combinations, the later one's WER minus
+    # by set: for each pair of `paired`, in the order of itertools.combinations, the later one's rate minus
     # the earlier one's, and its 95 % interval
     pairs: dict[str, list[tuple[float, float, float]]]
 
@@ -134,9 +140,10 @@ def read_run(folder: Path) -> Run:
     judged = read_json(folder / "verdict.json") if (folder / "verdict.json").exists() else None
     metrics = read_log(folder / "metrics.jsonl")
     best = (judged or identity).get("best_step") or 0
-    evaluations = _evaluations(folder)
+    metric = verdict.metric_of(identity)
+    evaluations = _evaluations(folder, metric)
     if judged is not None:
-        scores = {name: _judged_score(one, name) for name, one in verdict.sections(judged).items()}
+        scores = {name: _judged_score(one, name, metric) for name, one in verdict.sections(judged).items()}
     else:
         before, after = evaluations.get(0, {}), evaluations.get(best, {})
         both = [name for name in before if name in after]
@@ -144,7 +151,7 @@ def read_run(folder: Path) -> Run:
     if judged is not None and not evaluations:  # only the records were kept
         evaluations = {
             0: {name: score.baseline for name, score in scores.items()},
-            best: {name: score.wer for name, score in scores.items()},
+            best: {name: score.rate for name, score in scores.items()},
         }
     state = identity["state"]
     return Run(
@@ -170,24 +177,24 @@ def _why(identity: Mapping[str, Any], judged: Mapping[str, Any] | None) -> str:
     return "; ".join([*diagnosed, *([reason] if reason else [])])
 
 
-def _judged_score(section: Mapping[str, Any], name: str) -> Score:
+def _judged_score(section: Mapping[str, Any], name: str, metric: Metric) -> Score:
     sign = -1 if name == "domain" else 1  # verdict.json tells the domain's reduction
     change = section["reduction" if name == "domain" else "regression"]
     low, high = sorted(sign * end for end in section["interval"])
     tuned = section.get("tuned_interval")
     return Score(
-        section["baseline_wer"], section["tuned_wer"], sign * change,
+        verdict.rate(section, "baseline", metric), verdict.rate(section, "tuned", metric), sign * change,
         (tuned[0], tuned[1]) if tuned else None, (low, high),
     )  # fmt: skip
 
 
-def _evaluations(folder: Path) -> dict[int, dict[str, float]]:
-    """The WER of each set, by step."""
+def _evaluations(folder: Path, metric: Metric) -> dict[int, dict[str, float]]:
+    """The metric of each set, by step."""
     return {
         step: {
-            name: one["wer"]
+            name: one[metric]
             for name, one in scores.items()
-            if isinstance(one, dict) and "wer" in one and name != choice.REPORT
+            if isinstance(one, dict) and metric in one and name != choice.REPORT
         }
         for step, scores in read_scores(folder).items()
     }
@@ -218,6 +225,7 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
 
 def _group(runs: Sequence[Run]) -> Group:
     ranked = sorted(runs, key=lambda run: (run.rank, run.name))
+    metric = ranked[0].metric
     found = list(dict.fromkeys(name for run in ranked for name in run.scores))
     sets = [name for name in SETS if name in found]
     # docs/runs and its like keep no hypotheses, and a run that failed early has none
@@ -227,13 +235,14 @@ def _group(runs: Sequence[Run]) -> Group:
     for name in sets if kept else ():
         unjudged = [run for run in kept if run.scores[name].change_interval is None]
         systems = [
-            read_counts(step_folder(kept[0].folder, 0) / f"{name}.jsonl"),
-            *(read_counts(step_folder(run.folder, run.best_step) / f"{name}.jsonl") for run in kept),
-            *(read_counts(step_folder(run.folder, 0) / f"{name}.jsonl") for run in unjudged),
+            read_counts(step_folder(kept[0].folder, 0) / f"{name}.jsonl", metric),
+            *(read_counts(step_folder(run.folder, run.best_step) / f"{name}.jsonl", metric) for run in kept),
+            *(read_counts(step_folder(run.folder, 0) / f"{name}.jsonl", metric) for run in unjudged),
         ]
         drawn = resample(systems)
         count = 1 + len(kept)
-        pairs[name] = _pairs([total(counts.values()).wer for counts in systems[:count]], drawn[:count])
+        rates = [sum(counts.values(), Tally()).rate for counts in systems[:count]]
+        pairs[name] = _pairs(rates, drawn[:count])
         for run, old in zip(unjudged, drawn[count:], strict=True):
             new = drawn[1 + kept.index(run)]
             intervals[run.name][name] = replace(
@@ -242,6 +251,7 @@ def _group(runs: Sequence[Run]) -> Group:
     return Group(
         [replace(run, scores=intervals[run.name]) for run in ranked],
         ranked[0].fingerprint,
+        metric,
         [*SETS, *(name for name in found if name not in SETS)],
         differing([run.settings for run in ranked]),
         [BASE, *(run.name for run in kept)] if kept else [],
@@ -254,13 +264,13 @@ def _hypotheses(run: Run, name: str) -> bool:
     return name in run.scores and all((step_folder(run.folder, s) / f"{name}.jsonl").exists() for s in steps)
 
 
-def _pairs(wers: Sequence[float], drawn: np.ndarray) -> list[tuple[float, float, float]]:
+def _pairs(rates: Sequence[float], drawn: np.ndarray) -> list[tuple[float, float, float]]:
     found = []
-    for i in range(len(wers)):
+    for i in range(len(rates)):
         low, high = np.quantile(drawn[i + 1 :] - drawn[i], [0.025, 0.975], axis=1)
         found += [
-            (wers[j] - wers[i], float(low[j - i - 1]), float(high[j - i - 1]))
-            for j in range(i + 1, len(wers))
+            (rates[j] - rates[i], float(low[j - i - 1]), float(high[j - i - 1]))
+            for j in range(i + 1, len(rates))
         ]
     return found
 
@@ -281,7 +291,7 @@ def _table(group: Group, title: str | None) -> Table:
     table = Table("run", title=title, title_justify="left")
     table.add_column("state", no_wrap=True)
     for name in group.sets:
-        table.add_column(f"{name} WER, %\nchange, points", no_wrap=True)
+        table.add_column(f"{name} {group.metric.upper()}, %\nchange, points", no_wrap=True)
     table.add_column("what differs, and why it failed", min_width=24)
     shown = [name for name in group.columns if name not in ("git_commit", "training_content")]
     for run in group.runs:
@@ -296,7 +306,7 @@ def _cell(score: Score) -> str:
     """ "26.49 → 8.27" and, below, "-18.22 -20.06 to -16.37" """
     ends = score.change_interval
     between = f" {100 * ends[0]:+.2f} to {100 * ends[1]:+.2f}" if ends else ""
-    return f"{100 * score.baseline:.2f} → {100 * score.wer:.2f}\n{100 * score.change:+.2f}{between}"
+    return f"{100 * score.baseline:.2f} → {100 * score.rate:.2f}\n{100 * score.change:+.2f}{between}"
 
 
 def _shown(value: Any) -> str:
@@ -332,6 +342,7 @@ def _group_data(group: Group, first: Group, page: Path) -> dict[str, Any]:
     odd = differing([first.fingerprint, group.fingerprint])
     return {
         "runs": [_run_data(run, page) for run in group.runs],
+        "metric": group.metric.upper(),
         "sets": group.sets,
         "columns": group.columns,
         "criteria": asdict(group.runs[0].criteria),

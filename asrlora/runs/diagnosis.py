@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from asrlora.runs import record
+from asrlora.score.metric import Metric
+from asrlora.score.verdict import metric_of
 
 MANY_EPOCHS = 20.0  # as in the audit: past this many, an adapter has heard each sentence too often
 LOSS_ROSE = 1.5  # times its lowest smoothed value
@@ -20,13 +22,14 @@ WORSE_SINCE = 0.25  # share of the best reduction that was lost again
 
 @dataclass(frozen=True)
 class Curves:
-    """What a run has logged; WERs are fractions by optimizer step, step 0 the baseline."""
+    """What a run has logged; error rates are fractions by optimizer step, step 0 the baseline."""
 
     losses: Mapping[int, float]  # nats per token
     domain: Mapping[int, float]
     heldout: Mapping[int, float]
     epochs: float = 0.0  # over the training data, in all
     reason: str = ""  # why the run failed, if it did
+    metric: Metric = "wer"
 
 
 @dataclass(frozen=True)
@@ -103,9 +106,9 @@ def _harmed(curves: Curves) -> Diagnosis | None:
         return None
     return Diagnosis(
         "harmed",
-        f"domain WER was up at every evaluation (by {_points(harm[last])} at step {last}) while the loss went"
-        f" from {curve[min(curve)]:.3f} to {curve[max(curve)]:.3f} nats per token; see whether the training"
-        " texts belong to their audio and to this domain, or try a lower rate",
+        f"domain {curves.metric.upper()} was up at every evaluation (by {_points(harm[last])} at step {last})"
+        f" while the loss went from {curve[min(curve)]:.3f} to {curve[max(curve)]:.3f} nats per token; see"
+        " whether the training texts belong to their audio and to this domain, or try a lower rate",
     )
 
 
@@ -131,7 +134,9 @@ def _overfitted(curves: Curves) -> Diagnosis | None:
     if best in (0, last) or lost <= WORSE_SINCE * gain:
         return None
     return Diagnosis(
-        "overfitted", f"best at step {best}, domain WER {_points(lost)} worse since; stop there, or add data"
+        "overfitted",
+        f"best at step {best}, domain {curves.metric.upper()} {_points(lost)} worse since; stop there, or add"
+        " data",
     )
 
 
@@ -183,12 +188,13 @@ def read_curves(run: Path) -> Curves:
     identity = record.read_json(run / "run.json")
     planned = identity.get("audit", {}).get("sets", {}).get("train", {}).get("epochs") or 0.0
     share = metrics[-1]["step"] / identity["config"]["max_steps"] if metrics else 0.0
+    metric = metric_of(identity)
     domain, heldout = (
-        {step: float(one[name]["wer"]) for step, one in scores.items() if name in one}
+        {step: float(one[name][metric]) for step, one in scores.items() if name in one}
         for name in ("domain", "heldout")
     )
     losses = {line["step"]: line["loss"] for line in metrics}
-    return Curves(losses, domain, heldout, planned * share, identity["reason"] or "")
+    return Curves(losses, domain, heldout, planned * share, identity["reason"] or "", metric)
 
 
 def of_run(run: Path) -> list[dict[str, str]]:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import jiwer
 
 from asrlora.runs.record import read_lines, step_folder
+from asrlora.score.metric import Metric, tally, units
 
 EXAMPLES = 5  # most improved and most regressed utterances shown of each set
 CONFUSIONS = 8  # of each kind
@@ -39,7 +40,10 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Pair:
-    """One set as the baseline and as the best step heard it, by utterance id."""
+    """One set as the baseline and as the best step wrote it, by utterance id.
+
+    Texts are cut into the metric's units, and `errors` and `length` count these; "words" here are units.
+    """
 
     before: dict[str, Line]
     after: dict[str, Line]
@@ -57,7 +61,7 @@ class Pair:
 
     def _changes(self) -> list[tuple[int, str]]:
         """(errors more than before, id), the most improved first."""
-        return sorted((errors(self.after[i]) - errors(line), i) for i, line in self.before.items())
+        return sorted((self.after[i]["errors"] - line["errors"], i) for i, line in self.before.items())
 
     def slots(self, identity: str) -> list[Slot]:
         """Both hypotheses against the reference, which is the same for both."""
@@ -95,13 +99,19 @@ class Alignment:
     gaps: list[str]  # N + 1: what was inserted before each word, and behind the last
 
 
-def read_pair(run: Path, name: str, best: int) -> Pair:
+def read_pair(run: Path, name: str, best: int, metric: Metric) -> Pair:
     old, new = (read_lines(step_folder(run, step) / f"{name}.jsonl") for step in (0, best))
-    return Pair({line["id"]: line for line in old}, {line["id"]: line for line in new})
+    return pair(old, new, metric)
 
 
-def errors(line: Line) -> int:
-    return int(line["substitutions"] + line["deletions"] + line["insertions"])
+def pair(before: Iterable[Line], after: Iterable[Line], metric: Metric) -> Pair:
+    return Pair(*({line["id"]: _cut(line, metric) for line in lines} for lines in (before, after)))
+
+
+def _cut(line: Line, metric: Metric) -> Line:
+    texts = {side: units(line[side], metric) for side in ("reference", "hypothesis")}
+    counted = tally(line, metric)
+    return {**line, **texts, "errors": counted.errors, "length": counted.length}
 
 
 def align(line: Line) -> Alignment:
@@ -124,7 +134,7 @@ def _confusions(lines: Iterable[Line]) -> dict[str, Counter[tuple[str, str]]]:
         "substitutions": Counter(), "deletions": Counter(), "insertions": Counter(),
     }  # fmt: skip
     for line in lines:
-        if not errors(line):
+        if not line["errors"]:
             continue
         found = align(line)
         for said, (kind, heard) in zip(line["reference"].split(), found.words, strict=True):

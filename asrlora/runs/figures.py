@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from asrlora.runs.examples import Line, errors
+from asrlora.runs.examples import Line
 from asrlora.score.power import Z
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ MINUS = "\N{MINUS SIGN}"
 POINTS = 120  # of a running WER
 FEWEST = 20  # utterances; below it a running WER only jumps about
 
-Points = Sequence[tuple[int, float]]  # (step, WER as a fraction)
+Points = Sequence[tuple[int, float]]  # (step, value; an error rate is a fraction)
 
 
 def loss(entries: Points) -> str:
@@ -41,10 +41,10 @@ def loss(entries: Points) -> str:
     )
 
 
-def curve(name: str, points: Points, best: int, limit: float | None) -> str:
-    """WER of one set by step, with the chosen step and, for a guardrail, the limit."""
-    axes, finish = _axes("step", f"{name} WER, %")
-    steps, values = [step for step, _ in points], [100 * wer for _, wer in points]
+def curve(name: str, points: Points, best: int, limit: float | None, label: str = "WER") -> str:
+    """WER, or what else `label` names, of one set by step, with the chosen step and a guardrail's limit."""
+    axes, finish = _axes("step", f"{name} {label}, %")
+    steps, values = [step for step, _ in points], [100 * rate for _, rate in points]
     top = max([*values, 100 * (limit or 0)]) * 1.12 or 1.0
     if limit is not None:
         axes.axhspan(100 * limit, top, color=LIMIT, alpha=0.08, linewidth=0)
@@ -61,16 +61,17 @@ def curve(name: str, points: Points, best: int, limit: float | None) -> str:
     axes.set_ylim(0, top)
     told = ", ".join(f"{value:.2f} % at step {step}" for step, value in zip(steps, values, strict=True))
     line = f" The limit is {100 * limit:.2f} %." if limit is not None else ""
-    return finish(f"{name} WER by step: {told}.{line} Step {best} is chosen.")
+    return finish(f"{name} {label} by step: {told}.{line} Step {best} is chosen.")
 
 
-def running(name: str, before: dict[str, Line], after: dict[str, Line]) -> str:
-    """WER of the first n utterances against n, before and after, with 95 % intervals.
+def running(name: str, before: dict[str, Line], after: dict[str, Line], label: str = "WER") -> str:
+    """WER, or what else `label` names, of the first n utterances against n, before and after, with 95 %
+    intervals.
 
     In an order drawn by a hash of the ids, in which every prefix is a fair sample; dotted, in order of
     the ids, where a prefix often is not: the lucky first 200.
     """
-    axes, finish = _axes("utterances", f"{name} WER, %")
+    axes, finish = _axes("utterances", f"{name} {label}, %")
     drawn = sorted(before, key=lambda i: hashlib.sha256(f"order/{i}".encode()).digest())
     told: list[str] = []
     ends: list[float] = []  # WERs of all utterances
@@ -92,14 +93,14 @@ def running(name: str, before: dict[str, Line], after: dict[str, Line]) -> str:
     axes.set_ylim(0, min(axes.get_ylim()[1], 2.5 * max(ends)) or 1)
     axes.margins(x=0.02)
     return finish(
-        f"Running {name} WER against the number of utterances; of all {len(drawn)}: {'; '.join(told)}."
+        f"Running {name} {label} against the number of utterances; of all {len(drawn)}: {'; '.join(told)}."
     )
 
 
 def _running(lines: Sequence[Line]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(n, WER in per cent of the first n, half its 95 % interval): score/power.py's, by running sums."""
-    e = np.array([errors(line) for line in lines], np.float64)
-    w = np.array([line["words"] for line in lines], np.float64)
+    e = np.array([line["errors"] for line in lines], np.float64)
+    w = np.array([line["length"] for line in lines], np.float64)
     ee, ew, ww, words = (np.cumsum(x) for x in (e * e, e * w, w * w, w))
     wer = np.cumsum(e) / np.maximum(words, 1)
     count = np.arange(1, len(lines) + 1)

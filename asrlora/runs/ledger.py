@@ -5,6 +5,7 @@ records are not there (any more) are kept as they stand, and so is all that is w
 """
 
 import datetime
+import math
 import os
 import shlex
 import subprocess
@@ -19,6 +20,7 @@ from asrlora.errors import UserError
 from asrlora.files import Claim, write_json, written_whole
 from asrlora.runs import diagnosis
 from asrlora.runs.record import read_json
+from asrlora.score import verdict
 
 BEGIN = "<!-- run matrix: written by `uv run asrlora ledger`; do not edit by hand -->"
 END = "<!-- end of run matrix -->"
@@ -68,12 +70,14 @@ def row(run: Path) -> str:
 
 
 def _percent(judged: dict[str, Any] | None, name: str, which: str) -> str:
-    """ "26.49% [24.31, 28.66]": the WER with its 95 % interval"""
+    """ "26.49% [24.31, 28.66]": the WER with its 95 % interval; "CER 5.13% [...]" by another metric"""
     if not (judged and judged[name]):
         return "–"
     interval = judged[name].get(f"{which}_interval")
     told = f" [{100 * interval[0]:.2f}, {100 * interval[1]:.2f}]" if interval else ""
-    return f"{judged[name][f'{which}_wer']:.2%}{told}"
+    metric = verdict.metric_of(judged)
+    named = "" if metric == "wer" else f"{metric.upper()} "
+    return f"{named}{verdict.rate(judged[name], which, metric):.2%}{told}"
 
 
 def write_matrix(page: Path, archive_page: Path, runs: list[Path]) -> tuple[int, int]:
@@ -157,7 +161,7 @@ def again_command(typed: str, output: Path) -> list[str]:
 
 
 def compare(run: Path, again: Path) -> list[str]:
-    """What differs between two runs of one command: verdict, best step, and WERs by more than 0.1 points."""
+    """What differs between two runs of one command: verdict, best step, and rates by more than 0.1 points."""
     one, other = (read_json(folder / "verdict.json") for folder in (run, again))
     odd = [
         f"{key}: {one[key]} and now {other[key]}"
@@ -165,8 +169,9 @@ def compare(run: Path, again: Path) -> list[str]:
         if one[key] != other[key]
     ]
     for name in ("domain", "heldout"):
-        for key in ("baseline_wer", "tuned_wer"):
-            wers = [judged[name][key] for judged in (one, other) if judged[name]]
-            if len(wers) == 2 and abs(wers[0] - wers[1]) > 0.001:
-                odd.append(f"{name} {key}: {wers[0]:.2%} and now {wers[1]:.2%}")
+        for which in ("baseline", "tuned"):
+            key = f"{which}_{verdict.metric_of(one)}"
+            rates = [judged[name].get(key, math.nan) for judged in (one, other) if judged[name]]
+            if len(rates) == 2 and not abs(rates[0] - rates[1]) <= 0.001:
+                odd.append(f"{name} {key}: {rates[0]:.2%} and now {rates[1]:.2%}")
     return odd

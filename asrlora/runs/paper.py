@@ -67,7 +67,8 @@ def _trade_off(pyplot: Any, group: Group) -> Any:
     )
     axis.set(
         xlim=(left, None), ylim=(bottom, None),
-        xlabel="domain WER change, points", ylabel="heldout WER change, points",
+        xlabel=f"domain {group.metric.upper()} change, points",
+        ylabel=f"heldout {group.metric.upper()} change, points",
     )  # fmt: skip
     axis.legend(fontsize=7, frameon=False)
     return figure
@@ -80,12 +81,12 @@ def _curves(pyplot: Any, group: Group) -> Any:
         if run.losses:
             axes[0].plot(*zip(*run.losses, strict=True), color=color, linewidth=0.5, alpha=0.7)
         for axis, name in zip(axes[1:], SETS, strict=True):
-            points = sorted((s, 100 * wers[name]) for s, wers in run.evaluations.items() if name in wers)
+            points = sorted((s, 100 * rates[name]) for s, rates in run.evaluations.items() if name in rates)
             if points:
                 axis.plot(*zip(*points, strict=True), color=color, marker=".", markersize=3)
     axes[0].set(xlabel="step", ylabel="nats per token", title="training loss")
     for axis, name in zip(axes[1:], SETS, strict=True):
-        axis.set(xlabel="step", ylabel="WER, %", title=name)
+        axis.set(xlabel="step", ylabel=f"{group.metric.upper()}, %", title=name)
     return figure
 
 
@@ -94,7 +95,7 @@ def _sweep(pyplot: Any, group: Group, setting: str) -> Any:
     for axis, name in zip(axes, SETS, strict=True):
         for state, runs in _by_state([run for run in group.runs if name in run.scores]):
             color, marker = LOOK[state]
-            middle, error = _values(runs, name, "wer", "interval")
+            middle, error = _values(runs, name, "rate", "interval")
             x = [run.settings[setting] for run in runs]
             axis.errorbar(
                 x, middle, yerr=error, fmt=marker, color=color, markersize=4, elinewidth=0.5, label=state
@@ -102,7 +103,7 @@ def _sweep(pyplot: Any, group: Group, setting: str) -> Any:
         values = [run.settings[setting] for run in group.runs]
         if min(values) > 0 and max(values) >= 8 * min(values):
             axis.set_xscale("log")
-        axis.set(xlabel=setting, ylabel="WER, %", title=name)
+        axis.set(xlabel=setting, ylabel=f"{group.metric.upper()}, %", title=name)
     axes[0].legend(fontsize=7, frameon=False)
     return figure
 

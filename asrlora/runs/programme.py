@@ -18,6 +18,7 @@ from asrlora.files import write_json
 from asrlora.runs import conduct, diagnosis, record
 from asrlora.runs.sweep import Phase, Settings, Sweep, Trial, phases_of, trials_of
 from asrlora.runs.trials import Choice, Standing, choose, standing
+from asrlora.score import verdict
 
 PARITY = 0.001  # the baseline's WER must come out again within so much (fraction)
 
@@ -114,7 +115,8 @@ def check_parity(sweep: Sweep) -> int:
         scores = [_evaluated(folder / f"{name}-{time}", fixed, manifest) for time in (1, 2) if manifest]
         for path in sorted(sweep.output_dir.glob("*/eval/step-000000/scores.json")):
             whole = record.read_json(path)
-            scores.append({**whole.get(name, {}), "fingerprint": whole["fingerprint"]})
+            told: dict[str, Any] = {key: whole[key] for key in ("metric", "fingerprint") if key in whole}
+            scores.append({**whole.get(name, {}), **told})
         _agree(name, [one for one in scores if "wer" in one])
     return 0
 
@@ -122,7 +124,7 @@ def check_parity(sweep: Sweep) -> int:
 def _evaluated(output: Path, fixed: Settings, manifest: Any) -> dict[str, Any]:
     if not (output / "scores.json").exists():
         words = ["eval", "--manifest-path", str(manifest), "--output-dir", str(output)]
-        for name in ("model_id", "eval_batch_seconds", "language"):
+        for name in ("model_id", "eval_batch_seconds", "language", "metric", "text_normaliser"):
             if name in fixed:
                 words += ["--" + name.replace("_", "-"), str(fixed[name])]
         words += ["--allow-outside"] if fixed.get("allow_outside") else []
@@ -132,11 +134,16 @@ def _evaluated(output: Path, fixed: Settings, manifest: Any) -> dict[str, Any]:
 
 
 def _agree(name: str, scores: Sequence[dict[str, Any]]) -> None:
-    wers = [one["wer"] for one in scores]
-    if wers and max(wers) - min(wers) > PARITY:
+    metrics = {verdict.metric_of(one) for one in scores}
+    if len(metrics) > 1:
+        raise UserError(f"parity: evaluations of {name} are by several metrics, {', '.join(sorted(metrics))}")
+    metric = next(iter(metrics), "wer")
+    rates = [one[metric] for one in scores]
+    if rates and max(rates) - min(rates) > PARITY:
         raise UserError(
-            f"parity: the baseline's {name} WER came out from {min(wers):.2%} to {max(wers):.2%} in"
-            f" {len(wers)} evaluations; {PARITY:.1%} is allowed. Find out why before anything is trained"
+            f"parity: the baseline's {name} {metric.upper()} came out from {min(rates):.2%} to"
+            f" {max(rates):.2%} in {len(rates)} evaluations; {PARITY:.1%} is allowed. Find out why before"
+            " anything is trained"
         )
     for part in ("audio", "text", "decode", "base"):
         told = {json.dumps(one["fingerprint"].get(part), sort_keys=True) for one in scores}

@@ -8,6 +8,8 @@ from asrlora.files import write_json
 from asrlora.runs import record
 from asrlora.runs.diagnosis import loss_rose
 from asrlora.runs.sweep import Criteria, Pruning, Trial
+from asrlora.score.metric import Metric
+from asrlora.score.verdict import metric_of
 
 RULES = "prune.json"  # in the run directory; a run without it is never ended early
 PRUNED = "pruned at step"  # how the reason in run.json begins
@@ -29,24 +31,26 @@ def reason(run: Path, step: int, max_steps: int, eval_interval: int) -> str | No
         return None
     told = record.read_json(path)
     rules, scores = Pruning.model_validate(told["rules"]), record.read_scores(run)
-    why = _heldout(rules, told["guardrail"], scores, step) or _loss(rules, run)
+    metric = metric_of(scores[step])
+    why = _heldout(rules, told["guardrail"], scores, step, metric) or _loss(rules, run)
     if why is None and rules.halving and step in rungs(max_steps, eval_interval, rules.halving):
-        peers = {name: _domain(run.parent / name, step) for name in told["peers"] if name != run.name}
-        why = halving(
-            scores[step]["domain"]["wer"], [wer for wer in peers.values() if wer is not None], rules.halving
-        )
+        peers = {name: _domain(run.parent / name, step, metric) for name in told["peers"] if name != run.name}
+        others = [rate for rate in peers.values() if rate is not None]
+        why = halving(scores[step]["domain"][metric], others, rules.halving, metric)
     return why and f"{PRUNED} {step}: {why}"
 
 
-def _heldout(rules: Pruning, guardrail: float, scores: dict[int, dict[str, Any]], step: int) -> str | None:
+def _heldout(
+    rules: Pruning, guardrail: float, scores: dict[int, dict[str, Any]], step: int, metric: Metric
+) -> str | None:
     if rules.heldout_margin is None or "heldout" not in scores[step]:
         return None
-    past = scores[step]["heldout"]["wer"] - scores[0]["heldout"]["wer"]
+    past = scores[step]["heldout"][metric] - scores[0]["heldout"][metric]
     if past <= guardrail + rules.heldout_margin:
         return None
     return (
-        f"heldout WER is up by {100 * past:.2f} points, more than {100 * rules.heldout_margin:.2f} past the"
-        " guardrail"
+        f"heldout {metric.upper()} is up by {100 * past:.2f} points, more than"
+        f" {100 * rules.heldout_margin:.2f} past the guardrail"
     )
 
 
@@ -67,20 +71,23 @@ def rungs(max_steps: int, eval_interval: int, share: int) -> set[int]:
     return found - {max_steps}
 
 
-def halving(wer: float, peers: list[float], share: int) -> str | None:
+def halving(rate: float, peers: list[float], share: int, metric: Metric = "wer") -> str | None:
     """Asynchronous successive halving (Li et al. 2020): go on among the best 1/N of those that came as far.
 
     Fewer than N trials, this one included, decide nothing.
     """
     count = len(peers) + 1
-    place = 1 + sum(other < wer for other in peers)
+    place = 1 + sum(other < rate for other in peers)
     if count < share or place <= math.ceil(count / share):
         return None
     return (
-        f"domain WER {wer:.2%} is number {place} of {count} trials that came as far; the best 1/{share} go on"
+        f"domain {metric.upper()} {rate:.2%} is number {place} of {count} trials that came as far; the best"
+        f" 1/{share} go on"
     )
 
 
-def _domain(run: Path, step: int) -> float | None:
+def _domain(run: Path, step: int, metric: Metric) -> float | None:
+    """The domain's error rate; None where the step was not evaluated yet, or by another metric."""
     path = record.step_folder(run, step) / "scores.json"
-    return float(record.read_json(path)["domain"]["wer"]) if path.exists() else None
+    scores = record.read_json(path) if path.exists() else None
+    return float(scores["domain"][metric]) if scores and metric_of(scores) == metric else None

@@ -15,7 +15,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,11 +24,12 @@ from asrlora.errors import UserError
 from asrlora.files import lock, to_json, write_json
 from asrlora.files import write_whole as write_whole  # callers of this module use it too
 from asrlora.score import choice, mapsswe, verdict
-from asrlora.score.wer import Counts
+from asrlora.score.metric import NAMES, Metric, tally, units
+from asrlora.score.wer import Tally
 
 LEFT_BEHIND = 30.0  # seconds that ranks may live on after their launcher or a peer was killed
 SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")  # names of variables that no record may hold
-LIBRARIES = ("torch", "accelerate", "deepspeed", "transformers", "peft", "webdataset", "jiwer")
+LIBRARIES = ("torch", "accelerate", "deepspeed", "transformers", "peft", "webdataset", "jiwer", "regex")
 
 
 def to_lines(records: Iterable[dict[str, Any]]) -> str:
@@ -203,11 +204,11 @@ def read_scores(run: Path) -> dict[int, dict[str, Any]]:
 
 
 def read_step_scores(path: Path) -> dict[str, Any]:
-    """One scores.json; the WER of a set without a reference word, null there, is NaN here."""
+    """One scores.json; the rates of a set without a reference word, null there, are NaN here."""
     scores = read_json(path)
     for one in scores.values():
-        if isinstance(one, dict) and "wer" in one and one["wer"] is None:
-            one["wer"] = math.nan
+        if isinstance(one, dict):
+            one.update({name: math.nan for name in NAMES if name in one and one[name] is None})
     return scores
 
 
@@ -243,7 +244,11 @@ def read_hypotheses(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def compare_files(
-    old: Path, new: Path, resample_by: str = "utterance", only: Collection[str] | None = None
+    old: Path,
+    new: Path,
+    resample_by: str = "utterance",
+    only: Collection[str] | None = None,
+    metric: Metric = "wer",
 ) -> verdict.Comparison:
     """Two systems' scored lines. Raises UserError unless both were scored against the same references.
 
@@ -267,23 +272,25 @@ def compare_files(
     segments = [
         segment
         for i in both
-        for segment in mapsswe.segments(
-            before[i]["reference"], before[i]["hypothesis"], after[i]["hypothesis"]
-        )
-    ]
-    return verdict.compare(counts(before), counts(after), speakers, segments)
+        for segment in mapsswe.segments(*(
+            units(text, metric)
+            for text in (before[i]["reference"], before[i]["hypothesis"], after[i]["hypothesis"])
+        ))
+    ]  # fmt: skip
+    compared = verdict.compare(tallies(before, metric), tallies(after, metric), speakers, segments)
+    if metric == "wer":
+        return compared
+    words = [sum(tallies(lines, "wer").values(), Tally()) for lines in (before, after)]
+    return replace(compared, metric=metric, words=(words[0], words[1]))
 
 
-def read_counts(path: Path) -> dict[str, Counts]:
+def read_counts(path: Path, metric: Metric = "wer") -> dict[str, Tally]:
     """Integer counts by utterance id. Raises UserError when an id stands there twice."""
-    return counts(read_hypotheses(path))
+    return tallies(read_hypotheses(path), metric)
 
 
-def counts(lines: Mapping[str, Mapping[str, Any]]) -> dict[str, Counts]:
-    return {
-        i: Counts(line["substitutions"], line["deletions"], line["insertions"], line["words"])
-        for i, line in lines.items()
-    }
+def tallies(lines: Mapping[str, Mapping[str, Any]], metric: Metric) -> dict[str, Tally]:
+    return {i: tally(line, metric) for i, line in lines.items()}
 
 
 def judge_run(run: Path, resample_by: str | None = None) -> dict[str, Any]:
@@ -295,6 +302,7 @@ def judge_run(run: Path, resample_by: str | None = None) -> dict[str, Any]:
     identity = read_json(run / "run.json")
     best = identity["best_step"]
     by = resample_by or identity["config"].get("resample_by", "utterance")
+    metric = verdict.metric_of(identity)
     old, new = step_folder(run, 0), step_folder(run, best)
     before, after = (read_json(folder / "scores.json")["fingerprint"] for folder in (old, new))
     _check_same(run, best, before, after)
@@ -302,7 +310,7 @@ def judge_run(run: Path, resample_by: str | None = None) -> dict[str, Any]:
     _check_same(run, best, *({f"set {name}": "there" for name in found} for found in names))
 
     def compared(name: str, only: Collection[str] | None = None) -> verdict.Comparison:
-        return compare_files(old / f"{name}.jsonl", new / f"{name}.jsonl", by, only)
+        return compare_files(old / f"{name}.jsonl", new / f"{name}.jsonl", by, only, metric)
 
     guardrails = {name: compared(name) for name in names[0] if name not in ("domain", choice.REPORT)}
     domain, chosen_on, report = compared("domain"), None, None

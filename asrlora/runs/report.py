@@ -11,7 +11,8 @@ import jinja2
 from asrlora.runs import examples, figures
 from asrlora.runs.record import read_json, read_log, read_scores, write_whole
 from asrlora.score import breakdown, choice, words
-from asrlora.score.verdict import sections
+from asrlora.score.metric import KEYS, Metric
+from asrlora.score.verdict import metric_of, rate, sections
 
 EXCERPT_SECONDS = 30  # of an utterance that can be listened to; at 3 kB a second the page stays small
 PARTS_SHOWN = 12  # speakers, and domain words
@@ -29,6 +30,9 @@ class Row:
     name: str
     title: str
     section: dict[str, Any]  # of verdict.json
+    baseline: float  # of the metric, a fraction
+    tuned: float
+    length: int  # of the references, in the metric's units
     change: float  # points, tuned minus baseline
     ends: tuple[float, float]
     limit: float  # the change must be at most this
@@ -46,17 +50,23 @@ def write_report(run: Path) -> Path:
     )  # fmt: skip
     environment.filters["points"] = lambda points: f"{points:+.2f}".replace("-", figures.MINUS)
     environment.filters["percent"] = lambda fraction: f"{100 * fraction:.2f} %"
-    pairs = {name: examples.read_pair(run, name, judged["best_step"]) for name in sections(judged)}
+    metric = metric_of(judged)
+    pairs = {name: examples.read_pair(run, name, judged["best_step"], metric) for name in sections(judged)}
     page = environment.get_template("report.html").render(
         run=identity,
         judged=judged,
+        metric=metric.upper(),
+        units=KEYS[metric][1].replace("_", " "),
         rows=list(_rows(judged)),
         curves=_curves(run, judged),
-        running={name: figures.running(name, pair.before, pair.after) for name, pair in pairs.items()},
+        running={
+            name: figures.running(name, pair.before, pair.after, metric.upper())
+            for name, pair in pairs.items()
+        },
         pairs=pairs,
-        speakers={name: _breakdown(pair, breakdown.by_speaker) for name, pair in pairs.items()},
-        durations={name: _breakdown(pair, breakdown.by_duration) for name, pair in pairs.items()},
-        recall=_recall(run, pairs["domain"]),
+        speakers={name: _breakdown(pair, breakdown.by_speaker, metric) for name, pair in pairs.items()},
+        durations={name: _breakdown(pair, breakdown.by_duration, metric) for name, pair in pairs.items()},
+        recall=_recall(run, examples.read_pair(run, "domain", judged["best_step"], "wer")),
         audio=lambda name, utterance: _embedded(examples.excerpt(run, name, utterance)),
     )
     write_whole(run / "report.html", page)
@@ -65,10 +75,14 @@ def write_report(run: Path) -> Path:
 
 def shown(run: Path, judged: dict[str, Any]) -> dict[str, list[str]]:
     """Set -> ids of the utterances that the report shows word by word, and whose audio it can use."""
-    return {name: examples.read_pair(run, name, judged["best_step"]).shown() for name in sections(judged)}
+    metric = metric_of(judged)
+    return {
+        name: examples.read_pair(run, name, judged["best_step"], metric).shown() for name in sections(judged)
+    }
 
 
 def _rows(judged: dict[str, Any]) -> Iterator[Row]:
+    metric = metric_of(judged)
     parts = {name: judged[name] for name in (choice.CHOSEN_ON, choice.REPORT) if judged[name]}
     for name, section in (sections(judged) | parts).items():
         key, sign = ("reduction", -1) if "reduction" in section else ("regression", 1)
@@ -76,19 +90,22 @@ def _rows(judged: dict[str, Any]) -> Iterator[Row]:
         change, limit = (100 * sign * value for value in (section[key], judged["criteria"][bound]))
         low, high = sorted(100 * sign * end for end in section["interval"])
         yield Row(
-            name, TITLES.get(name, f"Guardrail: {name}"), section, change, (low, high), limit,
+            name, TITLES.get(name, f"Guardrail: {name}"), section, rate(section, "baseline", metric),
+            rate(section, "tuned", metric), section[KEYS[metric][1]], change, (low, high), limit,
             judged["judgements"].get(name), figures.interval(change, (low, high), limit),
         )  # fmt: skip
 
 
 def _curves(run: Path, judged: dict[str, Any]) -> list[str]:
-    """Learning curves: the WER of every set with the chosen step and the guardrails' limits, and the loss."""
-    scores = read_scores(run)
+    """Learning curves: the error rate of every set, with the chosen step and the guardrails' limits, and
+    the loss."""
+    scores, metric = read_scores(run), metric_of(judged)
     found = []
     for name, section in sections(judged).items():
-        limit = section["baseline_wer"] + judged["criteria"]["max_heldout_regression"]
-        points = [(step, scores[step][name]["wer"]) for step in scores if name in scores[step]]
-        found.append(figures.curve(name, points, judged["best_step"], None if name == "domain" else limit))
+        limit = rate(section, "baseline", metric) + judged["criteria"]["max_heldout_regression"]
+        points = [(step, scores[step][name][metric]) for step in scores if name in scores[step]]
+        shown = None if name == "domain" else limit
+        found.append(figures.curve(name, points, judged["best_step"], shown, metric.upper()))
     metrics = read_log(run / "metrics.jsonl")
     losses = [(entry["step"], entry["loss"]) for entry in metrics if "loss" in entry]
     return [*found, figures.loss(losses)] if losses else found
@@ -104,13 +121,15 @@ class Part:
     count: int  # of utterances, or of times that a word was said
 
 
-def _breakdown(pair: examples.Pair, by: Callable[[Iterable[examples.Line]], dict[str, Any]]) -> list[Part]:
-    """WERs; of speakers only those with most errors, before or after."""
-    old, new = (by(side.values()) for side in (pair.before, pair.after))
+def _breakdown(
+    pair: examples.Pair, by: Callable[[Iterable[examples.Line], Metric], dict[str, Any]], metric: Metric
+) -> list[Part]:
+    """Error rates; of speakers only those with most errors, before or after."""
+    old, new = (by(side.values(), metric) for side in (pair.before, pair.after))
     names = list(old)
     if len(names) > PARTS_SHOWN:
         names = sorted(names, key=lambda n: (-max(old[n]["errors"], new[n]["errors"]), n))[:PARTS_SHOWN]
-    return [Part(name, old[name]["wer"], new[name]["wer"], old[name]["utterances"]) for name in names]
+    return [Part(name, old[name][metric], new[name][metric], old[name]["utterances"]) for name in names]
 
 
 def _recall(run: Path, pair: examples.Pair) -> tuple[Part, list[Part]] | None:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from asrlora.files import write_json
 from asrlora.runs.record import to_lines, write_whole
 from asrlora.score import breakdown, words
 from asrlora.score.hypotheses import Hypothesis, score, summary
+from asrlora.score.metric import Metric
 from asrlora.score.text import Normaliser
 
 # Where a line holds several, the first of these is the hypothesis: in NeMo's files `text` is the
@@ -21,15 +21,16 @@ FIELDS = ("hypothesis_raw", "pred_text", "hypothesis", "text")
 
 
 def write_scores(
-    output: Path, hypotheses: Sequence[Hypothesis], domain_words: frozenset[str], **more: Any
+    output: Path, hypotheses: Sequence[Hypothesis], domain_words: frozenset[str], metric: Metric, **more: Any
 ) -> dict[str, Any]:
     """Writes hypotheses.jsonl and scores.json into `output`; returns the scores."""
-    lines = [asdict(h) for h in hypotheses]
+    lines = [h.line() for h in hypotheses]
     scores = {
+        "metric": metric,
         **summary(hypotheses),
         **words.summary(hypotheses, domain_words),
-        "by_duration": breakdown.by_duration(lines),
-        "by_speaker": breakdown.by_speaker(lines),
+        "by_duration": breakdown.by_duration(lines, metric),
+        "by_speaker": breakdown.by_speaker(lines, metric),
         **more,
     }
     write_whole(output / "hypotheses.jsonl", to_lines(lines))
@@ -42,6 +43,7 @@ def score_file(
     utterances: Sequence[Utterance],
     output: Path,
     normaliser: Normaliser,
+    metric: Metric,
     domain_words: frozenset[str] = frozenset(),
 ) -> dict[str, Any]:
     """Scores a file of JSON lines by the rules that hold for models; writes what `write_scores` does.
@@ -67,10 +69,11 @@ def score_file(
     hypotheses = [score(u.id, u.text, texts[u.id], normaliser, u.speaker, u.duration) for u in ordered]
     references = json.dumps([(u.id, u.text) for u in ordered], ensure_ascii=False)
     return write_scores(
-        output, hypotheses, domain_words,
+        output, hypotheses, domain_words, metric,
         hypothesis_field=field,
         fingerprint={
             "text": dict(normaliser.fingerprint),
+            "metric": metric,
             "hypotheses": hashlib.sha256(path.read_bytes()).hexdigest(),
             "references": hashlib.sha256(references.encode()).hexdigest(),
         },

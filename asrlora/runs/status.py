@@ -11,7 +11,7 @@ from asrlora.errors import UserError
 from asrlora.files import write_json
 from asrlora.runs.record import read_json, read_log
 from asrlora.score import choice
-from asrlora.score.verdict import Criteria
+from asrlora.score.verdict import Criteria, metric_of
 
 EVERY = 5.0  # seconds between two writings: each costs the disk a sync
 STALE = 120.0  # seconds; a batch on a slow CPU takes tens
@@ -70,7 +70,7 @@ def line(values: Mapping[str, Any]) -> str:
 
 def _against(values: Mapping[str, Any]) -> str:
     limit = values.get("max_heldout_regression", Criteria().max_heldout_regression)
-    return against_baseline(values["wers"], values["baseline"], limit)
+    return f"{metric_of(values).upper()} {against_baseline(values['wers'], values['baseline'], limit)}"
 
 
 def duration(seconds: float) -> str:

@@ -14,6 +14,7 @@ from asrlora.errors import UserError
 from asrlora.runs import record
 from asrlora.runs.record import read_json, redacted
 from asrlora.score import verdict
+from asrlora.score.metric import KEYS, Metric, tally
 
 PROJECT = "asrlora"
 SHOWN = 200  # utterances in a W&B table, the most changed ones; all of them are in the run directory
@@ -209,12 +210,16 @@ def _first_line(error: Exception) -> str:
 
 
 def by_change(
-    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], metric: Metric = "wer"
 ) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
     """Scored lines of the same utterances, those first whose errors changed most."""
     old = {line["id"]: line for line in before}
     pairs = [(old[line["id"]], line) for line in after]
-    return sorted(pairs, key=lambda pair: (-abs(_errors(pair[1]) - _errors(pair[0])), pair[1]["id"]))
+
+    def change(pair: tuple[Mapping[str, Any], Mapping[str, Any]]) -> int:
+        return tally(pair[1], metric).errors - tally(pair[0], metric).errors
+
+    return sorted(pairs, key=lambda pair: (-abs(change(pair)), pair[1]["id"]))
 
 
 def log_hypotheses(
@@ -223,6 +228,7 @@ def log_hypotheses(
     name: str,
     pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]],
     audio: Mapping[str, tuple[Any, int]],
+    metric: Metric = "wer",
 ) -> None:
     """A table of baseline and best step side by side, as `by_change` gives them, and a few to hear.
 
@@ -233,11 +239,11 @@ def log_hypotheses(
     import wandb
 
     columns: list[str | int] = [
-        "id", "reference", "before", "after", "errors before", "errors after", "words",
+        "id", "reference", "before", "after", "errors before", "errors after", KEYS[metric][1],
     ]  # fmt: skip
     rows = [
-        [new["id"], new["reference"], old["hypothesis"], new["hypothesis"], _errors(old), _errors(new),
-         new["words"]]
+        [new["id"], new["reference"], old["hypothesis"], new["hypothesis"], tally(old, metric).errors,
+         tally(new, metric).errors, tally(new, metric).length]
         for old, new in pairs[:SHOWN]
     ]  # fmt: skip
     heard = [
@@ -248,10 +254,6 @@ def log_hypotheses(
     values = {f"{name}/hypotheses": wandb.Table(columns=columns, data=rows), f"{name}/audio": heard}
     with tracker.outlived():
         tracker.run.log(values, step=max(step, tracker.logged + 1))
-
-
-def _errors(line: Mapping[str, Any]) -> int:
-    return int(line["substitutions"] + line["deletions"] + line["insertions"])
 
 
 def finish(
@@ -284,9 +286,12 @@ def finish(
 
 def _summary(judged: Mapping[str, Any]) -> dict[str, Any]:
     found = {"verdict": judged["verdict"], "reason": judged["reason"], "best_step": judged["best_step"]}
+    metric = verdict.metric_of(judged)
+    found["metric"] = metric
     for name, section in verdict.sections(judged).items():
         change = "reduction" if name == "domain" else "regression"
-        found |= {f"{name}/{key}": section[key] for key in ("baseline_wer", "tuned_wer", change)}
+        rates = dict.fromkeys((f"baseline_{metric}", f"tuned_{metric}", "baseline_wer", "tuned_wer"))
+        found |= {f"{name}/{key}": section[key] for key in (*rates, change)}
         found |= {f"{name}/{change}_low": section["interval"][0]}
         found |= {f"{name}/{change}_high": section["interval"][1]}
     return found
@@ -322,7 +327,7 @@ def unsent(run: Path) -> list[Path]:
     return [path.resolve() for path in found if not list(path.glob("*.synced"))]
 
 
-def workspace(entity: str, project: str, group: str | None) -> Any:
+def workspace(entity: str, project: str, group: str | None, metric: Metric = "wer") -> Any:
     """A W&B workspace that compares a sweep; its `save` writes it there.
 
     Raises UserError where the library for it is missing.
@@ -335,23 +340,23 @@ def workspace(entity: str, project: str, group: str | None) -> Any:
             "asrlora track workspace needs W&B's library wandb-workspaces: uv sync --extra workspaces"
         ) from None
     settings = ("learning_rate", "max_steps", "lora_r", "use_dora", "seed")
-    wers = ("domain/tuned_wer", "heldout/tuned_wer")
+    rates = (f"domain/tuned_{metric}", f"heldout/tuned_{metric}")
     columns = [
         *(
             panels.ParallelCoordinatesPlotColumn(panels.Config(name), log=name == "learning_rate")
             for name in settings
         ),
-        *(panels.ParallelCoordinatesPlotColumn(panels.SummaryMetric(name), inverted=True) for name in wers),
+        *(panels.ParallelCoordinatesPlotColumn(panels.SummaryMetric(name), inverted=True) for name in rates),
     ]
     change = panels.SummaryMetric("domain/reduction"), panels.SummaryMetric("heldout/regression")
     sections = [
         workspaces.Section("Sweep", is_open=True, panels=[
-            panels.ParallelCoordinatesPlot(columns=columns, title="settings against both WERs"),
+            panels.ParallelCoordinatesPlot(columns=columns, title=f"settings against both {metric.upper()}s"),
             panels.ScatterPlot(x=change[0], y=change[1], title="what is won, and at what cost"),
         ]),
         workspaces.Section("Curves", is_open=True, panels=[
             panels.LinePlot(x="Step", y=[name], title=name)
-            for name in ("train/loss", "wer/domain", "wer/heldout")
+            for name in ("train/loss", f"{metric}/domain", f"{metric}/heldout")
         ]),
     ]  # fmt: skip
     chosen = workspaces.RunsetSettings(filters=f"Metric('group') == '{group}'" if group else "")

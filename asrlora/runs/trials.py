@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from asrlora.errors import UserError
 from asrlora.files import Claim
 from asrlora.runs import diagnosis, record
 from asrlora.runs.pruning import PRUNED
 from asrlora.runs.sweep import Criteria, Trial
 from asrlora.score import verdict
-from asrlora.score.wer import Counts
+from asrlora.score.metric import Metric
+from asrlora.score.wer import Tally
 
 ATTEMPTS, LOG, CLAIM = "trial.json", "log.txt", "running.lock"  # in the run directory
 DONE = ("complete", "pruned")
@@ -19,7 +21,7 @@ DORA_COST = 1.45  # times a LoRA step, measured (docs/sweeps.md)
 
 @dataclass(frozen=True)
 class Standing:
-    """A trial as its files tell it. WERs are fractions; `tuned` is of the best step so far."""
+    """A trial as its files tell it. Rates are fractions of `metric`; `tuned` is of the best step so far."""
 
     trial: Trial
     # waiting, running, complete, pruned; or how the last attempt ended: preempted, given up, timed out,
@@ -31,6 +33,7 @@ class Standing:
     tuned: dict[str, float] | None = None
     judged: dict[str, Any] | None = None
     why: str = ""
+    metric: Metric = "wer"
 
 
 def standing(trial: Trial, criteria: Criteria) -> Standing:
@@ -62,12 +65,13 @@ def standing(trial: Trial, criteria: Criteria) -> Standing:
             why += f" ({told})"
     metrics, scores = record.read_log(trial.folder / "metrics.jsonl"), record.read_scores(trial.folder)
     sets = ("domain", "heldout")
-    wers: dict[int, dict[str, float]] = {
-        step: {name: one[name]["wer"] for name in sets if name in one} for step, one in scores.items()
+    metric = verdict.metric_of(identity)
+    rates: dict[int, dict[str, float]] = {
+        step: {name: one[name][metric] for name in sets if name in one} for step, one in scores.items()
     }
     return Standing(
         trial, state, metrics[-1]["step"] if metrics else 0, identity["config"]["max_steps"],
-        wers.get(0), wers.get(max(wers, default=0)), why=why,
+        rates.get(0), rates.get(max(rates, default=0)), why=why, metric=metric,
     )  # fmt: skip
 
 
@@ -76,12 +80,13 @@ def _finished(trial: Trial, identity: dict[str, Any], criteria: Criteria) -> Sta
     reason = identity["reason"] or ""
     sets = [name for name in ("domain", "heldout") if judged[name]]
     told = diagnosis.told(identity.get("diagnosis", []))
+    metric = verdict.metric_of(judged)
     return Standing(
         trial, "pruned" if reason.startswith(PRUNED) else "complete", judged["best_step"],
         identity["config"]["max_steps"],
-        {name: judged[name]["baseline_wer"] for name in sets},
-        {name: judged[name]["tuned_wer"] for name in sets},
-        judged, "; ".join(part for part in (reason, told) if part),
+        {name: verdict.rate(judged[name], "baseline", metric) for name in sets},
+        {name: verdict.rate(judged[name], "tuned", metric) for name in sets},
+        judged, "; ".join(part for part in (reason, told) if part), metric,
     )  # fmt: skip
 
 
@@ -126,50 +131,55 @@ def choose(standings: Sequence[Standing], criteria: Criteria) -> Choice | None:
     """Guardrail first, then the domain WER; ties within the interval go to the cheaper.
 
     None where no trial has a verdict. A tie: the 95 % interval of the paired difference to the lowest
-    domain WER holds 0.
+    domain WER holds 0. WER stands for the trials' metric; raises UserError where they have several.
     """
     judged = [one for one in standings if one.judged is not None]
+    metrics = {one.metric: one.trial.id for one in judged}
+    if len(metrics) > 1:
+        told = " and ".join(f"{trial} by {metric}" for metric, trial in sorted(metrics.items()))
+        raise UserError(f"trials were scored by several metrics ({told}) and cannot be ranked; fix --metric")
     within = [one for one in judged if within_guardrail(one, criteria)]
     pool = within or judged
     if not pool:
         return None
-    lowest = min(pool, key=lambda one: (_wer(one), one.trial.id))
+    lowest = min(pool, key=lambda one: (_rate(one), one.trial.id))
     near = [one for one in pool if one is not lowest and _overlap(lowest, one)]
-    cheap = sorted([lowest, *near], key=lambda one: (cost(one.trial.folder), _wer(one), one.trial.id))
+    cheap = sorted([lowest, *near], key=lambda one: (cost(one.trial.folder), _rate(one), one.trial.id))
     best = next(one for one in cheap if one is lowest or _ties(lowest, one))
     rule = f"{len(within)} of {len(judged)} hold the guardrail" if within else "none holds the guardrail"
-    why = f"{rule}; domain WER {_wer(best):.2%}"
+    why = f"{rule}; domain {best.metric.upper()} {_rate(best):.2%}"
     if best.step == 0:
         why += ", the base's own,"
     if best is lowest:
         return Choice(best, f"{why} is the lowest")
     return Choice(
-        best, f"{why} ties with the lowest, {_wer(lowest):.2%} ({lowest.trial.label}), and is the cheapest so"
+        best,
+        f"{why} ties with the lowest, {_rate(lowest):.2%} ({lowest.trial.label}), and is the cheapest so",
     )
 
 
 def _overlap(one: Standing, other: Standing) -> bool:
-    """Whether the intervals of both WERs meet: where they do not, nobody need ask whether they tie."""
+    """Whether the intervals of both rates meet: where they do not, nobody need ask whether they tie."""
     intervals = [x.judged["domain"]["tuned_interval"] for x in (one, other) if x.judged]
     return bool(intervals[0][0] <= intervals[1][1] and intervals[1][0] <= intervals[0][1])
 
 
-def _wer(one: Standing) -> float:
+def _rate(one: Standing) -> float:
     assert one.tuned is not None
     return one.tuned["domain"]
 
 
 def _ties(best: Standing, other: Standing) -> bool:
-    if _wer(best) == _wer(other):
+    if _rate(best) == _rate(other):
         return True
     low, high = verdict.compare(_counts(best), _counts(other)).change_interval
     return low <= 0 <= high
 
 
-def _counts(one: Standing) -> dict[str, Counts]:
+def _counts(one: Standing) -> dict[str, Tally]:
     assert one.judged is not None
     folder = record.step_folder(one.trial.folder, one.judged["best_step"])
-    return record.read_counts(folder / "domain.jsonl")
+    return record.read_counts(folder / "domain.jsonl", one.metric)
 
 
 def cost(run: Path) -> tuple[float, int]:

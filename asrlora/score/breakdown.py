@@ -1,22 +1,24 @@
-"""WER by who speaks and by how long an utterance is, from scored lines alone."""
+"""Error rates by who speaks and by how long an utterance is, from scored lines alone."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from asrlora.score.wer import Counts
+from asrlora.score.metric import KEYS, Metric, tally
+from asrlora.score.wer import Tally
 
 BANDS = ((0, 5), (5, 10), (10, 15), (15, 20), (20, None))  # seconds, the upper end excluded
 UNKNOWN = "unknown"  # lines of runs of 0.1.0 hold neither speaker nor duration
 
 
-def by_speaker(lines: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Speaker to WER (a fraction), errors, words and utterances; in order of the names."""
-    return dict(sorted(_sums((line.get("speaker") or UNKNOWN, line) for line in lines).items()))
+def by_speaker(lines: Iterable[Mapping[str, Any]], metric: Metric) -> dict[str, dict[str, Any]]:
+    """Speaker to the metric (a fraction, by its name), errors, words or the like, and utterances; in order
+    of the names."""
+    return dict(sorted(_sums(((line.get("speaker") or UNKNOWN, line) for line in lines), metric).items()))
 
 
-def by_duration(lines: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def by_duration(lines: Iterable[Mapping[str, Any]], metric: Metric) -> dict[str, dict[str, Any]]:
     """The same for each band of seconds that holds an utterance, such as "5-10 s", the short first."""
-    found = _sums((band(line.get("duration")), line) for line in lines)
+    found = _sums(((band(line.get("duration")), line) for line in lines), metric)
     names = [_name(low, high) for low, high in BANDS]
     return {name: found[name] for name in [*names, UNKNOWN] if name in found}
 
@@ -31,19 +33,18 @@ def _name(low: int, high: int | None) -> str:
     return f"{low}+ s" if high is None else f"{low}-{high} s"
 
 
-def _sums(placed: Iterable[tuple[str, Mapping[str, Any]]]) -> dict[str, dict[str, Any]]:
-    sums: dict[str, Counts] = {}
+def _sums(placed: Iterable[tuple[str, Mapping[str, Any]]], metric: Metric) -> dict[str, dict[str, Any]]:
+    sums: dict[str, Tally] = {}
     utterances: dict[str, int] = {}
     for name, line in placed:
-        counts = Counts(line["substitutions"], line["deletions"], line["insertions"], line["words"])
-        sums[name] = sums.get(name, Counts()) + counts
+        sums[name] = sums.get(name, Tally()) + tally(line, metric)
         utterances[name] = utterances.get(name, 0) + 1
     return {
         name: {
-            "wer": counts.wer if counts.words else None,  # None: no reference word
-            "errors": counts.errors,
-            "words": counts.words,
+            metric: one.rate if one.length else None,  # None: no reference word
+            "errors": one.errors,
+            KEYS[metric][1]: one.length,
             "utterances": utterances[name],
         }
-        for name, counts in sums.items()
+        for name, one in sums.items()
     }

@@ -45,10 +45,10 @@ def is_better(
     chosen_on: float, best: float, guardrails: Mapping[str, float], baseline: Mapping[str, float],
     criteria: Criteria = Criteria(),
 ) -> bool:  # fmt: skip
-    """Whether a step takes the place of the best one so far, which has a WER of `best`.
+    """Whether a step takes the place of the best one so far, which has a rate of `best`.
 
-    `chosen_on` is the step's WER on what may choose; `guardrails` are its WERs there, each of which must
-    be inside its own limit, and `baseline` holds the base's. All are fractions.
+    `chosen_on` is the step's error rate on what may choose; `guardrails` are its rates there, each of which
+    must be inside its own limit, and `baseline` holds the base's. All are fractions, of one metric.
     """
-    inside = all(within_guardrail(wer, baseline[name], criteria) for name, wer in guardrails.items())
+    inside = all(within_guardrail(rate, baseline[name], criteria) for name, rate in guardrails.items())
     return inside and chosen_on < best

@@ -1,11 +1,11 @@
 """Scored utterances: the lines of eval/step-NNNNNN/*.jsonl and hypotheses.jsonl, and what sums them up."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from asrlora.score import wer
+from asrlora.score.metric import NAMES, Metric, tally, units
 from asrlora.score.text import Normaliser
 
 
@@ -23,13 +23,25 @@ class Hypothesis:
     insertions: int
     words: int
     character_errors: int
-    characters: int  # of the reference, spaces counted
+    characters: int  # of the reference
+    mixed_errors: int
+    mixed_units: int  # of the reference: words, but characters of scripts that put no spaces between words
     speaker: str | None
     duration: float  # seconds
 
     @property
     def counts(self) -> wer.Counts:
         return wer.Counts(self.substitutions, self.deletions, self.insertions, self.words)
+
+    def tally(self, metric: Metric) -> wer.Tally:
+        return tally(vars(self), metric)
+
+    def line(self) -> dict[str, Any]:
+        """As a file holds it: mixed units only where they are not the words."""
+        fields = asdict(self)
+        if self.tally("mer") == self.counts.tally:
+            del fields["mixed_errors"], fields["mixed_units"]
+        return fields
 
 
 def score(
@@ -43,24 +55,33 @@ def score(
     """One normaliser for both texts: nobody can score a hypothesis by other rules than its reference."""
     reference, hypothesis = normaliser(reference_raw), normaliser(hypothesis_raw)
     counts = wer.count(reference, hypothesis)
+    characters, mixed = _tally(reference, hypothesis, "cer"), counts.tally
+    if not (reference.isascii() and hypothesis.isascii()):
+        mixed = _tally(reference, hypothesis, "mer")
     return Hypothesis(
         identity, reference, hypothesis, reference_raw, hypothesis_raw,
         counts.substitutions, counts.deletions, counts.insertions, counts.words,
-        *wer.count_characters(reference, hypothesis), speaker, duration,
+        characters.errors, characters.length, mixed.errors, mixed.length, speaker, duration,
     )  # fmt: skip
 
 
+def _tally(reference: str, hypothesis: str, metric: Metric) -> wer.Tally:
+    return wer.count(units(reference, metric), units(hypothesis, metric)).tally
+
+
 def summary(hypotheses: Sequence[Hypothesis]) -> dict[str, Any]:
-    """WER and CER, fractions, their integer counts, and the number of utterances, as scores.json holds
+    """WER, CER and MER, fractions, their integer counts, and the number of utterances, as scores.json holds
     them."""
     counts = wer.total(h.counts for h in hypotheses)
-    errors = sum(h.character_errors for h in hypotheses)
-    characters = sum(h.characters for h in hypotheses)
+    whole = {name: sum((h.tally(name) for h in hypotheses), wer.Tally()) for name in NAMES}
     return {
         "wer": counts.wer,
         **asdict(counts),
-        "cer": errors / characters if characters else math.nan,
-        "character_errors": errors,
-        "characters": characters,
+        "cer": whole["cer"].rate,
+        "character_errors": whole["cer"].errors,
+        "characters": whole["cer"].length,
+        "mer": whole["mer"].rate,
+        "mixed_errors": whole["mer"].errors,
+        "mixed_units": whole["mer"].length,
         "utterances": len(hypotheses),
     }

@@ -31,7 +31,10 @@ class Mapsswe:
 
 
 def segments(reference: str, first: str, second: str) -> list[Segment]:
-    """The segments of one utterance in which at least one of two systems has an error."""
+    """The segments of one utterance in which at least one of two systems has an error.
+
+    For other units than words, of texts that score/metric.py has cut into them.
+    """
     words = reference.split()
     wrong = [_errors(words, hypothesis) for hypothesis in (first, second)]
     found: list[Segment] = []

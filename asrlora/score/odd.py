@@ -7,12 +7,14 @@ errors count like all others; their number says whether a WER is made of mistake
 import re
 from collections.abc import Iterable
 
-# up to eight words, four times in a row
+from asrlora.score.metric import units
+
+# up to eight words, or characters where no spaces part words, four times in a row
 _LOOP = re.compile(r"(?<!\S)(\S+(?: \S+){0,7})(?: \1){3}(?!\S)")
 
 
 def loops(text: str) -> bool:
-    return _LOOP.search(text) is not None
+    return _LOOP.search(units(text, "mer")) is not None
 
 
 def count(hypotheses: Iterable[tuple[str, str, bool]]) -> dict[str, int]:

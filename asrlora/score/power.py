@@ -13,7 +13,7 @@ training, it was 15 to 32 % too wide, so what is told here is on the safe side.
 import math
 from collections.abc import Sequence
 
-from asrlora.score.wer import Counts, total
+from asrlora.score.wer import Tally
 
 Z = 1.96  # standard errors to each side of a 95 % interval
 ASSUMED_WER = 0.10
@@ -22,23 +22,24 @@ ASSUMED_WER = 0.10
 CLUMPING = 2.0
 
 
-def assumed_margin(words: int, wer: float = ASSUMED_WER) -> float:
-    """Half the interval's width, as a fraction, from the number of words and a guessed WER alone."""
-    return Z * math.sqrt(CLUMPING * wer * (1 - wer) / words) if words else math.inf
+def assumed_margin(length: int, rate: float = ASSUMED_WER) -> float:
+    """Half the interval's width, as a fraction, from the number of words (or characters, where the metric
+    counts them) and a guessed error rate alone."""
+    return Z * math.sqrt(CLUMPING * rate * (1 - rate) / length) if length else math.inf
 
 
-def measured_margin(counts: Sequence[Counts]) -> float:
+def measured_margin(counts: Sequence[Tally]) -> float:
     """Half the interval's width, as a fraction, from the baseline's counts, one an utterance.
 
     A baseline with next to no errors has not shown how they vary: there it is as if it had made
     one more error, so that a perfect baseline does not claim to prove anything.
     """
-    whole = total(counts)
-    if not whole.words or len(counts) < 2:
+    whole = sum(counts, Tally())
+    if not whole.length or len(counts) < 2:
         return math.inf
-    squares = sum((one.errors - whole.wer * one.words) ** 2 for one in counts)
+    squares = sum((one.errors - whole.rate * one.length) ** 2 for one in counts)
     unseen = 1.0  # the square of that one error
-    return Z * math.sqrt((squares + unseen) * len(counts) / (len(counts) - 1)) / whole.words
+    return Z * math.sqrt((squares + unseen) * len(counts) / (len(counts) - 1)) / whole.length
 
 
 def enough(utterances: int, margin: float, criterion: float) -> int | None:

@@ -6,13 +6,13 @@ import numpy as np
 
 from asrlora.errors import UserError
 from asrlora.score import verdict
-from asrlora.score.wer import Counts
+from asrlora.score.wer import Tally
 
 Interval = tuple[float, float]
 
 
-def resample(systems: Sequence[Mapping[str, Counts]]) -> np.ndarray:
-    """WERs of all systems in each resample of the utterances: (systems, RESAMPLES).
+def resample(systems: Sequence[Mapping[str, Tally]]) -> np.ndarray:
+    """Error rates of all systems in each resample of the utterances: (systems, RESAMPLES).
 
     The resamples are those of `verdict.compare`, drawn once for all: a pair's interval is the one
     that it gives, at the price of one comparison instead of one for each pair.
@@ -26,7 +26,7 @@ def resample(systems: Sequence[Mapping[str, Counts]]) -> np.ndarray:
                 f" {sorted(system.keys() ^ systems[0].keys())[0]!r}; a file of hypotheses is damaged"
             )
     errors = np.array([[float(system[i].errors) for system in systems] for i in ids])  # (N, systems)
-    words = np.array([float(systems[0][i].words) for i in ids])
+    lengths = np.array([float(systems[0][i].length) for i in ids])
     rng = np.random.default_rng(verdict.SEED)
     drawn = []
     for _ in range(verdict.RESAMPLES // verdict.BATCH):
@@ -34,11 +34,11 @@ def resample(systems: Sequence[Mapping[str, Counts]]) -> np.ndarray:
         numbers += len(ids) * np.arange(verdict.BATCH)[:, None]
         # how often each utterance is drawn in each resample: (BATCH, N)
         times = np.bincount(numbers.ravel(), minlength=numbers.size).reshape(numbers.shape)
-        drawn.append((times @ errors).T / np.maximum(times @ words, 1))
+        drawn.append((times @ errors).T / np.maximum(times @ lengths, 1))
     return np.concatenate(drawn, axis=1)
 
 
 def interval(values: np.ndarray) -> Interval:
-    """The middle 95 % of a system's resampled WERs, or of the difference of two."""
+    """The middle 95 % of a system's resampled rates, or of the difference of two."""
     low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)

@@ -1,5 +1,7 @@
 """Accept, reject or inconclusive: paired bootstrap intervals against fixed criteria.
 
+WER stands for the run's metric here: the criteria are the same numbers for CER and MER.
+
 The rule: *accept* where the 95 % intervals of the domain's WER reduction and of every guardrail's
 WER regression lie inside the criteria; *reject* where one of them lies wholly outside; else
 *inconclusive*. Without a heldout manifest nothing shows that the model still hears the rest, so a
@@ -15,7 +17,8 @@ import numpy as np
 
 from asrlora.errors import UserError
 from asrlora.score import mapsswe, power
-from asrlora.score.wer import Counts
+from asrlora.score.metric import KEYS, Metric
+from asrlora.score.wer import Tally
 
 RESAMPLES = 10_000
 BATCH = 250  # resamples drawn at a time, to bound memory: 10 MB for 5,000 utterances
@@ -35,25 +38,27 @@ class Criteria:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two systems on the same utterances. WERs are fractions, intervals 95 %."""
+    """Two systems on the same utterances. Rates are fractions of one metric, intervals 95 %."""
 
-    baseline_wer: float
+    baseline: float
     baseline_interval: tuple[float, float]
-    tuned_wer: float
+    tuned: float
     tuned_interval: tuple[float, float]
     change: float  # tuned minus baseline: below 0 is better
     change_interval: tuple[float, float]
     utterances: int
-    words: int
+    length: int  # of the references, in the metric's units
     improvement_probability: float  # share of the resamples in which tuned is better; a tie is half
     resampled: str  # "utterance" or "speaker"
     units: int  # how many of these there are
     mapsswe: mapsswe.Mapsswe | None  # None: no segments were given
+    metric: Metric = "wer"
+    words: tuple[Tally, Tally] | None = None  # of the same two systems, where the metric counts others
 
 
 def compare(
-    baseline: Mapping[str, Counts],
-    tuned: Mapping[str, Counts],
+    baseline: Mapping[str, Tally],
+    tuned: Mapping[str, Tally],
     speakers: Mapping[str, str] | None = None,
     segments: Iterable[mapsswe.Segment] | None = None,
 ) -> Comparison:
@@ -70,7 +75,7 @@ def compare(
             " score both on the same manifest"
         )
     ids = sorted(baseline)  # sorted, so that the order of a file changes nothing
-    rows = np.array([(baseline[i].errors, tuned[i].errors, baseline[i].words) for i in ids], np.float64)
+    rows = np.array([(baseline[i].errors, tuned[i].errors, baseline[i].length) for i in ids], np.float64)
     groups = None if speakers is None else [speakers[i] for i in ids]
     return compare_rows(rows, groups, segments)
 
@@ -81,17 +86,17 @@ def compare_rows(
     segments: Iterable[mapsswe.Segment] | None = None,
     draws: Iterable[np.ndarray] | None = None,
 ) -> Comparison:
-    """`compare` on one row an utterance: errors before, errors after, words of the reference.
+    """`compare` on one row an utterance: errors before, errors after, length of the reference.
 
     `draws` are drawings() of as many units, where a caller has many systems to resample alike.
     """
     units = rows if speakers is None else _sums(speakers, rows)
-    old, new, words = rows.sum(0)
-    before, after = (old / words, new / words) if words else (math.nan, math.nan)
+    old, new, length = rows.sum(0)
+    before, after = (old / length, new / length) if length else (math.nan, math.nan)
     intervals, better = _bootstrap(units, drawings(len(units), RESAMPLES) if draws is None else draws)
     return Comparison(
         float(before), intervals[0], float(after), intervals[1], float(after - before), intervals[2],
-        len(rows), int(words), better,
+        len(rows), int(length), better,
         "utterance" if speakers is None else "speaker", len(units),
         None if segments is None else mapsswe.test(segments),
     )  # fmt: skip
@@ -137,16 +142,16 @@ def drawings(units: int, resamples: int) -> Iterator[np.ndarray]:
 
 
 def _bootstrap(units: np.ndarray, draws: Iterable[np.ndarray]) -> tuple[list[tuple[float, float]], float]:
-    """95 % percentile intervals of the baseline's WER, of the tuned WER and of tuned minus baseline, and
-    the probability of improvement. `units`: one row a unit: errors before and after, and words.
+    """95 % percentile intervals of the baseline's rate, of the tuned rate and of tuned minus baseline, and
+    the probability of improvement. `units`: one row a unit: errors before and after, and length.
 
     The sums of all resamples of a batch are one matrix product. The same figures, but for rounding, as
     scipy.stats.bootstrap's with this seed and batch.
     """
     if len(units) < 2:  # one unit has no spread to resample; nothing can be proved with it
         return [(0.0, 1.0), (0.0, 1.0), (-1.0, 1.0)], 0.5
-    old, new, words = np.concatenate([times @ units for times in draws]).T
-    before, after = old / np.maximum(words, 1), new / np.maximum(words, 1)
+    old, new, length = np.concatenate([times @ units for times in draws]).T
+    before, after = old / np.maximum(length, 1), new / np.maximum(length, 1)
     changes = after - before
     better = float(np.mean(changes < 0) + np.mean(changes == 0) / 2)
     intervals = [np.percentile(values, (2.5, 97.5)).tolist() for values in (before, after, changes)]
@@ -164,7 +169,7 @@ class Judgement:
 
     outcome: Outcome
     reason: str  # one sentence
-    detectable: float  # the smallest change of WER that these utterances tell from none, a fraction
+    detectable: float  # the smallest change of the metric that these utterances tell from none, a fraction
     enough: int | None  # utterances like these that would settle an open one, were the change as measured
 
 
@@ -202,6 +207,7 @@ def judge(
         judgements["domain_report"] = apart
     return {
         "verdict": verdict,
+        "metric": domain.metric,
         "point": bool(guardrails)
         and 0.0 - domain.change >= criteria.min_domain_reduction
         and all(one.change <= criteria.max_heldout_regression for one in guardrails.values()),
@@ -216,6 +222,18 @@ def judge(
     }
 
 
+def rate(section: Mapping[str, Any], which: str, metric: Metric) -> float:
+    """The metric of a section of verdict.json, NaN where it is null; `which` is baseline or tuned."""
+    value = section[f"{which}_{metric}"]
+    return math.nan if value is None else float(value)
+
+
+def metric_of(record: Mapping[str, Any]) -> Metric:
+    """The metric of a verdict.json, run.json or scores.json; those of earlier versions are by WER."""
+    found: Metric = record.get("metric", "wer")
+    return found
+
+
 def sections(judged: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """What verdict.json tells of each set that was judged: domain, heldout and the guardrails beside it."""
     found = {name: judged[name] for name in ("domain", "heldout")} | judged.get("guardrails", {})
@@ -224,18 +242,20 @@ def sections(judged: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _reduction(name: str, comparison: Comparison, criteria: Criteria) -> Judgement:
     need = criteria.min_domain_reduction
-    return _against(-need, f"{name} WER reduction", f"at least {100 * need:.2f}", comparison, sign=-1)
+    what = f"{name} {comparison.metric.upper()} reduction"
+    return _against(-need, what, f"at least {100 * need:.2f}", comparison, sign=-1)
 
 
 def _regression(name: str, comparison: Comparison, criteria: Criteria) -> Judgement:
     limit = criteria.max_heldout_regression
-    return _against(limit, f"{name} WER regression", f"at most {100 * limit:.2f}", comparison, sign=1)
+    what = f"{name} {comparison.metric.upper()} regression"
+    return _against(limit, what, f"at most {100 * limit:.2f}", comparison, sign=1)
 
 
 def _against(limit: float, what: str, bound: str, comparison: Comparison, sign: int) -> Judgement:
     """ "domain WER reduction 9.10 points (95 % interval 8.20 to 10.00): at least 1.00 holds"
 
-    `limit` is the largest change of WER that passes; `sign` -1 has the change told as a reduction.
+    `limit` is the largest change of the metric that passes; `sign` -1 has the change told as a reduction.
     """
     change, (low, high) = comparison.change, comparison.change_interval
     outcome: Outcome = "holds" if high <= limit else "fails" if low > limit else "open"
@@ -269,25 +289,29 @@ def _turned(interval: tuple[float, float]) -> tuple[float, float]:
 def _section(
     comparison: Comparison, name: str, value: float, interval: tuple[float, float]
 ) -> dict[str, Any]:
+    metric = comparison.metric
+    words: dict[str, Any] = {}
+    if comparison.words is not None:
+        before, after = comparison.words
+        words = {"baseline_wer": before.rate, "tuned_wer": after.rate, "words": before.length}
     return {
-        "baseline_wer": comparison.baseline_wer,
+        f"baseline_{metric}": comparison.baseline,
         "baseline_interval": list(comparison.baseline_interval),
-        "tuned_wer": comparison.tuned_wer,
+        f"tuned_{metric}": comparison.tuned,
         "tuned_interval": list(comparison.tuned_interval),
         name: value,
         "interval": list(interval),
         "utterances": comparison.utterances,
-        "words": comparison.words,
+        KEYS[metric][1]: comparison.length,
+        **words,
         "improvement_probability": comparison.improvement_probability,
         "resampled": {"by": comparison.resampled, "units": comparison.units},
         "mapsswe": comparison.mapsswe and asdict(comparison.mapsswe),
     }
 
 
-def within_guardrail(
-    heldout_wer: float | None, baseline_wer: float | None, criteria: Criteria = Criteria()
-) -> bool:
-    """Whether a checkpoint may become the best adapter: heldout WER not past the limit."""
-    if heldout_wer is None or baseline_wer is None:
+def within_guardrail(heldout: float | None, baseline: float | None, criteria: Criteria = Criteria()) -> bool:
+    """Whether a checkpoint may become the best adapter: the heldout rate not past the limit."""
+    if heldout is None or baseline is None:
         return True
-    return heldout_wer - baseline_wer <= criteria.max_heldout_regression
+    return heldout - baseline <= criteria.max_heldout_regression

@@ -1,9 +1,8 @@
-"""Word and character error rates from integer counts.
+"""Error rates from integer counts.
 
 Policy for the corners, where tools differ: an empty hypothesis deletes every reference word; an
 empty reference has no words, and each hypothesis word is an insertion that counts in the total. A
-set without a single reference word has no WER (NaN). The same holds for characters. A character is a
-code point, and the spaces between words count, as in jiwer.
+set without a single reference word has no WER (NaN). The same holds for characters and other units.
 """
 
 import math
@@ -14,7 +13,25 @@ import jiwer
 
 
 @dataclass(frozen=True)
+class Tally:
+    """Errors in so many units of the references: words, characters, or what else a metric counts."""
+
+    errors: int = 0
+    length: int = 0
+
+    @property
+    def rate(self) -> float:
+        """A fraction. Of sums, never a mean of rates: long utterances count for what they are."""
+        return self.errors / self.length if self.length else math.nan
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(self.errors + other.errors, self.length + other.length)
+
+
+@dataclass(frozen=True)
 class Counts:
+    """Of words, by kind of error."""
+
     substitutions: int = 0
     deletions: int = 0
     insertions: int = 0
@@ -26,8 +43,11 @@ class Counts:
 
     @property
     def wer(self) -> float:
-        """A fraction. Of sums, never a mean of WERs: long utterances count for what they are."""
-        return self.errors / self.words if self.words else math.nan
+        return self.tally.rate
+
+    @property
+    def tally(self) -> Tally:
+        return Tally(self.errors, self.words)
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(
@@ -43,16 +63,11 @@ def total(counts: Iterable[Counts]) -> Counts:
 
 
 def count(reference: str, hypothesis: str) -> Counts:
-    """Counts of the alignment with fewest errors, of texts that are already normalised."""
+    """Counts of the alignment with fewest errors, of texts that are already normalised.
+
+    For other units than words, of texts that score/metric.py has cut into them.
+    """
     if not reference:
         return Counts(insertions=len(hypothesis.split()))
     out = jiwer.process_words(reference, hypothesis)
     return Counts(out.substitutions, out.deletions, out.insertions, len(reference.split()))
-
-
-def count_characters(reference: str, hypothesis: str) -> tuple[int, int]:
-    """(errors, characters of the reference) of texts that are already normalised."""
-    if not reference:
-        return len(hypothesis), 0
-    out = jiwer.process_characters(reference, hypothesis)
-    return out.substitutions + out.deletions + out.insertions, len(reference)

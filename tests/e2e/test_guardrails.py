@@ -126,7 +126,7 @@ def test_the_report_can_be_listened_to(run: Path) -> None:
     import soundfile
 
     page, kept = (run / "report.html").read_text(), list((run / "excerpts").iterdir())
-    pair = examples.read_pair(run, "domain", 2)
+    pair = examples.read_pair(run, "domain", 2, "wer")
     assert pair.shown()
     assert all(examples.excerpt(run, "domain", one) in kept for one in pair.shown())
     assert page.count('src="data:audio/mpeg;base64,') == len(kept)

@@ -69,7 +69,7 @@ def test_runs_are_ranked_by_verdict_and_domain_wer(groups: list[compare.Group]) 
     runs = groups[0].runs
     assert [run.state for run in runs] == sorted((r.state for r in runs), key=compare.STATES.index)
     for one, next_one in itertools.pairwise(runs):
-        assert one.state != next_one.state or one.scores["domain"].wer <= next_one.scores["domain"].wer
+        assert one.state != next_one.state or one.scores["domain"].rate <= next_one.scores["domain"].rate
     assert {run.name: run.why for run in runs}["failed"] == "loss is nan"
     assert {run.name: run.losses for run in runs}["failed"] == []
 

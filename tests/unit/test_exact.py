@@ -172,7 +172,7 @@ def test_margins_are_those_of_the_logits(demo_base: Base, heldout: shards.Shards
 
 
 def test_the_decode_configuration_knows_no_batch(demo_base: Base) -> None:
-    assert "batch_seconds" not in fingerprint(demo_base, NORMALISER)["decode"]
+    assert "batch_seconds" not in fingerprint(demo_base, NORMALISER, "wer")["decode"]
 
 
 def test_a_decoder_that_runs_to_its_limit_is_counted(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from asrlora.runs import examples, figures
 from asrlora.score import power, wer
-from asrlora.score.wer import Counts
+from asrlora.score.wer import Tally
 
 sentences = st.lists(st.sampled_from("a b c d".split()), max_size=9).map(" ".join)
 
@@ -23,9 +23,9 @@ def line(identity: str, reference: str, hypothesis: str) -> examples.Line:
 
 
 def pair(*texts: tuple[str, str, str]) -> examples.Pair:
-    before = {f"u{i}": line(f"u{i}", said, old) for i, (said, old, _) in enumerate(texts)}
-    after = {f"u{i}": line(f"u{i}", said, new) for i, (said, _, new) in enumerate(texts)}
-    return examples.Pair(before, after)
+    before = [line(f"u{i}", said, old) for i, (said, old, _) in enumerate(texts)]
+    after = [line(f"u{i}", said, new) for i, (said, _, new) in enumerate(texts)]
+    return examples.pair(before, after, "wer")
 
 
 @given(sentences, sentences, sentences)
@@ -62,14 +62,13 @@ def test_a_running_wer_ends_in_the_whole_sets() -> None:
     words = rng.integers(1, 30, 500)
     wrong = rng.binomial(words, 0.2)
     lines: list[examples.Line] = [
-        {"substitutions": int(e), "deletions": 0, "insertions": 0, "words": int(w)}
-        for e, w in zip(wrong, words, strict=True)
+        {"errors": int(e), "length": int(w)} for e, w in zip(wrong, words, strict=True)
     ]
     for count in (500, 77):
         n, shares, margins = figures._running(lines[:count])
         assert (n[0], n[-1]) == (figures.FEWEST, count)
         assert shares[-1] == pytest.approx(100 * wrong[:count].sum() / words[:count].sum())
         # score/power.py counts one error more, which a set without errors would need
-        counts = [Counts(int(e), 0, 0, int(w)) for e, w in zip(wrong[:count], words[:count], strict=True)]
+        counts = [Tally(int(e), int(w)) for e, w in zip(wrong[:count], words[:count], strict=True)]
         assert margins[-1] == pytest.approx(100 * power.measured_margin(counts), rel=0.01)
     assert figures._running(lines[:1])[2] == [0.0]

@@ -9,7 +9,8 @@ from scipy import stats
 
 from asrlora.errors import UserError
 from asrlora.score import verdict, wer
-from asrlora.score.wer import Counts
+from asrlora.score.metric import units
+from asrlora.score.wer import Counts, Tally
 
 sentences = st.lists(st.sampled_from("a b c d e f".split()), max_size=12).map(" ".join)
 
@@ -37,15 +38,19 @@ def test_counts_equal_jiwers_on_ten_thousand_pairs() -> None:
         oracle.hits + oracle.substitutions + oracle.deletions,
     )  # fmt: skip
     part = [side[:1000] for side in sides]
-    errors, characters = (sum(values) for values in zip(*map(wer.count_characters, *part), strict=True))
-    assert errors / characters == pytest.approx(jiwer.process_characters(*part).cer)
+    characters = sum((by_characters(*pair) for pair in zip(*part, strict=True)), Tally())
+    assert characters.rate == pytest.approx(jiwer.process_characters(*part).cer)
+
+
+def by_characters(reference: str, hypothesis: str) -> Tally:
+    return wer.count(units(reference, "cer"), units(hypothesis, "cer")).tally
 
 
 def test_characters_follow_the_same_policy() -> None:
-    assert wer.count_characters("ab c", "abd c") == (1, 4)
-    assert wer.count_characters("ab", "") == (2, 2)
-    assert wer.count_characters("", "abc") == (3, 0)
-    assert wer.count_characters("", "") == (0, 0)
+    assert by_characters("ab c", "abd c") == Tally(1, 4)
+    assert by_characters("ab", "") == Tally(2, 2)
+    assert by_characters("", "abc") == Tally(3, 0)
+    assert by_characters("", "") == Tally(0, 0)
 
 
 def test_wer_is_of_sums_and_not_a_mean_over_batches() -> None:
@@ -62,8 +67,8 @@ def test_empty_texts_follow_the_policy() -> None:
     assert math.isnan(wer.count("", "x").wer)
 
 
-def system(errors: list[int], words: int = 10) -> dict[str, Counts]:
-    return {f"u{i:04d}": Counts(e, 0, 0, words) for i, e in enumerate(errors)}
+def system(errors: list[int], words: int = 10) -> dict[str, Tally]:
+    return {f"u{i:04d}": Tally(e, words) for i, e in enumerate(errors)}
 
 
 def draws(rate: float, count: int, seed: int) -> list[int]:
@@ -128,7 +133,7 @@ def test_the_bootstrap_agrees_with_kaldialign() -> None:
     oracle = kaldialign.bootstrap_wer_ci(references, *systems, replications=10_000, seed=5)
     ours = verdict.compare(*(
         {
-            f"u{i:03d}": wer.count(" ".join(reference), " ".join(hypothesis))
+            f"u{i:03d}": wer.count(" ".join(reference), " ".join(hypothesis)).tally
             for i, (reference, hypothesis) in enumerate(zip(references, hypotheses, strict=True))
         }
         for hypotheses in systems

@@ -12,7 +12,7 @@ from asrlora import cli
 from asrlora.errors import UserError
 from asrlora.runs import record
 from asrlora.score import verdict
-from asrlora.score.wer import Counts
+from asrlora.score.wer import Tally
 from written import WORDS, better, draws, same, worse, write_run
 
 
@@ -63,8 +63,7 @@ def test_so_many_utterances_do_settle_it(rate: float, seed: int, outcome: str) -
 
     def judged(copies: int) -> dict[str, Any]:
         systems = [
-            {f"u{i:06d}": Counts(e, 0, 0, 10) for i, e in enumerate(side * copies)}
-            for side in (before, after)
+            {f"u{i:06d}": Tally(e, 10) for i, e in enumerate(side * copies)} for side in (before, after)
         ]
         found: dict[str, Any] = verdict.judge(verdict.compare(*systems), None)["judgements"]["domain"]
         return found

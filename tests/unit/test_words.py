@@ -62,13 +62,13 @@ def line(speaker: str | None, duration: float | None, errors: int, said: int) ->
 
 def test_a_breakdown_is_of_sums_and_leaves_nobody_out() -> None:
     lines = [line("b", 4.99, 1, 10), line("b", 5.0, 0, 30), line("a", 20.0, 2, 2), line(None, None, 1, 0)]
-    speakers = breakdown.by_speaker(lines)
+    speakers = breakdown.by_speaker(lines, "wer")
     assert list(speakers) == ["a", "b", "unknown"]
     assert speakers["b"] == {"wer": 1 / 40, "errors": 1, "words": 40, "utterances": 2}
     assert speakers["unknown"]["wer"] is None
-    assert list(breakdown.by_duration(lines)) == ["0-5 s", "5-10 s", "20+ s", "unknown"]
+    assert list(breakdown.by_duration(lines, "wer")) == ["0-5 s", "5-10 s", "20+ s", "unknown"]
     del lines[0]["speaker"], lines[0]["duration"]  # a line of 0.1.0
-    assert breakdown.by_speaker(lines)["unknown"]["errors"] == 2
+    assert breakdown.by_speaker(lines, "wer")["unknown"]["errors"] == 2
 
 
 @pytest.mark.parametrize(("seconds", "band"), [(0, "0-5 s"), (9.9, "5-10 s"), (15, "15-20 s"), (99, "20+ s")])
