@@ -1,6 +1,8 @@
 """Speech for the tests, spoken once a session by the demo's own corpus code."""
 
+import fcntl
 import os
+import shutil
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,11 @@ class Speech:
     train: Path
     domain: Path
     heldout: Path
+
+    @classmethod
+    def of(cls, folder: Path) -> "Speech":
+        names = ("train_manifest_expanded", "domain_manifest", "heldout_manifest")
+        return cls(*(folder / f"{name}.jsonl" for name in names))
 
     def flags(self, output: Path, **settings: object) -> list[str]:
         """The flags of a run on this corpus; `settings` are further ones, max_steps=4, or None for none."""
@@ -86,7 +93,17 @@ def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> Speech:
-    return speak(tmp_path_factory.mktemp("speech"))
+    """Spoken once a session: xdist's workers copy it."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    with (shared / "speech.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / "spoken" / "heldout_manifest.jsonl").exists():  # what `speak` writes last
+            speak(shared / "spoken")
+    return Speech.of(
+        shutil.copytree(shared / "spoken", tmp_path_factory.mktemp("speech"), dirs_exist_ok=True)
+    )
 
 
 def speak(folder: Path) -> Speech:
@@ -104,8 +121,4 @@ def speak(folder: Path) -> Speech:
     corpus.write_manifest(folder / "train_manifest_expanded.jsonl", train)
     corpus.write_manifest(folder / "domain_manifest.jsonl", records["domain"])
     corpus.write_manifest(folder / "heldout_manifest.jsonl", records["heldout"])
-    return Speech(
-        folder / "train_manifest_expanded.jsonl",
-        folder / "domain_manifest.jsonl",
-        folder / "heldout_manifest.jsonl",
-    )
+    return Speech.of(folder)

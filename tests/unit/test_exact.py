@@ -12,7 +12,7 @@ import torch
 import transformers
 
 import tiny
-from asrlora import cli
+from asrlora import allocation, cli
 from asrlora.data import batches, shards
 from asrlora.data.manifest import read_manifest
 from asrlora.engine import watchdog
@@ -85,7 +85,7 @@ def test_a_batch_is_heard_as_transformers_hears_each_utterance_alone(base: Base)
 class Rank:
     """What `evaluate` needs of a runtime; the ranks of one evaluation run one after the other, 0 last."""
 
-    device, stop_requested = torch.device("cpu"), False
+    device, stop_requested, threads = torch.device("cpu"), False, allocation.of_process()
 
     def __init__(self, rank: int, world_size: int, gathered: list[Any]) -> None:
         self.rank, self.world_size, self.gathered = rank, world_size, gathered

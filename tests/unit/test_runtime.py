@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import time
 from pathlib import Path
 
 import numpy as np
@@ -162,8 +163,17 @@ def test_a_step_does_not_wait_for_the_gpu_between_microbatches(monkeypatch: pyte
     monkeypatch.setattr(batches, "to_device", step.to_device)
     monkeypatch.setattr(step.families, "pad_labels", lambda labels: torch.zeros(1, 8))
     config = RunConfig(dataset_path="t", manifest_path=Path("d"), output_dir=Path("o"))
-    runtime = OnGpu(Accelerator(cpu=True), plain(), torch.optim.AdamW(plain().parameters()))
+    optimizer = torch.optim.AdamW(plain().parameters())
+    runtime = OnGpu(Accelerator(cpu=True), model=plain(), optimizer=optimizer)
     with FakeTensorMode(allow_non_fake_inputs=True):
         result = step.train_step(runtime, None, [batch, batch], {}, 3, config, 1)  # type: ignore[arg-type]
     assert result.loss == 2.0
     assert [loss.device.type for loss in scaled] == ["cuda", "cuda"]
+
+
+def test_the_end_of_the_time_is_seen_before_it_comes() -> None:
+    """With one more step and a save to go."""
+    runtime = Runtime(Accelerator(cpu=True), deadline=time.time() + 1000)
+    for reserve, expected in ((10.0, False), (990.0, False), (1001.0, True)):
+        runtime.reserve = reserve
+        assert runtime.stop_requested == expected
