@@ -186,8 +186,8 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--model-id")
     source.add_argument(
         "--hypotheses", type=Path, metavar="FILE",
-        help="score these instead of a model's: JSON lines with id and one of hypothesis_raw, pred_text,"
-        " hypothesis, text",
+        help="score these instead of a model's: JSON lines or a table, with id (or audio and times, as NeMo"
+        " writes them) and one of hypothesis_raw, pred_text, prediction, hypothesis, text",
     )  # fmt: skip
     evaluate.add_argument("--adapter-dir", type=Path)
     evaluate.add_argument("--manifest-path", type=Path, required=True)
@@ -565,6 +565,8 @@ def _bench_verdict(args: argparse.Namespace) -> int:
 
 def _eval(args: argparse.Namespace) -> int:
     from asrlora.data import audit, manifest
+    from asrlora.data.fields import fold
+    from asrlora.runs.hypothesis_file import PLAIN
     from asrlora.runs.scores import score_file
     from asrlora.score import metric, odd, text, words
 
@@ -576,12 +578,21 @@ def _eval(args: argparse.Namespace) -> int:
     chosen = getattr(args, "text_normaliser", None)
     normaliser, by = text.normaliser(chosen, args.language), metric.choose(args.metric, args.language)
     utterances = manifest.read_manifest(args.manifest_path, args.allow_outside)
+    if others := audit.other_languages(utterances, args.language):
+        console.print(f"note: {others}")
     domain_words = words.choose(listed, general, (u.text for u in utterances), None, normaliser)
     if (args.output_dir / "scores.json").exists():
         raise UserError(f"--output-dir {args.output_dir} holds another evaluation; give a new folder")
     scores: dict[str, Any] | None
     if args.hypotheses:
-        scores = score_file(args.hypotheses, utterances, args.output_dir, normaliser, by.name, domain_words)
+        scores = score_file(
+            args.hypotheses, utterances, args.output_dir, normaliser, by.name, domain_words,
+            folder=args.manifest_path.parent,
+        )  # fmt: skip
+        if scores["wer"] == 0 and fold(scores["hypothesis_field"]) in PLAIN:
+            console.print(
+                f"note: no error at all; is {scores['hypothesis_field']} the reference in {args.hypotheses}?"
+            )
         speed = f"the field {scores['hypothesis_field']}"
     else:
         from asrlora.engine.launcher import check_processes

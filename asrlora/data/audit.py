@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from asrlora.config import RunConfig
-from asrlora.data import audio, leakage, plan
+from asrlora.data import audio, fields, leakage, plan
 from asrlora.data.decoding import Fault
 from asrlora.data.findings import EXAMPLES, Audit, Finding, Item, spoken
 from asrlora.data.manifest import BadLine, filter_for_training
@@ -94,6 +94,7 @@ def quick(train: Sequence[Item], evaluation: Mapping[str, Sequence[Item]], confi
         *_starvation(sets["train"], kept, config),
         *(finding for name, items in sets.items() for finding in _durations(name, items)),
         *(finding for name, items in sets.items() for finding in _characters(name, items, config)),
+        *(finding for name, items in sets.items() for finding in _stated(name, items, config)),
     ]
     criteria = Criteria(config.min_domain_reduction, config.max_heldout_regression)
     chosen = metric.choose(config.metric, config.language)
@@ -249,6 +250,43 @@ def spaces(name: str, items: Sequence[Item], chosen: metric.Chosen) -> Iterator[
             " other",
             {"what": "spaces", "sets": [name], "spaceless": spaceless, "latin": latin},
         )  # fmt: skip
+
+
+def _stated(name: str, items: Sequence[Item], config: RunConfig) -> Iterator[Finding]:
+    """What further keys of the lines say, against what the run does."""
+    if others := other_languages(items, config.language):
+        yield Finding("language", False, f"{spoken(name)}: {others}", {"what": "language", "sets": [name]})
+    splits = _values(items, "split")
+    if len(splits) > 1:
+        shown = ", ".join(f"{value} ({count:,})" for value, count in splits.most_common(EXAMPLES))
+        yield Finding(
+            "split", False,
+            f"{spoken(name)}: its lines are of several splits: {shown}; no line to train on should be"
+            " one that another set tests (asrlora manifest import --split NAME)",
+            {"what": "split", "sets": [name], "splits": dict(splits)},
+        )  # fmt: skip
+
+
+def other_languages(items: Iterable[Any], language: str) -> str:
+    """What to report of utterances that name another language than --language; empty where none does."""
+    others: Counter[str] = Counter()
+    for value, count in _values(items, "language").items():
+        if fields.language_code(value) != fields.language_code(language):
+            others[value] += count
+    if not others:
+        return ""
+    shown = ", ".join(f"{value} ({count:,})" for value, count in others.most_common(EXAMPLES))
+    return f"{others.total():,} utterances name another language than --language {language}: {shown}"
+
+
+def _values(items: Iterable[Any], what: str) -> Counter[str]:
+    """Values of a further key by any of its names -> utterances; shards keep no further keys."""
+    return Counter(
+        value
+        for item in items
+        for key, value in getattr(item, "extra", {}).items()
+        if fields.meaning(key) == what and isinstance(value, str) and value
+    )
 
 
 def _odd(name: str, what: str, ids: set[str], count: int, how: str, mend: str) -> Iterator[Finding]:

@@ -73,10 +73,10 @@ def read_json(source: Source) -> Iterator[Found]:
     """
     path = Path(source.place)
     recordings = None
-    for where, record in _objects(path):
+    for where, record in objects(path):
         try:
             if cuts.is_supervision(record):
-                recordings = recordings or cuts.read_recordings(path, _objects)
+                recordings = recordings or cuts.read_recordings(path, objects)
             read = cuts.understand(record, recordings)
             if read is not None:
                 yield from (Found(where, one) for one in read)
@@ -86,7 +86,7 @@ def read_json(source: Source) -> Iterator[Found]:
             raise UserError(f"{where}: {error}") from None
 
 
-def _objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(file and line, object); where the file is one JSON value, (file and number, object)."""
     if _is_one_value(path):
         yield from _whole(path)

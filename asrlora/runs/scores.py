@@ -6,18 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from asrlora.data.manifest import Utterance, parse_object, string_field, text_lines
+from asrlora.data.manifest import Utterance
 from asrlora.errors import UserError
 from asrlora.files import write_json
+from asrlora.runs.hypothesis_file import read_hypotheses
 from asrlora.runs.record import to_lines, write_whole
 from asrlora.score import breakdown, words
 from asrlora.score.hypotheses import Hypothesis, score, summary
 from asrlora.score.metric import Metric
 from asrlora.score.text import Normaliser
-
-# Where a line holds several, the first of these is the hypothesis: in NeMo's files `text` is the
-# reference beside `pred_text`, and in ours `hypothesis` is already normalised.
-FIELDS = ("hypothesis_raw", "pred_text", "hypothesis", "text")
 
 
 def write_scores(
@@ -45,14 +42,18 @@ def score_file(
     normaliser: Normaliser,
     metric: Metric,
     domain_words: frozenset[str] = frozenset(),
+    *,
+    folder: Path,
 ) -> dict[str, Any]:
-    """Scores a file of JSON lines by the rules that hold for models; writes what `write_scores` does.
+    """Scores a file of hypotheses by the rules that hold for models; writes what `write_scores` does.
 
-    Each line holds `id` and its hypothesis. Raises UserError unless every utterance of the manifest is
+    Each line holds its hypothesis, and `id`, or the audio and times of its utterance; `folder` is the
+    manifest's.
+    Raises UserError unless every utterance of the manifest is
     there once, and nothing else. Every utterance counts, silent recordings too: those are left out
     where a model is evaluated, since shards do not hold them.
     """
-    texts, field = _read(path)
+    texts, field = read_hypotheses(path, utterances, folder)
     wanted = {utterance.id for utterance in utterances}
     missing, foreign = sorted(wanted - texts.keys()), sorted(texts.keys() - wanted)
     if missing:
@@ -78,30 +79,3 @@ def score_file(
             "references": hashlib.sha256(references.encode()).hexdigest(),
         },
     )  # fmt: skip
-
-
-def _read(path: Path) -> tuple[dict[str, str], str]:
-    """Hypotheses by id, and the name of the field that they were taken from."""
-    texts: dict[str, str] = {}
-    field = None
-    for number, line in enumerate(text_lines(path, "--hypotheses"), 1):
-        if not line.strip():
-            continue
-        where = f"--hypotheses {path}, line {number}"
-        try:
-            record = parse_object(line)
-            identity = string_field(record, "id", required=True)
-            field = field or next((name for name in FIELDS if name in record), None)
-            if field is None:
-                raise ValueError(f"holds no hypothesis; write one of the fields {', '.join(FIELDS)}")
-            text = string_field(record, field, required=True)
-        except ValueError as error:
-            raise UserError(f"{where}: {error}") from None
-        assert identity is not None
-        assert text is not None
-        if identity in texts:
-            raise UserError(f"{where}: the id {identity!r} was there before; give every utterance one line")
-        texts[identity] = text
-    if field is None:
-        raise UserError(f"--hypotheses {path}: holds no line")
-    return texts, field
