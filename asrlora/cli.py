@@ -195,6 +195,15 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--eval-batch-seconds", type=float, default=160.0)
     add_flags(evaluate, ("text_normaliser", "domain_words", "general_text"))
     _metric(evaluate, "error rate of the tables (default: by --language, as in a run)")
+    how = evaluate.add_argument_group(
+        "how the base is loaded", "with an adapter: as when it was trained, and another way is refused"
+    )
+    how.add_argument(
+        "--load-in-4bit", action=argparse.BooleanOptionalAction, help="as QLoRA's base (default: no)"
+    )
+    how.add_argument(
+        "--matmul-precision", choices=("highest", "high"), help="of fp32 products on a GPU (default: highest)"
+    )
     _decoding(evaluate)
     _allow_outside(evaluate)
 
@@ -604,6 +613,7 @@ def _eval(args: argparse.Namespace) -> int:
         scores = evaluate_manifest(
             args.model_id, args.adapter_dir, utterances, args.output_dir, args.eval_batch_seconds,
             args.language, chosen, by.name, domain_words, args.num_beams,
+            args.load_in_4bit, args.matmul_precision,
         )  # fmt: skip
         if scores is None:
             return 0  # one of several processes; the first one tells

@@ -168,6 +168,9 @@ class RunConfig(pydantic.BaseModel):
         description="stop once a WER (or --metric) passes this many times its baseline, such as 1.1",
     )
     mixed_precision: Literal["no", "bf16"] = Field("no", description="bf16 autocast in training steps")
+    matmul_precision: Literal["highest", "high"] = Field(
+        "highest", description="of fp32 products on a GPU, in training and evaluation: high allows TF32"
+    )
     torch_compile: bool = Field(False, description="compile the training step: for GPUs, slow to start")
     load_in_4bit: bool = Field(
         False, description="keep the base in 4 bits (QLoRA; GPUs only, needs asrlora[qlora])"

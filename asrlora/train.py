@@ -103,7 +103,9 @@ def train(config: RunConfig, inputs: Inputs) -> int:
     from asrlora.models import adapters, families
 
     # 1. processes, data, model
+    runtimes.check_bf16(config.mixed_precision)
     runtime = runtimes.start(config.torch_compile)
+    runtimes.set_matmul_precision(config.matmul_precision)
     runtime.stop_on_signals(config.max_minutes)
     training, evaluation = open_sets(config, inputs.sets, runtime)
     samples = training.samples.samples

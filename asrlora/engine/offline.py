@@ -18,20 +18,38 @@ from asrlora.engine.evaluate import evaluate, fingerprint
 from asrlora.errors import UserError
 from asrlora.files import folder_whole
 from asrlora.models import adapters, decode, families
-from asrlora.models.hub import adapter_settings, base_of, lasting_name
+from asrlora.models.hub import BASE_FILE, adapter_settings, base_of, lasting_name, trained_on
 from asrlora.runs.scores import write_scores
 from asrlora.score import metric as metrics
 from asrlora.score import text
 
 
 def open_model(
-    model_id: str | None, adapter: Path | None, language: str = "en", num_beams: int = 1
+    model_id: str | None,
+    adapter: Path | None,
+    language: str = "en",
+    num_beams: int = 1,
+    in_4bit: bool | None = None,
+    matmul_precision: str | None = None,
 ) -> tuple[Any, families.Base]:
-    """The model to use on this process's device, its adapter active, and its base."""
+    """The model to use on this process's device, its adapter active, and its base.
+
+    The base is loaded as it was when the adapter was trained. Raises UserError where that is not possible
+    here, or where `in_4bit` or `matmul_precision` ask for something else.
+    """
     runtimes.use_threads()
     if model_id is None:
         model_id = base_of(adapter) if adapter else str(_demo_base())
-    base = families.load_base(model_id, language, num_beams=num_beams)
+    trained = trained_on(adapter) if adapter else {}
+    if in_4bit is None:
+        in_4bit = trained.get("weights") == "nf4"
+    runtimes.set_matmul_precision(matmul_precision or trained.get("matmul_precision", "highest"))
+    try:
+        base = families.load_base(model_id, language, in_4bit, num_beams)
+    except families.No4Bit as error:
+        if trained.get("weights") != "nf4":
+            raise
+        raise UserError(f"--adapter-dir {adapter} was trained on its base in 4 bits: {error}") from None
     base.model.to(runtimes.device())
     return (adapters.load(base, adapter) if adapter else base.model), base
 
@@ -45,10 +63,17 @@ def export(adapter: Path, output: Path, model_id: str | None, merge: bool) -> st
         raise UserError(f"{output} exists; give a new folder")
     with folder_whole(output) as aside:
         if merge:
+            if trained_on(adapter).get("weights") == "nf4":
+                raise UserError(
+                    f"{adapter} was trained on its base in 4 bits, and merged into weights of another"
+                    " precision it would be another model; leave --merge out"
+                )
             model, base = open_model(base_id, adapter)
             difference = adapters.merge(model, base, aside)
             return f"{base.kind} with its adapter merged; logits within {difference:.0e} of the adapter's"
-        shutil.copy(adapter / "adapter_model.safetensors", aside)
+        for name in ("adapter_model.safetensors", BASE_FILE):
+            if (adapter / name).exists():
+                shutil.copy(adapter / name, aside)
         settings["base_model_name_or_path"] = base_id
         (aside / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
         return f"the adapter, for {base_id}"
@@ -69,12 +94,14 @@ def evaluate_manifest(
     metric: metrics.Metric = "wer",
     domain_words: frozenset[str] = frozenset(),
     num_beams: int = 1,
+    in_4bit: bool | None = None,
+    matmul_precision: str | None = None,
 ) -> dict[str, Any] | None:
     """Collective. Writes hypotheses.jsonl and scores.json into `output`; returns the scores, on rank 0."""
     normaliser = text.normaliser(text_normaliser, language)
-    model, base = open_model(model_id, adapter, language, num_beams)
-    families.check(base, {u.id: u.duration for u in utterances})
     runtime = runtimes.start()
+    model, base = open_model(model_id, adapter, language, num_beams, in_4bit, matmul_precision)
+    families.check(base, {u.id: u.duration for u in utterances})
     first = runtime.accelerator.is_local_main_process
     total = sum(utterance.duration for utterance in utterances)
     with runtime.accelerator.local_main_process_first(), progress("shards", total, first) as advance:
@@ -110,6 +137,7 @@ STYLE_SAMPLE = 64  # utterances; enough to see how a model writes
 def audit_model(config: RunConfig, found: Audit, data: Mapping[str, shards.Shards]) -> Audit:
     """Adds what the base model shows: labels it cannot write, and its style on a sample of domain."""
     normaliser = text.normaliser(config.text_normaliser, config.language)
+    runtime = runtimes.start()
     model, base = open_model(config.model_id, None)
     training, _ = shards.for_training(data["train"], config.min_seconds, config.max_seconds)
     texts = {
@@ -118,7 +146,6 @@ def audit_model(config: RunConfig, found: Audit, data: Mapping[str, shards.Shard
     }
     seconds = dict(zip(texts, training.durations.tolist(), strict=True))
     _, unlearnable = families.label(base, texts, seconds)
-    runtime = runtimes.start()
     every = -(-len(data["domain"].samples) // STYLE_SAMPLE)
     sample = data["domain"].subset(range(0, len(data["domain"].samples), every))
     with progress("what the base writes", sample.seconds) as advance:

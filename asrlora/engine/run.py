@@ -50,6 +50,7 @@ class Run:
         self.to_terminal: Callable[[], None] = lambda: None  # of a rank whose output goes to a file
         self.initial = config.output_dir / "adapter_initial" if adapters.rewrites_base(config) else None
         self.checkpoints = config.output_dir / "checkpoints"
+        self._best = config.output_dir / "adapter_best"
         self.nonfinite = 0  # steps in a row
         self.step_seconds = 0.0  # of the last step
         self.baseline: dict[str, float] = {}
@@ -202,6 +203,7 @@ class Run:
                 adapters.save_initial(model, self.initial)
             self.record.update(trained_parameters=sum(p.numel() for p in self.runtime.trained().values()))
             self._save_best(model)
+            adapters.check_saved(model, self.base, self._best, self.config.model_id)
         self._spent("adapter")
         return found.state.step if found else 0
 
@@ -371,9 +373,10 @@ class Run:
         kept.update(audit=found.as_json())
 
     def _save_best(self, model: Any) -> None:
-        folder = self.config.output_dir / "adapter_best"
-        adapters.save(model, folder, self.initial)
-        adapters.check_saved(model, self.base, folder, self.config.model_id)
+        """To reload it on a fresh base would read and hash all of the base: that is done at the first of
+        them and when the run ends, and of those between each tensor is compared."""
+        adapters.save(model, self._best, self.initial, self.base)
+        adapters.check_written(model, self._best)
 
     def skip(self, step: int, result: StepResult, samples: Sequence[Sample]) -> None:
         """Notes a step whose loss or gradient was not finite: no rank has applied it.
@@ -439,6 +442,7 @@ class Run:
             return
         if adapters.digest_frozen(self.runtime.bare_model()) != self.frozen:
             raise RuntimeError("training has changed weights of the base, and not the adapter alone")
+        adapters.check_reloads(self.runtime.bare_model(), self.base, self._best, self.config.model_id)
         judged = record.judge_run(self.config.output_dir)
         self._spent("verdict")
         stages = {name: round(seconds, 1) for name, seconds in self.stages.items()}
@@ -450,7 +454,7 @@ class Run:
         self.tell(f"report: {page}")
         for name in self.data if self.tracker.run is not None else ():
             self._track_hypotheses(name, judged["best_step"])
-        adapter = self.config.output_dir / "adapter_best" if self.config.wandb_artifact else None
+        adapter = self._best if self.config.wandb_artifact else None
         self._end_tracking(judged, adapter)
         self.record.end("complete", self.stopped)  # last: an attempt that goes on would stop here
 

@@ -320,9 +320,28 @@ def start(compiled: bool = False) -> Runtime:
         cpu=not on_gpu and not deepspeed, mixed_precision="no", kwargs_handlers=handlers,
         dynamo_backend="inductor" if compiled else None,
     )  # fmt: skip
+    set_matmul_precision("highest")  # Accelerate lowers it where it compiles
     runtime = Runtime(accelerator, use_threads())
     _check_launch(runtime, deepspeed)
     return runtime
+
+
+def set_matmul_precision(precision: str) -> None:
+    """`highest`: fp32 products and convolutions are fp32. `high`: a GPU may round their factors to TF32's
+    ten bits, several times faster. torch's own default is one for products and the other for cuDNN."""
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.allow_tf32 = precision != "highest"
+
+
+def check_bf16(mixed_precision: str) -> None:
+    """Raises UserError where bf16 steps are asked for and this machine's GPU would imitate bf16."""
+    if mixed_precision == "no" or not torch.cuda.is_available():
+        return
+    if not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError(
+            f"--mixed-precision bf16: {torch.cuda.get_device_name()} has no bf16 arithmetic; GPUs have it"
+            " from compute capability 8.0 on (A100, RTX 30, H100): give --mixed-precision no"
+        )
 
 
 def use_threads() -> allocation.Allocation:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from transformers import AutoConfig
@@ -15,11 +15,12 @@ from transformers import AutoConfig
 from asrlora.config import RunConfig
 from asrlora.errors import UserError
 from asrlora.files import folder_whole
-from asrlora.models import families
+from asrlora.models import decode, families
 from asrlora.models.family import Base
-from asrlora.models.hub import adapter_settings
+from asrlora.models.hub import BASE_FILE, adapter_settings, trained_on
 
 OUTPUTS = ("proj_out", "lm_head", "ctc_head")
+LOADED = {"sha256": "weights of sha256", "weights": "weights in", "matmul_precision": "matrix products in"}
 LOGIT_TOLERANCE = 1e-3  # of max |logits|; a right reload gives 1e-6, PEFT's wrong ones 5e-2 and more
 
 
@@ -76,12 +77,17 @@ def attach(base: Base, config: RunConfig, initial: Path | None = None) -> Any:
     )  # fmt: skip
     if initial is not None:
         model.peft_config["default"].init_lora_weights = init
-        moved = load_file(initial / "adapter_model.safetensors")
-        for name, layer in model.named_modules():
-            if isinstance(layer, LoraLayer):
-                down, up = moved[f"{name}.lora_A.weight"], moved[f"{name}.lora_B.weight"]
-                layer.get_base_layer().weight.data -= layer.scaling["default"] * up @ down
+        move_again(model, load_file(initial / "adapter_model.safetensors"))
     return model
+
+
+def move_again(model: Any, moved: dict[str, torch.Tensor]) -> None:
+    """Takes out of the base what an initialisation had moved into the adapter: `moved`, on the CPU."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer):
+            weight = layer.get_base_layer().weight.data
+            down, up = (moved[f"{name}.lora_{part}.weight"].to(weight) for part in "AB")
+            weight -= layer.scaling["default"] * up @ down
 
 
 def rewrites_base(config: RunConfig) -> bool:
@@ -97,10 +103,11 @@ def save_initial(model: Any, folder: Path) -> None:
     adapter_config.init_lora_weights = init
 
 
-def save(model: Any, folder: Path, initial: Path | None) -> None:
+def save(model: Any, folder: Path, initial: Path | None, base: Base | None = None) -> None:
     """Writes the adapter in PEFT's layout for the *untouched* base; replaces `folder` whole.
 
-    `initial` is what save_initial wrote, for initialisations that rewrite the base.
+    `initial` is what save_initial wrote, for initialisations that rewrite the base. How `base` was loaded
+    is recorded beside the adapter (base.json), for `load` to compare.
     """
     # the conversion renames the live adapter's config while it works, so it gets a copy of it
     converted = {"path_initial_model_for_weight_conversion": str(initial)} if initial else {}
@@ -108,16 +115,75 @@ def save(model: Any, folder: Path, initial: Path | None) -> None:
         # embeddings are never trained; left to itself, PEFT asks the hub whether they were resized
         model.save_pretrained(aside, save_embedding_layers=False, **converted)
         (aside / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+        if base is not None:
+            (aside / BASE_FILE).write_text(json.dumps(_as_loaded(base), indent=1) + "\n")
 
 
 def load(base: Base, folder: Path) -> Any:
-    """Puts a saved adapter on a base; returns the PeftModel in eval mode."""
+    """Puts a saved adapter on a base, on the base's device; returns the PeftModel in eval mode.
+
+    Raises UserError where the adapter does not fit, or was trained on another base or on one loaded
+    otherwise: what the two write together was never evaluated.
+    """
     adapter_settings(folder)
+    now = _as_loaded(base)
+    for name, then in trained_on(folder).items():
+        if name in now and now[name] != then:
+            raise UserError(
+                f"--adapter-dir {folder} was trained on a base with {LOADED[name]} {then}, and that of"
+                f" {base.folder} is {now[name]}; give the base and the settings that it was trained with"
+            )
     try:
-        return PeftModel.from_pretrained(base.model, str(folder)).eval()
+        device = str(base.model.device)
+        return PeftModel.from_pretrained(base.model, str(folder), torch_device=device).eval()
     except (RuntimeError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"--adapter-dir {folder} does not fit --model-id {base.folder} ({reason})") from None
+
+
+def _as_loaded(base: Base) -> dict[str, str]:
+    """What decides which function of audio the base is."""
+    return {
+        "sha256": base.sha256,
+        "weights": "nf4" if base.in_4bit else "float32",
+        "matmul_precision": decode.matmul_precision(),
+    }
+
+
+def check_written(model: Any, folder: Path) -> None:
+    """Compares a saved adapter's tensors with the live ones, bit by bit. Raises RuntimeError.
+
+    A converted one holds the live adapter in front of the initial one, at twice the rank.
+    """
+    saved = load_file(folder / "adapter_model.safetensors")
+    live = _tensors(model)
+    for name in sorted(live.keys() | saved.keys()):
+        if (
+            name not in live
+            or name not in saved
+            or not torch.equal(_part(saved, live, name), live[name].cpu())
+        ):
+            raise RuntimeError(f"{folder}: {name} is not as it was trained")
+
+
+def check_reloads(model: Any, base: Base, folder: Path, model_id: str) -> float:
+    """At the end of a run, when the live adapter is that of the last step and no longer needed: gives it the
+    saved one's numbers, and compares with a fresh base as check_saved does."""
+    saved = load_file(folder / "adapter_model.safetensors")
+    live = _tensors(model)
+    for name, tensor in live.items():
+        tensor.copy_(_part(saved, live, name))
+    return check_saved(model, base, folder, model_id)
+
+
+def _tensors(model: Any) -> dict[str, torch.Tensor]:
+    """The live adapter's, detached, by their names in its file."""
+    tensors: dict[str, torch.Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return {name: tensor.detach() for name, tensor in tensors.items()}
+
+
+def _part(saved: dict[str, torch.Tensor], live: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+    return saved[name][tuple(slice(size) for size in live[name].shape)]
 
 
 def check_saved(model: Any, base: Base, folder: Path, model_id: str) -> float:

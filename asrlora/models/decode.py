@@ -12,11 +12,19 @@ TIE = 1e-3
 
 def fingerprint(base: Base) -> dict[str, Any]:
     """Hypotheses made in two ways are never compared. Version 1 heard the padding of its batches."""
-    return {"version": 2, "dtype": "float32", **base.family.decoding(base), **_quantised(base)}
+    return {"version": 2, "dtype": "float32", **base.family.decoding(base), **_lowered(base)}
 
 
-def _quantised(base: Base) -> dict[str, Any]:
-    return {"weights": "nf4"} if base.in_4bit else {}
+def matmul_precision() -> str:
+    """Of fp32 products in this process: highest, or high where a GPU may round their factors to TF32."""
+    return torch.get_float32_matmul_precision()
+
+
+def _lowered(base: Base) -> dict[str, str]:
+    """What is less precise than it could be; nothing by default."""
+    weights = {"weights": "nf4"} if base.in_4bit else {}
+    products = {} if matmul_precision() == "highest" else {"matmul_precision": matmul_precision()}
+    return {**weights, **products}
 
 
 @torch.inference_mode()

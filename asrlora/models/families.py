@@ -31,6 +31,10 @@ FAMILIES: dict[str, Family] = {  # by Transformers' name of the model type
 }
 
 
+class No4Bit(UserError):
+    """A base cannot be loaded in 4 bits, here or at all."""
+
+
 def load_base(model_id: str, language: str = "en", in_4bit: bool = False, num_beams: int = 1) -> Base:
     """Loads model, tokenizer and feature extractor; fp32 whatever the file holds, in eval mode."""
     import transformers
@@ -56,7 +60,7 @@ def load_base(model_id: str, language: str = "en", in_4bit: bool = False, num_be
         output_loading_info=True,
         dtype=torch.float32,
         attn_implementation=_attention(),
-        **(_in_4bit() if in_4bit else {}),
+        **(_in_4bit(kind) if in_4bit else {}),
     )
     if loaded["missing_keys"]:
         raise UserError(
@@ -112,12 +116,14 @@ def _let_torch_alone_draw(config: Any) -> None:
         config.apply_spec_augment = False
 
 
-def _in_4bit() -> dict[str, Any]:
+def _in_4bit(kind: str) -> dict[str, Any]:
     """QLoRA's base (Dettmers et al., 2023): NF4 weights, opened to the precision of the input."""
+    if kind == "wavlm":
+        raise No4Bit("--load-in-4bit: wavlm's attention reads its weights directly, so they must be whole")
     if not torch.cuda.is_available():
-        raise UserError("--load-in-4bit needs a GPU; leave it out to train on this machine")
+        raise No4Bit("--load-in-4bit needs a GPU; leave it out to train on this machine")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError("--load-in-4bit needs bitsandbytes; install asrlora[qlora]")
+        raise No4Bit("--load-in-4bit needs bitsandbytes; install asrlora[qlora]")
     from transformers import BitsAndBytesConfig
 
     quantization = BitsAndBytesConfig(

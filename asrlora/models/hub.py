@@ -9,6 +9,7 @@ from typing import Any
 
 from asrlora.errors import UserError
 
+BASE_FILE = "base.json"  # beside an adapter: see trained_on
 HUB_NAME = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")  # OWNER/MODEL
 
 
@@ -60,6 +61,19 @@ def adapter_settings(adapter: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise UserError(f"{path}: is not a JSON object; save or copy the adapter again")
     return settings
+
+
+def trained_on(adapter: Path) -> dict[str, str]:
+    """How the base was loaded when the adapter was trained: sha256, weights (float32 or nf4) and
+    matmul_precision. Empty where that was not recorded, as by other trainers."""
+    path = adapter / BASE_FILE
+    if not path.is_file():
+        return {}
+    try:
+        recorded: dict[str, str] = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: is not a JSON object ({error}); copy the adapter again") from None
+    return recorded
 
 
 def base_of(adapter: Path) -> str:

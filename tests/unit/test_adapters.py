@@ -1,8 +1,11 @@
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+import fake_cuda
 import tiny
 from asrlora.config import RunConfig
 from asrlora.errors import UserError
@@ -80,6 +83,58 @@ def test_a_saved_adapter_that_is_not_the_live_one_is_noticed(tmp_path: Path) -> 
     train(model, base)
     with pytest.raises(RuntimeError, match="is not the one that was trained"):
         adapters.check_saved(model, base, tmp_path / "adapter", str(BASE))
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "pissa", "olora"])
+def test_a_saved_adapter_is_compared_bit_by_bit_and_reloaded_at_the_end(kind: str, tmp_path: Path) -> None:
+    base = families.load_base(str(BASE))
+    settings = config(**KINDS[kind])
+    model = adapters.attach(base, settings)
+    initial = tmp_path / "initial" if adapters.rewrites_base(settings) else None
+    if initial:
+        adapters.save_initial(model, initial)
+    train(model, base)
+    adapters.save(model, tmp_path / "adapter", initial, base)
+    adapters.check_written(model, tmp_path / "adapter")
+    train(model, base)  # the last step is another one than the best
+    with pytest.raises(RuntimeError, match=r"lora_.* is not as it was trained"):
+        adapters.check_written(model, tmp_path / "adapter")
+    assert adapters.check_reloads(model, base, tmp_path / "adapter", str(BASE)) < 1e-4
+    if initial:  # without the other half of it, which is not compared bit by bit
+        adapters.save(model, tmp_path / "adapter", None, base)
+        path = tmp_path / "adapter" / "adapter_config.json"
+        path.write_text(path.read_text().replace(f'"{settings.init_lora_weights}"', "true"))
+        with pytest.raises(RuntimeError, match="reloaded on a fresh base"):
+            adapters.check_reloads(model, base, tmp_path / "adapter", str(BASE))
+
+
+def test_an_adapter_is_used_on_the_base_it_was_trained_on_or_refused_by_name(tmp_path: Path) -> None:
+    base = families.load_base(str(BASE))
+    adapters.save(adapters.attach(base, config()), tmp_path, None, base)
+    recorded = {"sha256": base.sha256, "weights": "float32", "matmul_precision": "highest"}
+    assert hub.trained_on(tmp_path) == recorded
+    adapters.load(families.load_base(str(BASE)), tmp_path)
+    for name, told in (
+        ("sha256", f"weights of sha256 other, .* is {base.sha256}"),
+        ("weights", "weights in other, .* is float32"),
+        ("matmul_precision", "matrix products in other, .* is highest"),
+    ):
+        (tmp_path / "base.json").write_text(json.dumps({**recorded, name: "other"}))
+        with pytest.raises(UserError, match=told):
+            adapters.load(families.load_base(str(BASE)), tmp_path)
+    (tmp_path / "base.json").unlink()  # of another trainer: nothing is known
+    adapters.load(families.load_base(str(BASE)), tmp_path)
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_a_resumed_initialisation_is_moved_on_the_bases_device(init: str, tmp_path: Path) -> None:
+    settings = config(init_lora_weights=init)
+    model = adapters.attach(families.load_base(str(BASE)), settings)
+    adapters.save_initial(model, tmp_path)
+    moved = load_file(tmp_path / "adapter_model.safetensors")
+    with fake_cuda.mode():
+        fake_cuda.move(model)
+        adapters.move_again(model, moved)
 
 
 def test_pissa_saved_without_conversion_is_noticed(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,8 @@ from asrlora.data.manifest import read_manifest
 from asrlora.engine import offline
 from asrlora.engine import runtime as runtimes
 from asrlora.engine.evaluate import evaluate
-from asrlora.models import adapters, families, hub, seq2seq
+from asrlora.errors import UserError
+from asrlora.models import adapters, decode, families, hub, seq2seq
 from asrlora.runs.record import read_lines
 from asrlora.score import text
 from conftest import BASE, Speech
@@ -68,7 +68,7 @@ def test_merged_active_and_saved_adapter_write_the_same(
         written[name] = read_lines(output / "hypotheses.jsonl")
     active = evaluate(runtimes.start(), model, base, shards.cached(read_manifest(few)), 4.0, NORMALISER)
     assert active is not None
-    assert written["saved"] == written["merged"] == [asdict(h) for h in active.hypotheses]
+    assert written["saved"] == written["merged"] == [h.line() for h in active.hypotheses]
     assert written["saved"] != written["base"]
 
 
@@ -147,6 +147,38 @@ def test_a_base_that_is_not_found_is_named_with_its_adapter(
     assert str((folder / base).resolve()) in told
     assert "--model-id" in told
     assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_of_a_4_bit_base_is_followed_or_refused_by_name(
+    adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quantised = tmp_path / "quantised"
+    shutil.copytree(adapter, quantised)
+    (quantised / "base.json").write_text(json.dumps({"weights": "nf4"}))
+    assert cli.main(["export", str(quantised), str(tmp_path / "out"), "--merge"]) == 2
+    assert f"{quantised} was trained on its base in 4 bits, and merged" in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match=r"quantised was trained on its base in 4 bits: .* needs a GPU"):
+            offline.open_model(None, quantised)
+    with pytest.raises(UserError, match=r"weights in nf4, and that of .* is float32"):
+        offline.open_model(None, quantised, in_4bit=False)
+    assert cli.main(["export", str(quantised), str(tmp_path / "copy")]) == 0
+    assert hub.trained_on(tmp_path / "copy") == {"weights": "nf4"}
+
+
+def test_an_adapters_precision_is_followed_or_refused_by_name(adapter: Path, tmp_path: Path) -> None:
+    lowered = tmp_path / "lowered"
+    shutil.copytree(adapter, lowered)
+    (lowered / "base.json").write_text(json.dumps({"matmul_precision": "high"}))
+    try:
+        _, base = offline.open_model(None, lowered)
+        assert decode.fingerprint(base)["matmul_precision"] == "high"
+        with pytest.raises(UserError, match=r"matrix products in high, and that of .* is highest"):
+            offline.open_model(None, lowered, matmul_precision="highest")
+    finally:
+        runtimes.set_matmul_precision("highest")
+    _, base = offline.open_model(None, adapter)
+    assert "matmul_precision" not in decode.fingerprint(base)
 
 
 def test_what_cannot_be_exported_is_told(

@@ -14,6 +14,7 @@ from torch._subclasses import FakeTensorMode
 from asrlora.config import RunConfig
 from asrlora.data import batches
 from asrlora.data.batches import Batch, pack
+from asrlora.engine import runtime as runtimes
 from asrlora.engine import step
 from asrlora.engine.runtime import MOMENTS, Runtime, choose_gpu
 from asrlora.engine.step import dropout_seed
@@ -43,6 +44,39 @@ def one_step(model: torch.nn.Module) -> Runtime:
 def test_an_adapter_that_the_model_computes_past_ends_the_run_at_the_first_step() -> None:
     with pytest.raises(UserError, match=r"2 tensors .* such as unheard.bias: .* --lora-targets"):
         one_step(Past())
+
+
+def test_matmul_precision_is_one_setting_and_compiling_does_not_lower_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Accelerate allows TF32 for everything where it compiles, and torch lets cuDNN have it by default."""
+
+    def allowed() -> set[bool]:
+        return {torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32}
+
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *args, **kwargs: True)
+    try:
+        runtimes.set_matmul_precision("high")
+        assert allowed() == {True}
+        runtimes.set_matmul_precision("highest")
+        assert allowed() == {False}
+        torch.backends.cuda.matmul.allow_tf32 = True
+        runtimes.start(compiled=True)
+        assert allowed() == {False}
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+def test_bf16_is_refused_where_the_gpu_would_imitate_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtimes.check_bf16("bf16")  # no GPU: CPUs have it
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    runtimes.check_bf16("no")
+    with pytest.raises(UserError, match="--mixed-precision bf16: Tesla T4 has no bf16"):
+        runtimes.check_bf16("bf16")
 
 
 def test_what_is_frozen_needs_no_gradient() -> None:
