@@ -27,9 +27,8 @@ def read_recordings(supervisions: Path, objects: Objects) -> dict[str, dict[str,
     if path == supervisions or not path.is_file():
         looked = path if path != supervisions else "a file of that name with supervisions for recordings"
         raise ValueError(
-            f"a supervision names its recording by recording_id, and there is no {looked}; put it beside, or"
-            " write"
-            " cuts: lhotse cut simple -r RECORDINGS -s SUPERVISIONS CUTS"
+            f"a supervision names its recording by recording_id, and there is no {looked}; put it beside,"
+            " or write cuts: lhotse cut simple -r RECORDINGS -s SUPERVISIONS CUTS"
         )
     return {str(recording.get("id")): recording for _, recording in objects(path)}
 
@@ -96,8 +95,7 @@ def _source(recording: Mapping[str, Any], wanted: Any) -> tuple[str, tuple[int, 
     if recording.get("transforms"):
         raise ValueError(
             f"the recording {name!r} has transforms (speed, volume, …), which are not applied; save it to"
-            " files:"
-            " cuts.save_audios(DIR)"
+            " files: cuts.save_audios(DIR)"
         )
     channels = [wanted] if isinstance(wanted, int) else wanted
     for source in recording.get("sources") or ():
@@ -106,8 +104,7 @@ def _source(recording: Mapping[str, Any], wanted: Any) -> tuple[str, tuple[int, 
             if source.get("type") != "file":
                 raise ValueError(
                     f"the recording {name!r} is a {source.get('type')} ({str(source.get('source'))[:60]}),"
-                    " and only"
-                    " files are read, nothing is run or fetched; save it to a file"
+                    " and only files are read, nothing is run or fetched; save it to a file"
                 )
             among = tuple(there.index(c) for c in channels or there)
             return str(source["source"]), among if len(there) > 1 else None

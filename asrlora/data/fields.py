@@ -42,10 +42,12 @@ NAMES = {
 # A time's name: of what, its role, its unit. PART in front of `length` or a unit behind it makes it a time.
 PART = """segment seg utterance utt sentence phrase turn speech clip audio chunk interval cut cue subtitle
 caption region window event annotation line item media file wav timestamp time offset t""".split()
+# tmin and xmin are Praat's; the last words of each are German, French, Spanish and Italian
 ROLES: dict[Role, list[str]] = {
-    "start": "start begin beginning onset offset from tmin xmin".split(),
-    "end": "end ending stop finish until to tmax xmax".split(),
-    "duration": "duration dur length len".split(),
+    "start": """start begin beginning onset offset from tmin xmin
+    beginn anfang début debut inicio inizio""".split(),
+    "end": "end ending stop finish until to tmax xmax ende fin fine".split(),
+    "duration": "duration dur length len dauer durée duree duración duracion durata".split(),
 }
 UNITS: dict[str, float | str] = {
     **dict.fromkeys("s sec secs second seconds".split(), 1.0),
@@ -55,8 +57,9 @@ UNITS: dict[str, float | str] = {
     **dict.fromkeys("frame frames".split(), "frames"),
 }
 TIME = re.compile(
-    f"(?P<part>(?:{'|'.join(PART)})*)(?P<role>{'|'.join(word for words in ROLES.values() for word in words)})"
-    f"(?:time|timestamp|offset|position|at|in)*(?P<unit>{'|'.join(UNITS)})?"
+    rf"(?P<part>(?:{'|'.join(PART)})*)"
+    rf"(?P<role>{'|'.join(word for words in ROLES.values() for word in words)})"
+    rf"(?:time|timestamp|offset|position|at|in|zeit)*(?P<unit>{'|'.join(UNITS)})?"
 )
 COUNTED: dict[str, tuple[Role, str]] = {
     **dict.fromkeys("numsamples nsamples samplecount".split(), ("duration", "samples")),
@@ -248,8 +251,7 @@ def read_times(filled: Mapping[str, Any], decimal_comma: bool = False) -> tuple[
     if placed or (frames and any(time.role == "start" for time in times)):
         raise ValueError(
             f"{(placed or frames)[0][0]} counts frames, of a length that nobody says; write seconds, in the"
-            " fields"
-            " offset and duration"
+            " fields offset and duration"
         )
     return tuple(times)
 
@@ -326,8 +328,7 @@ def refuse_unread(filled: Mapping[str, Any]) -> None:
     if target and source and language_code(str(target[1])) != language_code(str(source[1])):
         raise ValueError(
             f"{target[0]} is {_shown(target[1])} and {source[0]} {_shown(source[1])}: the text is a"
-            " translation, and"
-            " not what is said; take the line out"
+            " translation, and not what is said; take the line out"
         )
     name, value = known.get("speed", ("", 1))
     try:
@@ -337,8 +338,7 @@ def refuse_unread(filled: Mapping[str, Any]) -> None:
     if not plain:
         raise ValueError(
             f"{name} is {_shown(value)}: a file is read at its own speed; write the audio as it is meant to"
-            " a file,"
-            f" and take {name} out"
+            f" a file, and take {name} out"
         )
     if "tar" in known:
         raise ValueError(
@@ -369,8 +369,7 @@ def refuse_in_manifest(record: Mapping[str, Any], count_channels: Callable[[], i
             shown = ", ".join(dict.fromkeys(other.name for other in times))
             raise ValueError(
                 f"{shown}: no fields of a manifest, whose segments are offset and duration, in seconds;"
-                " write those,"
-                " or have asrlora manifest import convert the file"
+                " write those, or have asrlora manifest import convert the file"
             )
         if time.unit == "samples" or time.role not in at or abs(at[time.role] - time.value) > SAME:
             raise ValueError(
@@ -382,8 +381,7 @@ def refuse_in_manifest(record: Mapping[str, Any], count_channels: Callable[[], i
             if set(wanted) != set(range(count)):
                 raise ValueError(
                     f"{name} is {_shown(value)}, and the file has {count}: a manifest's audio is all"
-                    " channels of its"
-                    " file; asrlora manifest import writes a channel to a file of its own"
+                    " channels of its file; asrlora manifest import writes a channel to a file of its own"
                 )
 
 

@@ -334,8 +334,7 @@ def _shape(audio: Path | bytes, found: Found, tally: _Tally) -> tuple[int, int]:
         if counted:
             raise ValueError(
                 f"{counted} counts samples at {record.rate} Hz as {record.names.get('rate')} says, and the"
-                " file has"
-                f" {rate} Hz; write seconds, in the fields offset and duration"
+                f" file has {rate} Hz; write seconds, in the fields offset and duration"
             )
         tally.counts["records give another sampling rate than their file, whose own is used"] += 1
     return channels, rate
@@ -363,8 +362,7 @@ def _segment(
         if not found.cuts:
             raise ValueError(
                 f"{said}; where the text is that of a segment, write its offset too (0 for the beginning),"
-                " and"
-                f" else correct {name} or take it out"
+                f" and else correct {name} or take it out"
             )
         return None, duration
     end = offset + (duration or 0.0)
@@ -409,8 +407,7 @@ def _taken(found: Found, utterance: Utterance, place: str) -> str:
     if found.record.id is None:
         return (
             f"{found.where}: names the same audio and the same times as {place}; take one of them out, or"
-            " give"
-            " each an id of its own"
+            " give each an id of its own"
         )
     return f"{found.where}: the id {utterance.id!r} is taken by {place}; ids must differ"
 

@@ -182,8 +182,8 @@ def _parse(line: str, fence: Fence) -> Utterance:
         if abs(duration - length) > TOLERANCE + 0.01 * length:
             raise _LineError(
                 "duration wrong",
-                f"the field duration says {duration:g} s, and {audio} holds {length:.2f} s; correct or delete"
-                " the field, or add offset where only a part of the file is meant",
+                f"the field duration says {duration:g} s, and {audio} holds {length:.2f} s; correct or"
+                " delete the field, or add offset where only a part of the file is meant",
             )
         duration = length  # the line's may be rounded
     elif offset + duration > length + TOLERANCE:
@@ -222,8 +222,8 @@ def _instead(record: Mapping[str, Any], key: str) -> str:
     other = next((name for name in record if fields.meaning(name) == key), None)
     there = ", ".join(map(str, list(record)[:12]))
     return (
-        f"; {other} is what other projects call it: write {key}, or have asrlora manifest import convert the"
-        " file"
+        f"; {other} is what other projects call it: write {key}, or have asrlora manifest import convert"
+        " the file"
         if other
         else f"; the fields are {there}"
         if record

@@ -28,9 +28,9 @@ from asrlora.errors import UserError
 SUFFIXES = frozenset(
     f".{suffix}"
     for suffix in (
-        "wav wave flac mp3 mp2 ogg oga opus spx aiff aif aifc au snd caf w64 rf64 sph nist voc"
-        " m4a m4b mp4 m4v mov qt 3gp 3g2 3gpp aac adts webm mkv mka amr awb wma wmv asf avi flv mpg mpeg mts"
-        " ac3 eac3 wv ape tta mpc dsf rm ra"
+        "wav wave flac mp3 mp2 ogg oga opus spx aiff aif aifc au snd caf w64 rf64 sph nist voc m4a m4b mp4"
+        " m4v mov qt 3gp 3g2 3gpp aac adts webm mkv mka amr awb wma wmv asf avi flv mpg mpeg mts ac3 eac3"
+        " wv ape tta mpc dsf rm ra"
     ).split()
 )
 ROWS_SEEN = 50  # of a table without names, to tell speakers from texts
@@ -212,9 +212,12 @@ def read_table(source: Source) -> Iterator[Found]:
         raise UserError(_no_columns(table))
     if known == 1:
         table = _without_names(table, path.parent)
+    columns = {name: f"column {number}" for number, name in enumerate(table.names, 1)} if known == 1 else {}
     for where, cells in table.records():
         try:
-            yield Found(where, understand(cells, source.text_field, decimal_comma=table.decimal_comma))
+            read = understand(cells, source.text_field, decimal_comma=table.decimal_comma)
+            names = {ours: columns.get(name, name) for ours, name in read.names.items()}
+            yield Found(where, replace(read, names=names))
         except ValueError as error:
             raise UserError(f"{where}: {error}") from None
 
@@ -242,38 +245,36 @@ def _no_columns(table: tables.Table) -> str:
     holds = ", ".join(repr(name[:60]) for name in table.names[:12]) or "nothing"
     return (
         f"{table.path}, line 1: must name a column of audio ({', '.join(fields.AUDIO[:5])}, …) and one of"
-        " text"
-        f" ({', '.join(fields.TEXT[:4])}, …); it holds {holds}, split at {table.split_at}. Rename the"
-        " columns, or"
-        " name that of the text with --text-field"
+        f" text ({', '.join(fields.TEXT[:4])}, …); it holds {holds}, split at {table.split_at}. Rename the"
+        " columns, or name that of the text with --text-field"
     )
 
 
 def _without_names(table: tables.Table, folder: Path) -> tables.Table:
     """The table with names for its columns, where line 1 is a row: a path (or the name of a file in wavs/),
-    and
-    a text. Raises UserError where it is not clear which column is what."""
+    and a text. Raises UserError where it is not clear which column is what."""
     first = table.names
     audio = next(number for number, cell in enumerate(first) if _looks_like_audio(cell, folder))
     table = replace(table, skip=table.skip - 1)
     rows = [cells for _, (_, cells) in zip(range(ROWS_SEEN), table.rows(), strict=False)]
     others = [number for number in range(len(first)) if number != audio]
-    spoken = [n for n in others if any(" " in cells[n] for cells in rows if n < len(cells))]
+    cells = {n: [row[n] for row in rows if n < len(row)] for n in others}
+    spoken = [n for n in others if any(" " in cell for cell in cells[n])]
     names = [f"column {number + 1}" for number in range(len(first))]
     names[audio] = "audio"
-    if len(others) == 1:
+    fractions = any(all(re.fullmatch(r"\d+[.,]\d+", cell) for cell in cells[n]) for n in others)  # times?
+    if len(others) == 1 and any(char.isalpha() for cell in cells[others[0]] for char in cell):
         names[others[0]] = "text"
-    elif len(spoken) == 1 and len(others) == 2:
+    elif len(spoken) == 1 and len(others) == 2 and not fractions:
         names[spoken[0]] = "text"
         names[next(n for n in others if n not in spoken)] = "speaker"
     elif len(first) == 3 and audio == 0 and (folder / "wavs").is_dir():
         names[1] = "text"  # LJ Speech: as printed, then with numbers and abbreviations written out
     else:
+        holds = ", ".join(repr(cell[:40]) for cell in first[:8])
         raise UserError(
-            f"{table.path}, line 1: names no columns, and which of its {len(first)} holds the text is not"
-            " clear; put"
-            " a line of names above it, such as"
-            f" {table.delimiter.join(('audio', 'text', 'speaker')[: len(first)])}"
+            f"{table.path}, line 1: names no columns, and which of {holds} holds the text is not clear; put"
+            f" a line of names above it, such as {table.delimiter.join(('audio', 'start', 'end', 'text'))}"
         )
     return replace(table, names=tuple(names))
 
@@ -304,8 +305,7 @@ def read_kaldi(source: Source) -> Iterator[Found]:
         if re.search(r"\.ark:\d+$", path):
             raise UserError(
                 f"{where}: {path[:60]!r} is a place in an archive, which is not read; copy the audio to"
-                " files and"
-                " name those instead"
+                " files and name those instead"
             )
     texts, speakers, languages = table("text", optional=False), table("utt2spk"), table("utt2lang")
     channels = table("reco2file_and_channel")
@@ -416,8 +416,8 @@ def read_hf(source: Source) -> Iterator[Found]:
         import datasets
     except ImportError:
         raise UserError(
-            f"{name}: Hugging Face datasets need the library datasets; install asrlora[hf]"
-            " (uv sync --extra hf)"
+            f"{name}: Hugging Face datasets need the library datasets; install asrlora[hf] (uv sync --extra"
+            " hf)"
         ) from None
     words = name.split(":")[1:]
     if len(words) not in (2, 3) or not all(words):

@@ -41,8 +41,8 @@ def open_text(path: Path, newline: str = "") -> Iterator[TextIO]:
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path}: is not UTF-8 text (byte 0x{error.object[error.start]:02x}); save it from the"
-            " spreadsheet as"
-            f" CSV UTF-8, or convert it: iconv -f WINDOWS-1252 -t UTF-8 {path.name} > new-{path.name}"
+            f" spreadsheet as CSV UTF-8, or convert it: iconv -f WINDOWS-1252 -t UTF-8 {path.name} >"
+            f" new-{path.name}"
         ) from None
     except (OSError, EOFError) as error:
         raise UserError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
@@ -88,8 +88,7 @@ class Table:
             if len(cells) < len(self.names) or any(cells[len(self.names) :]):
                 raise UserError(
                     f"{where}: {len(cells)} cells where line 1 names {len(self.names)} columns; cells are"
-                    " split at"
-                    f" {self.split_at}"
+                    f" split at {self.split_at}"
                 )
             yield where, {name: cell for name, cell in zip(self.names, cells, strict=False) if name and cell}
 

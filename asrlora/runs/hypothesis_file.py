@@ -46,8 +46,7 @@ def read_hypotheses(path: Path, utterances: Sequence[Utterance], folder: Path) -
             what = f"the id {identity!r}" if given else f"the audio of {identity!r}"
             raise UserError(
                 f"--hypotheses {place}: {what} was there before ({places[identity]}); give every utterance"
-                " one"
-                " line"
+                " one line"
             )
         texts[identity], places[identity] = text, place
     if field is None:
@@ -74,8 +73,7 @@ def _records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if not known(table.names):
         raise UserError(
             f"--hypotheses {path}, line 1: must name a column id and one of {', '.join((*FIELDS, *PLAIN))};"
-            " it"
-            f" holds {', '.join(map(repr, table.names)) or 'nothing'}, split at {table.split_at}"
+            f" it holds {', '.join(map(repr, table.names)) or 'nothing'}, split at {table.split_at}"
         )
     for place, cells in table.records():
         yield place, {**dict.fromkeys(filter(None, table.names), ""), **cells}
@@ -114,7 +112,7 @@ class _ByAudio:
         name = next((n for n in record if fields.meaning(n) == "audio" and isinstance(record[n], str)), None)
         if not name or not record[name]:
             raise ValueError(
-                f"the field id is missing, and there is no audio to find the utterance by; the fields are"
+                "the field id is missing, and there is no audio to find the utterance by; the fields are"
                 f" {', '.join(record)}"
             )
         audio = record[name]
@@ -141,7 +139,7 @@ class _ByAudio:
             ids = ", ".join(repr(u.id) for u in self.utterances[there[0]][:5])
             at = f"{offset or 0.0:g} s" + ("" if duration is None else f" that lasts {duration:g} s")
             raise ValueError(
-                f"the field id is missing, and {len(found)} utterances of the manifest are in {audio!r} from"
-                f" {at}; write the id, such as {ids}"
+                f"the field id is missing, and {len(found)} utterances of the manifest are in {audio!r}"
+                f" from {at}; write the id, such as {ids}"
             )
         return found[0].id

@@ -107,6 +107,7 @@ SEGMENTS: dict[str, tuple[str, Any]] = {
         "a.jsonl",
         [{"audio": "talk.wav", "start": 2, "end": 3, "duration": 1.0, "text": TEXT}],
     ),
+    "German": ("a.csv", f"Datei;audio;Startzeit;Endzeit;text\n7;talk.wav;2,0;3,0;{TEXT}\n"),
     "Praat's names": ("a.csv", f"file,tmin,tmax,text\ntalk.wav,2,3,{TEXT}\n"),
     "NeMo": ("a.json", [{"audio_filepath": "talk.wav", "offset": 2, "duration": 1, "text": TEXT}]),
     "a JSON array": (
@@ -346,8 +347,11 @@ REFUSED: dict[str, tuple[str, Any, str]] = {
     "a file list of unclear columns": (
         "a.txt",
         "u00.wav|red sun|blue moon\n",
-        "which of its 3 holds the text",
+        "which of .*blue moon. holds the text",
     ),
+    "a file list with times": ("a.txt", "talk.wav|0.0|2.37|hello there\n", "which of .*holds the text"),
+    "a file list with one time": ("a.txt", "talk.wav|2.37|hello there\n", "which of .*holds the text"),
+    "a file list of numbers": ("a.csv", "talk.wav,3.5\n", "which of .*holds the text"),
     "an address": ("a.csv", "audio,text\nhttps://x.org/u.wav,x\n", "is an address, and nothing is fetched"),
     "a spreadsheet": ("a.xlsx", b"PK\x03\x04", "save the sheet as CSV UTF-8"),
     "subtitles": ("a.srt", "1\n00:00:01,000 --> 00:00:02,000\nhello\n", "audio, start, end and text"),
@@ -477,6 +481,7 @@ def test_lj_speech_as_it_is(home: Path) -> None:
     made = import_source(str(home / "lj"), home / "lj.jsonl")
     (utterance,) = made.utterances
     assert (utterance.text, level(utterance)) == ('Printing, "in 1450", was new', 0.1)
+    assert made.notes == ["fields: audio from column 1, text from column 2; kept as they are: column 3"]
     assert utterance.extra == {"column 3": 'Printing, "in fourteen fifty", was new'}
 
 
