@@ -95,6 +95,7 @@ def quick(train: Sequence[Item], evaluation: Mapping[str, Sequence[Item]], confi
         *(finding for name, items in sets.items() for finding in _durations(name, items)),
         *(finding for name, items in sets.items() for finding in _characters(name, items, config)),
         *(finding for name, items in sets.items() for finding in _stated(name, items, config)),
+        *(finding for name, items in sets.items() for finding in _encoding(name, items)),
     ]
     criteria = Criteria(config.min_domain_reduction, config.max_heldout_regression)
     chosen = metric.choose(config.metric, config.language)
@@ -229,6 +230,34 @@ def _characters(name: str, items: Sequence[Item], config: RunConfig) -> Iterator
                  "characters": {characters.name(c): n for c, n in counts.most_common()},
                  "examples": holding[what][:EXAMPLES]},
             )  # fmt: skip
+
+
+def _encoding(name: str, items: Sequence[Item]) -> Iterator[Finding]:
+    """Texts that were read in another encoding than they were written in: what is lost, and what is not."""
+    misread = {item.id: (item.text, right) for item in items if (right := characters.meant(item.text))}
+    lost = [item.id for item in items if "\ufffd" in item.text]
+    if misread:
+        first, (text, right) = next(iter(misread.items()))
+        yield Finding(
+            "characters", False,
+            f"{spoken(name)}: {len(misread):,} of {len(items):,} texts are UTF-8 that was read as"
+            f" Windows-1252, such as {first!r}, {_shortened(text)!r} for {_shortened(right)!r}; import them"
+            " again as UTF-8",
+            {"what": "encoding", "sets": [name], "utterances": len(misread),
+             "examples": list(misread)[:EXAMPLES]},
+        )  # fmt: skip
+    if lost:
+        yield Finding(
+            "characters", False,
+            f"{spoken(name)}: {len(lost):,} of {len(items):,} texts hold {characters.name(chr(0xFFFD))},"
+            f" which stands for a character that was lost in another encoding, such as {lost[0]!r}; import"
+            " them again in their own",
+            {"what": "lost", "sets": [name], "utterances": len(lost), "examples": lost[:EXAMPLES]},
+        )  # fmt: skip
+
+
+def _shortened(text: str, most: int = 40) -> str:
+    return text if len(text) <= most else text[:most] + "…"
 
 
 def spaces(name: str, items: Sequence[Item], chosen: metric.Chosen) -> Iterator[Finding]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from asrlora.data.manifest import Utterance
 from asrlora.errors import UserError
+from asrlora.score import characters
 
 BINS = 5  # of equal numbers of utterances, by duration, for stratified samples
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
@@ -176,7 +177,8 @@ def statistics(utterances: Sequence[Utterance]) -> dict[str, str]:
     for utterance in utterances:
         speakers[utterance.speaker or ""] += 1
     unknown = speakers.pop("", 0)
-    characters = sorted(set("".join(u.text for u in utterances)))
+    written = sorted(set("".join(u.text for u in utterances)))
+    odd = set[str]().union(*(part for u in utterances for part in characters.replaced(u.text)))
     return {
         "utterances": f"{len(utterances):,}",
         "hours": f"{seconds.sum() / 3600:.3f}",
@@ -185,7 +187,8 @@ def statistics(utterances: Sequence[Utterance]) -> dict[str, str]:
         "words": f"{words.sum():,}, {len({w for u in utterances for w in u.text.split()}):,} different",
         f"words per utterance, {_percentile_names()}": _percentiles(words, ".0f"),
         f"words per second, {_percentile_names()}": _percentiles(words / seconds, ".2f"),
-        f"characters ({len(characters)})": "".join(characters).strip(),
+        f"characters ({len(written)})": "".join(written).strip(),
+        "of these unseen, or look-alikes": characters.names(sorted(odd), len(odd)) or "none",
     }
 
 

@@ -152,8 +152,8 @@ class Run:
             )
         return (
             "held out from choosing the step: no domain utterance"
-            f" (--report-manifest {self.config.report_manifest}, {len(ids):,} utterances), so the domain WER"
-            " of the best step is optimistic"
+            f" (--report-manifest {self.config.report_manifest}, {len(ids):,} utterances), so the domain"
+            f" {self.metric.upper()} of the best step is optimistic"
         )
 
     def _choose_words(self) -> frozenset[str]:

@@ -108,6 +108,17 @@ def replaced(text: str) -> tuple[set[str], set[str]]:
     return unseen, (odd - unseen) | foreign | ({c for c in decomposed if not c.isalpha()} or decomposed)
 
 
+def meant(text: str) -> str | None:
+    """What `text` was before UTF-8 was read as Windows-1252 ("donâ€™t" is "don’t"); None: it was not."""
+    if text.isascii():
+        return None
+    try:
+        right = text.encode("cp1252").decode("utf-8")
+    except UnicodeError:
+        return None
+    return right if right != text else None
+
+
 def name(character: str) -> str:
     """ "U+200B ZERO WIDTH SPACE" """
     fallback = "PRIVATE USE" if unicodedata.category(character) == "Co" else "CONTROL CHARACTER"

@@ -201,6 +201,35 @@ def test_a_finding_names_the_character_and_restyle_takes_it_out(
     assert json.loads(fixed.read_text())["text"] == characters.for_labels(said) + " twice"
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("we donâ€™t know", "'we donâ€™t know' for 'we don’t know'"),
+        ("le cafÃ© noir", "for 'le café noir'"),
+        ("Ð¼Ð¸Ñ€".encode().decode(), "for 'мир'"),
+        ("we don\ufffdt know", "U+FFFD REPLACEMENT CHARACTER"),
+        ("le café noir — Ã", None),
+    ],
+)
+def test_a_text_of_another_encoding_is_a_finding(said: str, told: str | None, tmp_path: Path) -> None:
+    train, domain = manifest(tmp_path, "t", TELLING), manifest(tmp_path, "d", [said, "turn to port"])
+    cli.main(
+        ["manifest", "check", str(train), "--domain", str(domain), "--quick", "--output",
+         str(tmp_path / "found.json")]
+    )  # fmt: skip
+    found = json.loads((tmp_path / "found.json").read_text())["findings"]
+    messages = [f["message"] for f in found if f["numbers"].get("what") in ("encoding", "lost")]
+    assert [told in message for message in messages] == ([True] if told else [])
+
+
+def test_statistics_name_what_cannot_be_seen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = manifest(tmp_path, "d", ["turn\u200b to port", "don\u2019t"])
+    assert cli.main(["manifest", "stats", str(path)]) == 0
+    printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "U+200B ZERO WIDTH SPACE" in printed
+    assert "RIGHT SINGLE QUOTATION MARK" in printed
+
+
 def test_restyle_wants_to_know_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     domain = manifest(tmp_path, "d", ["HELLO"])
     restyled = ["manifest", "restyle", str(domain), "--output", str(tmp_path / "new.jsonl")]
