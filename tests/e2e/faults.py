@@ -292,6 +292,8 @@ def fatal(bench: Bench, world: str, act: str, moment: str, rank: int, folder: Pa
     before = {p.name for p in (run / "checkpoints").glob("step-*") if (p / "state.json").exists()}
     told = reason(run, log)
     after = resumed(bench, trial, run, folder / "log-resumed")
+    if act == "NaN loss":  # steps that were not applied are steps of this run, and of no undisturbed one
+        trial.same, trial.said = None, ""
     if act == "SIGKILL" and WORLDS[world][0] == 1:
         told = after  # nobody is left to tell; the next attempt does
     everyone = act in ("NaN loss", "disk full", "read-only output")
@@ -324,7 +326,7 @@ def on_small_disk(bench: Bench, world: str, act: str, moment: str, folder: Path)
         if act == "disk full":
             (disk / "filler").unlink()
         else:
-            subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+            subprocess.run(["umount", "-l", str(disk / "run")], check=True)
         trial.named = bool(re.search(fault.cause, told)) and str(disk / "run") in told
         trial.said = "" if trial.named else told[-400:]
         resumed(bench, trial, disk / "run", folder / "log-resumed")
@@ -354,9 +356,9 @@ def _fill(disk: Path, whole: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _read_only(disk: Path, whole: Any, args: Any, kwargs: Any) -> Any:
-    # an open log would forbid it: a remount that must happen is what a failing disk does by itself
-    subprocess.run(["mount", "-f", "-o", "remount,ro", str(disk)], check=False)
-    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    # a mount over the folder: a remount of the whole would be refused while the run's lock is open
+    subprocess.run(["mount", "--bind", str(disk / "run"), str(disk / "run")], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", str(disk / "run")], check=True)
     return whole(*args, **kwargs)
 
 
@@ -371,7 +373,10 @@ def harmless(bench: Bench, world: str, act: str, moment: str, rank: int, folder:
     if act == "W&B dead":
         settings["wandb_mode"] = "online"
     attempt = launch(
-        world, bench.flags(run, **settings), log, lambda port: Plant(act, where, nth, rank, stamp, port)
+        world,
+        bench.flags(run, **settings),
+        log,
+        lambda port: Plant(act, where, nth, rank, stamp, port) if act in ACTS else undisturbed(port),
     )
     attempt.wait(200)
     attempt.close()
@@ -449,12 +454,14 @@ def damaged(bench: Bench, world: str, what: str, folder: Path) -> Trial:
     run, log = folder / "run", folder / "log"
     attempt = launch(world, bench.flags(run), log, undisturbed)
     until_step(run, 5)
+    pattern, act, told = DAMAGE[what]
+    # a line that was cut off is one of a step behind the last checkpoint, for lines are synced before it
+    asked = signal.SIGKILL if pattern == "metrics.jsonl" else signal.SIGTERM
     for rank in attempt.ranks:
-        os.kill(rank.pid or 0, signal.SIGTERM)
+        os.kill(rank.pid or 0, asked)
     attempt.wait(60)
     attempt.close()
-    assert set(attempt.codes) == {75}, log.read_text()
-    pattern, act, told = DAMAGE[what]
+    assert set(attempt.codes) == {75 if asked == signal.SIGTERM else -9}, log.read_text()
     path = max(run.glob(pattern))
     act(path)
     said = resumed(bench, trial, run, folder / "log-resumed")
