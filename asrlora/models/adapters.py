@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig
 
@@ -19,6 +20,8 @@ from asrlora.models import decode, families
 from asrlora.models.family import Base
 from asrlora.models.hub import BASE_FILE, adapter_settings, trained_on
 
+WEIGHTS = "adapter_model.safetensors"
+WRITTEN = "adapter_sha256"  # of that file, in base.json
 OUTPUTS = ("proj_out", "lm_head", "ctc_head")
 LOADED = {"sha256": "weights of sha256", "weights": "weights in", "matmul_precision": "matrix products in"}
 LOGIT_TOLERANCE = 1e-3  # of max |logits|; a right reload gives 1e-6, PEFT's wrong ones 5e-2 and more
@@ -77,7 +80,7 @@ def attach(base: Base, config: RunConfig, initial: Path | None = None) -> Any:
     )  # fmt: skip
     if initial is not None:
         model.peft_config["default"].init_lora_weights = init
-        move_again(model, load_file(initial / "adapter_model.safetensors"))
+        move_again(model, load_file(initial / WEIGHTS))
     return model
 
 
@@ -107,7 +110,7 @@ def save(model: Any, folder: Path, initial: Path | None, base: Base | None = Non
     """Writes the adapter in PEFT's layout for the *untouched* base; replaces `folder` whole.
 
     `initial` is what save_initial wrote, for initialisations that rewrite the base. How `base` was loaded
-    is recorded beside the adapter (base.json), for `load` to compare.
+    is recorded beside the adapter (base.json), with the sha256 of the adapter's file, for `load` to compare.
     """
     # the conversion renames the live adapter's config while it works, so it gets a copy of it
     converted = {"path_initial_model_for_weight_conversion": str(initial)} if initial else {}
@@ -116,18 +119,24 @@ def save(model: Any, folder: Path, initial: Path | None, base: Base | None = Non
         model.save_pretrained(aside, save_embedding_layers=False, **converted)
         (aside / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         if base is not None:
-            (aside / BASE_FILE).write_text(json.dumps(_as_loaded(base), indent=1) + "\n")
+            recorded = {**_as_loaded(base), WRITTEN: _sha256(aside)}
+            (aside / BASE_FILE).write_text(json.dumps(recorded, indent=1) + "\n")
 
 
 def load(base: Base, folder: Path) -> Any:
     """Puts a saved adapter on a base, on the base's device; returns the PeftModel in eval mode.
 
-    Raises UserError where the adapter does not fit, or was trained on another base or on one loaded
-    otherwise: what the two write together was never evaluated.
+    Raises UserError where the adapter is damaged or does not fit, or was trained on another base or on one
+    loaded otherwise: what the two write together was never evaluated.
     """
     adapter_settings(folder)
-    now = _as_loaded(base)
-    for name, then in trained_on(folder).items():
+    now, recorded = _as_loaded(base), trained_on(folder)
+    if WRITTEN in recorded and recorded[WRITTEN] != _sha256(folder):
+        raise UserError(
+            f"--adapter-dir {folder}: {WEIGHTS} is damaged (its sha256 is not that of {BASE_FILE}); copy the"
+            " adapter again, or train it again"
+        )
+    for name, then in recorded.items():
         if name in now and now[name] != then:
             raise UserError(
                 f"--adapter-dir {folder} was trained on a base with {LOADED[name]} {then}, and that of"
@@ -136,9 +145,14 @@ def load(base: Base, folder: Path) -> Any:
     try:
         device = str(base.model.device)
         return PeftModel.from_pretrained(base.model, str(folder), torch_device=device).eval()
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"--adapter-dir {folder} does not fit --model-id {base.folder} ({reason})") from None
+
+
+def _sha256(folder: Path) -> str:
+    with open(folder / WEIGHTS, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _as_loaded(base: Base) -> dict[str, str]:
@@ -155,7 +169,7 @@ def check_written(model: Any, folder: Path) -> None:
 
     A converted one holds the live adapter in front of the initial one, at twice the rank.
     """
-    saved = load_file(folder / "adapter_model.safetensors")
+    saved = load_file(folder / WEIGHTS)
     live = _tensors(model)
     for name in sorted(live.keys() | saved.keys()):
         if (
@@ -169,7 +183,7 @@ def check_written(model: Any, folder: Path) -> None:
 def check_reloads(model: Any, base: Base, folder: Path, model_id: str) -> float:
     """At the end of a run, when the live adapter is that of the last step and no longer needed: gives it the
     saved one's numbers, and compares with a fresh base as check_saved does."""
-    saved = load_file(folder / "adapter_model.safetensors")
+    saved = load_file(folder / WEIGHTS)
     live = _tensors(model)
     for name, tensor in live.items():
         tensor.copy_(_part(saved, live, name))
@@ -252,7 +266,7 @@ def _probe(model: Any, base: Base) -> torch.Tensor:
 def digest(folder: Path) -> str:
     """sha256 of an adapter's weights and configuration, wherever its base lies."""
     settings = {**adapter_settings(folder), "base_model_name_or_path": None}
-    weights = load_file(folder / "adapter_model.safetensors")
+    weights = load_file(folder / WEIGHTS)
     hasher = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name in sorted(weights):
         hasher.update(name.encode() + weights[name].numpy().tobytes())
