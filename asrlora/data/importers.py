@@ -6,6 +6,7 @@
 
 import gzip
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,7 @@ from asrlora.files import write_whole
 
 DOMAIN_SAMPLES = 500  # utterances; fewer make a WER a matter of luck
 CLIPS = ("clips/", "wavs/")  # where Common Voice and LJ Speech keep what they name without a folder
+UNIT = "; times are in seconds where the field's name does not say ms or samples"
 NOT_READ = {  # by suffix: what to do with files that hold no table and no JSON lines
     ".xlsx .xls .ods": "save the sheet as CSV UTF-8 and import that",
     ".parquet .arrow": "import the data set by name (hf:NAME:CONFIG:SPLIT), or write it as JSON lines and"
@@ -293,7 +295,9 @@ def _find(found: Found, fence: Fence, tally: _Tally) -> tuple[str, Path, float]:
 
 def _other_names(name: str) -> Iterator[str]:
     """What a name that leads nowhere may stand for."""
-    if "\\" in name:  # of a spreadsheet on Windows
+    if placeholder := re.match(r"\{\w+\}/", name):  # SpeechBrain's {data_root}
+        yield name[placeholder.end() :]
+    elif "\\" in name:  # of a spreadsheet on Windows
         yield name.replace("\\", "/")
     elif "/" not in name:
         suffixes = ["", *sorted(SUFFIXES)] if Path(name).suffix.lower() not in SUFFIXES else [""]
@@ -358,7 +362,7 @@ def _segment(
         name = next(time.name for time in found.record.times if time.role == "duration")
         said = f"{name} is {duration:g} s, and {audio} holds {length:.2f} s"
         if duration > length:
-            raise LeftOut(beyond if found.cuts else "whose audio is shorter than its duration", said)
+            raise LeftOut(beyond if found.cuts else "whose audio is shorter than its duration", said + UNIT)
         if not found.cuts:
             raise ValueError(
                 f"{said}; where the text is that of a segment, write its offset too (0 for the beginning),"
@@ -370,7 +374,8 @@ def _segment(
         if duration is not None and abs(duration - length) <= manifest.TOLERANCE:
             tally.counts["files are as long as their segment, which is not in them: they are it, whole"] += 1
             return None, None
-        raise LeftOut(beyond, f"the segment is {offset:g} to {end:g} s, and {audio} holds {length:.2f} s")
+        said = f"the segment is {offset:g} to {end:g} s, and {audio} holds {length:.2f} s"
+        raise LeftOut(beyond, said + UNIT)
     return offset, duration
 
 

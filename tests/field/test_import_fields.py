@@ -6,6 +6,7 @@ talk.wav has one level a second, 0.1, 0.2, 0.3, 0.4, so that a segment shows whi
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,16 @@ def test_a_segment_is_read_in_whatever_words(kind: str, home: Path) -> None:
 
 ROWS = f"u00.wav,{TEXT},ann\nu01.wav,there are ten rooms,bob\n"
 WHOLE: dict[str, tuple[str, Any]] = {
+    "SpeechBrain's JSON": (
+        "a.json",
+        json.dumps(
+            {
+                "x1": {"wav": "{data_root}/u00.wav", "length": 1.0, "words": TEXT, "spk_id": "ann"},
+                "x2": {"wav": "u01.wav", "length": 2.0, "words": "there are ten rooms", "spk_id": "bob"},
+            }
+        ),
+    ),
+    "backslashes of Windows": ("a.csv", "audio,text,speaker\n" + ROWS.replace("u0", ".\\u0")),
     "a spreadsheet's semicolons": ("a.csv", "file_name;transcription;speaker\n" + ROWS.replace(",", ";")),
     "capitals": ("a.csv", "File_Name,Transcription,Speaker\n" + ROWS),
     "spaces behind commas": ("a.csv", "audio, text, speaker\n" + ROWS.replace(",", ", ")),
@@ -672,6 +683,33 @@ def test_hypotheses_of_others_are_scored(kind: str, home: Path) -> None:
     code, scores = evaluated(home, *HYPOTHESES[kind])
     assert code == 0
     assert json.loads(scores.read_text())["wer"] == pytest.approx(1 / 6)
+
+
+LEFT_OUT: dict[str, tuple[Any, str, str]] = {  # left out and counted; the example says what to look at
+    "samples for seconds": (
+        [{"wav": "u00.wav", "start": 0, "stop": 16000, "wrd": "x"}],
+        "whose segment ends behind its audio",
+        "0 to 16000 s, and .*u00.wav holds 1.00 s; times are in seconds where the field's name does not say",
+    ),
+    "a file cut off": (
+        [{"audio": "u00.wav", "duration": 9.5, "text": "x"}],
+        "whose audio is shorter than its duration",
+        "duration is 9.5 s, and .*u00.wav holds 1.00 s",
+    ),
+    "a drive of Windows": (
+        [{"audio": "C:\\data\\u00.wav", "text": "x"}],
+        "whose audio is missing",
+        "u00.wav does not exist; .*--audio-root",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LEFT_OUT)
+def test_what_is_left_out_is_counted_with_an_example(kind: str, home: Path) -> None:
+    records, reason, example = LEFT_OUT[kind]
+    made = bring_in(written(home, "a.jsonl", [*records, {"audio": "u01.wav", "text": "y"}]))
+    assert made.left_out == {reason: 1}
+    assert re.search(f"left out, for example: .*a.jsonl, line 1: .*{example}", "\n".join(made.notes))
 
 
 UNCLEAR: dict[str, tuple[str, Any, str]] = {
