@@ -730,9 +730,16 @@ def _track_workspace(args: argparse.Namespace) -> int:
 
 
 def _transcribe(args: argparse.Namespace) -> int:
+    from asrlora.data.manifest import audio_length
+
     for path in args.audio:
-        if not path.is_file():
+        if not path.exists():
             raise UserError(f"the audio file {path} does not exist")
+        try:
+            if not audio_length(path):
+                raise UserError(f"the audio file {path} holds no samples")
+        except ValueError as error:
+            raise UserError(str(error)) from None
     _check_model(args.model_id, args.adapter_dir)
     from asrlora.engine.offline import transcribe_files
 

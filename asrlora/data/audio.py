@@ -37,7 +37,7 @@ OPPOSITE = -0.5  # correlation with the loudest channel; below it the mean of bo
 FINGERPRINT = {
     "version": 2,
     "sample_rate": SAMPLE_RATE,
-    "dc": "mean of each channel taken out",
+    "dc": "mean and linear trend of each channel taken out",
     "channels": "mean; without dead ones; the loudest where one is in opposite phase to it",
     "dead": DEAD,
     "opposite": OPPOSITE,
@@ -101,12 +101,12 @@ def read_measured(
 
 
 def mix(channels: "decoding.Samples") -> tuple[Wave, Fault]:
-    """Channels (T, C) to one wave (T,), without DC offset; and what was odd about them.
+    """Channels (T, C) to one wave (T,), without a constant or drifting offset; and what was odd about them.
 
     The mean of the channels that are live. Where one of them is in opposite phase to the loudest, the mean
     would cancel the speech, and the loudest is taken alone.
     """
-    centred = channels - channels.mean(axis=0, dtype=np.float64).astype(np.float32)
+    centred = _level(channels)
     if centred.shape[1] == 1:
         return centred[:, 0], Fault(0)
     levels = np.sqrt(np.mean(np.square(centred, dtype=np.float64), axis=0))
@@ -121,6 +121,21 @@ def mix(channels: "decoding.Samples") -> tuple[Wave, Fault]:
     return centred[:, live].mean(axis=1) if live.any() else centred[:, 0], faults
 
 
+def _level(channels: "decoding.Samples") -> "decoding.Samples":
+    """Takes each channel's mean and linear trend out.
+
+    With 0.02 of full scale added, the demo's base has 124 % WER for 8; without the mean 8 again, but 71 where
+    the offset drifts from 0 to 0.04, unless the trend goes too. Filters that forget faster lose speech.
+    """
+    time = np.linspace(-1.0, 1.0, len(channels), dtype=np.float32)
+    square = max(float(time @ time), 1e-9)
+    level = np.empty_like(channels)
+    for number, channel in enumerate(channels.T):
+        mean, slope = channel.mean(dtype=np.float64), float(time @ channel) / square
+        level[:, number] = channel - (np.float32(mean) + np.float32(slope) * time)
+    return level
+
+
 def _check(samples: "npt.NDArray[np.float32]") -> None:
     if len(samples) == 0:
         raise AudioError("holds no samples")
@@ -130,11 +145,12 @@ def _check(samples: "npt.NDArray[np.float32]") -> None:
 
 def _longest_run(channels: "decoding.Samples") -> int:
     """Samples of the longest stretch in which no channel changes."""
-    changed = np.zeros(len(channels) - 1, bool)
+    same = np.zeros(len(channels) + 1, np.int8)
+    same[1:-1] = 1
     for channel in channels.T:
-        changed |= channel[1:] != channel[:-1]
-    changes = np.flatnonzero(changed)
-    return int(np.diff(changes, prepend=-1, append=len(channels) - 1).max())
+        same[1:-1] &= channel[1:] == channel[:-1]
+    starts, ends = np.flatnonzero(np.diff(same)).reshape(-1, 2).T
+    return int((ends - starts).max(initial=0)) + 1
 
 
 def normalise(wave: Wave, rate: int) -> Pcm:

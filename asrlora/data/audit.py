@@ -40,11 +40,9 @@ DRIFT_MATTERS = 0.1  # relative difference between a prefix and the rest
 MANY_LETTERS = 0.2  # share of the letters that makes a script matter to the metric
 
 
-class Heard(Item, Protocol):
-    """A sample of a shard; all below sha256 is the source's, before the audio path."""
+class Recorded(Protocol):
+    """What a recording was before the audio path (audio.Source)."""
 
-    @property
-    def sha256(self) -> str: ...  # of the audio after the audio path
     @property
     def level(self) -> float: ...  # RMS, full scale 1.0
     @property
@@ -59,6 +57,13 @@ class Heard(Item, Protocol):
     def still(self) -> float: ...  # seconds of the longest stretch of one value
     @property
     def faults(self) -> int: ...  # of decoding.Fault
+
+
+class Heard(Item, Recorded, Protocol):
+    """A sample of a shard."""
+
+    @property
+    def sha256(self) -> str: ...  # of the audio after the audio path
 
 
 class Decoded(Protocol):
@@ -394,7 +399,7 @@ def deep(found: Audit, sets: Mapping[str, Decoded]) -> Audit:
             shared = {s.id for s in samples if s.sha256 in theirs}
             findings += leakage.leak("audio", before, name, shared, len(samples))
         first[name] = known
-        findings += _sound(name, samples)
+        findings += sound(name, samples)
         for reason, count in sorted(decoded.rejected.items()):
             total = len(samples) + sum(decoded.rejected.values())
             findings.append(
@@ -415,41 +420,49 @@ def _known_better(finding: Finding, found: Audit) -> bool:
     return any(known.numbers.get("utterances", 0) > finding.numbers.get("utterances", 0) for known in same)
 
 
-def _sound(name: str, samples: Sequence[Heard]) -> Iterator[Finding]:
-    def odd(what: str, test: Callable[[Heard], bool], how: str, fix: str) -> Iterator[Finding]:
-        return _odd(name, what, {s.id for s in samples if test(s)}, len(samples), how, fix)
+HARMLESS = ("rate", "channels")  # findings of `faults` that only the audit of a set reports
 
-    yield from odd(
-        "clipped", lambda s: s.clipped > CLIPPED,
-        f"clipped (more than {CLIPPED:.1%} of the samples at full scale)", "record them at a lower gain",
-    )  # fmt: skip
-    yield from odd(
-        "faint", lambda s: s.level < FAINT, "below -60 dBFS, mostly noise", "check that they hold speech"
-    )
-    largest = max((sample.dc for sample in samples), default=0.0)
-    yield from odd(
-        "dc offset", lambda s: s.dc > max(OFFSET, OFFSET_MATTERS * s.level),
+
+def sound(name: str, samples: Sequence[Heard], without: Sequence[str] = ()) -> Iterator[Finding]:
+    """What is odd about the recordings of a set; `without` leaves findings out."""
+    for what, ids, how, fix in faults({sample.id: sample for sample in samples}):
+        if what not in without:
+            yield from _odd(name, what, ids, len(samples), how, fix)
+
+
+def faults(recordings: Mapping[str, Recorded]) -> Iterator[tuple[str, set[str], str, str]]:
+    """Kinds of odd recordings: a word, which of them (by id), what they are, and the fix."""
+
+    def which(test: Callable[[Recorded], bool]) -> set[str]:
+        return {identity for identity, one in recordings.items() if test(one)}
+
+    clipped = f"clipped (more than {CLIPPED:.1%} of the samples at full scale)"
+    yield "clipped", which(lambda s: s.clipped > CLIPPED), clipped, "record at a lower gain"
+    faint = "below -60 dBFS, mostly noise"
+    yield "faint", which(lambda s: s.level < FAINT), faint, "check that there is speech"
+    offset = which(lambda s: s.dc > max(OFFSET, OFFSET_MATTERS * s.level))
+    largest = max((recordings[identity].dc for identity in offset), default=0.0)
+    yield (
+        "dc offset", offset,
         f"recorded with a DC offset (of up to {largest:.1%} of full scale), which is taken out",
-        "nothing to fix here; the recorder or its cable is faulty, and other programs keep the offset",
+        "nothing to fix here, but the recorder is faulty, and other programs keep the offset",
     )  # fmt: skip
-    longest = max((sample.still for sample in samples), default=0.0)
-    yield from odd(
-        "digital silence", lambda s: s.still > STILL,
+    still = which(lambda s: s.still > STILL)
+    longest = max((recordings[identity].still for identity in still), default=0.0)
+    yield (
+        "digital silence", still,
         f"of digital silence for more than {STILL:g} s on end (up to {longest:.1f} s)",
         "check that nothing was lost or muted there",
     )  # fmt: skip
-    rates = Counter(sample.rate for sample in samples if sample.rate != audio.SAMPLE_RATE)
-    listed = ", ".join(f"{rate:,} Hz" for rate in sorted(rates))
-    yield from odd(
-        "rate", lambda s: s.rate != audio.SAMPLE_RATE, f"recorded at {listed} and resampled to 16,000 Hz",
-        "nothing to fix",
-    )  # fmt: skip
-    yield from odd(
-        "channels", lambda s: s.channels > 1, "of several channels and mixed to one",
+    other = which(lambda s: s.rate != audio.SAMPLE_RATE)
+    rates = ", ".join(f"{rate:,} Hz" for rate in sorted({recordings[identity].rate for identity in other}))
+    yield "rate", other, f"recorded at {rates} and resampled to 16,000 Hz", "nothing to fix"
+    yield (
+        "channels", which(lambda s: s.channels > 1), "of several channels and mixed to one",
         "choose a channel where each holds another speaker",
     )  # fmt: skip
     for fault, (what, how, fix) in _FAULTS.items():
-        yield from odd(what, lambda s, fault=fault: bool(s.faults & fault), how, fix)  # type: ignore[misc]
+        yield what, {i for i, one in recordings.items() if one.faults & fault}, how, fix
 
 
 _FAULTS = {
@@ -462,8 +475,8 @@ _FAULTS = {
         "nothing to fix, unless another speaker should be there",
     ),
     Fault.HEAD: (
-        "head", "longer than their heads say (joined files, or heads not brought up to date), and read whole",
-        "check that their texts belong to all of it; `ffmpeg -i IN OUT.flac` writes a right head",
+        "head", "longer than the head of the file says (joined, or a head out of date), and read whole",
+        "check that the text is that of all; `ffmpeg -i IN OUT.flac` writes a right head",
     ),
     Fault.JUNK: (
         "junk", "of files with other bytes between the audio, which are passed over",
@@ -478,7 +491,7 @@ _FAULTS = {
         "check offsets behind them, or fill them (`ffmpeg -i IN -af aresample=async=1 OUT.flac`)",
     ),
     Fault.UNENDED: (
-        "end", "of Ogg files without a mark of their end, which may be cut off", "listen to their ends",
+        "end", "of Ogg files without a mark of their end, which may be cut off", "listen to the end",
     ),
     Fault.FLOATING: (
         "beyond full scale", "of floating-point samples beyond full scale, which the audio path scales down",

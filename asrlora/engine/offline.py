@@ -2,13 +2,14 @@
 
 import json
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from asrlora.config import RunConfig
-from asrlora.console import progress
+from asrlora.console import console, progress
 from asrlora.data import audio, audit, batches, shards
 from asrlora.data.findings import Audit
 from asrlora.data.manifest import Utterance
@@ -106,6 +107,8 @@ def evaluate_manifest(
     total = sum(utterance.duration for utterance in utterances)
     with runtime.accelerator.local_main_process_first(), progress("shards", total, first) as advance:
         data = shards.cached(utterances, advance)
+    for finding in audit.sound("the manifest", data.samples, audit.HARMLESS) if runtime.is_main else ():
+        console.print(f"note: {finding.message}")
     runtime.wait()
     start = time.monotonic()
     with progress("evaluation", data.seconds, runtime.is_main) as advance:
@@ -156,6 +159,18 @@ def audit_model(config: RunConfig, found: Audit, data: Mapping[str, shards.Shard
     return found.plus(audit.label_style(style(texts.values()), written))
 
 
+def _read(path: Path) -> audio.Pcm:
+    """A file by the audio path; what is odd about it goes to stderr. Raises UserError."""
+    try:
+        pcm, source = audio.read_measured(path)
+    except audio.AudioError as error:
+        raise UserError(f"the audio file {path} {error}") from None
+    for what, odd, how, fix in audit.faults({str(path): source}):
+        if odd and what not in audit.HARMLESS:
+            print(f"note: {path} is {how}; {fix}", file=sys.stderr, flush=True)
+    return pcm
+
+
 def transcribe_files(
     model_id: str | None, adapter: Path | None, paths: list[Path], language: str = "en", num_beams: int = 1
 ) -> Iterator[tuple[Path, str]]:
@@ -163,10 +178,7 @@ def transcribe_files(
     model, base = open_model(model_id, adapter, language, num_beams)
     device = next(model.parameters()).device
     for path in paths:
-        try:
-            pcm = audio.read_audio(path)
-        except audio.AudioError as error:
-            raise UserError(f"the audio file {path} {error}") from None
+        pcm = _read(path)
         if audio.is_silent(pcm):
             yield path, ""
             continue

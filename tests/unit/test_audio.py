@@ -48,7 +48,8 @@ def test_resampling_is_torchaudios_own(rate: int) -> None:
 def test_stereo_is_mixed_to_its_mean() -> None:
     left, right = tone(), tone(hertz=1000)
     stereo = audio.read_audio(wav(np.stack([left, right], 1), 16_000))
-    assert np.array_equal(stereo, audio.read_audio(wav((left + right) / 2, 16_000)))
+    mono = audio.read_audio(wav((left + right) / 2, 16_000))
+    assert np.abs(stereo.astype(np.int32) - mono).max() <= 1
 
 
 def test_a_loud_click_limits_the_gain_instead_of_clipping() -> None:
