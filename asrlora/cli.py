@@ -349,17 +349,20 @@ def _pretrain(args: argparse.Namespace) -> int:
 
 
 def _manifest_check(args: argparse.Namespace) -> int:
-    from asrlora.data import check
+    from asrlora.data import check, plan
     from asrlora.files import write_json
+    from asrlora.models import cost
 
     paths = {"dataset_path": args.train, "manifest_path": args.domain, "safety_manifest_path": args.heldout}
     given = {name: value for name, value in vars(args).items() if name in ("model_id", *RECIPE)}
     config = validate(args.config, {**given, **paths, "output_dir": Path()})
-    with_model = "model_id" in config.model_fields_set and not args.quick
+    named = "model_id" in config.model_fields_set
+    with_model = named and not args.quick
+    costs = cost.of(config.model_id) if named else plan.by_length
     if with_model:
         find_model(config.model_id)
     sets = {"train": args.train, "domain": args.domain, **config.guardrails}
-    found, opened = check.check(sets, config, args.allow_outside, decode=not args.quick)
+    found, opened = check.check(sets, config, args.allow_outside, decode=not args.quick, cost=costs)
     if with_model and opened:
         from asrlora.engine.offline import audit_model
 

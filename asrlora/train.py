@@ -23,6 +23,7 @@ from asrlora.data.findings import Audit
 from asrlora.data.style import restyle
 from asrlora.engine import launcher
 from asrlora.errors import UserError, exit_code, tell
+from asrlora.models import cost
 from asrlora.models.hub import find_model
 from asrlora.runs import record, tracking
 from asrlora.score import choice, text, verdict, words
@@ -37,6 +38,7 @@ class Inputs:
 
     sets: dict[str, list[manifest.Utterance] | shards.Shards]
     audit: Audit
+    cost: plan.Cost
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,12 +72,13 @@ def check(config: RunConfig) -> Inputs:
         if items is not None
         for item in (items.samples if isinstance(items, shards.Shards) else items)
     ]
-    found = audit.quick(train, evaluation, config).check()
+    costs = cost.of(config.model_id)
+    found = audit.quick(train, evaluation, config, costs).check()
     find_model(config.model_id)
     if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise UserError("--tensorboard needs the package tensorboard: uv sync --extra tensorboard")
     sets: dict[str, list[manifest.Utterance] | shards.Shards] = {"train": source, **evaluation}
-    return Inputs(sets if replay is None else {**sets, "replay": replay}, found)
+    return Inputs(sets if replay is None else {**sets, "replay": replay}, found, costs)
 
 
 def _check_scores(config: RunConfig, evaluation: dict[str, list[manifest.Utterance]]) -> None:
@@ -107,7 +110,7 @@ def train(config: RunConfig, inputs: Inputs) -> int:
     runtime = runtimes.start(config.torch_compile)
     runtimes.set_matmul_precision(config.matmul_precision)
     runtime.stop_on_signals(config.max_minutes)
-    training, evaluation = open_sets(config, inputs.sets, runtime)
+    training, evaluation = open_sets(config, inputs.sets, runtime, inputs.cost)
     samples = training.samples.samples
     found = audit.deep(inputs.audit, {"train": training.samples, **evaluation}).check()
     base = families.load_base(config.model_id, config.language, config.load_in_4bit, config.num_beams)
@@ -118,8 +121,7 @@ def train(config: RunConfig, inputs: Inputs) -> int:
         s.id: restyle(s.text, config.label_case, config.label_punctuation, config.label_characters)
         for s in samples
     }
-    seconds = dict(zip(texts, training.samples.durations.tolist(), strict=True))
-    labels, unlearnable = families.label(base, texts, seconds)
+    labels, unlearnable = families.label(base, texts, augmentation(config).extremes(training.samples))
     found = found.plus(unlearnable).check()
     run = Run(config, runtime, base, evaluation)
 
@@ -176,7 +178,7 @@ def train(config: RunConfig, inputs: Inputs) -> int:
                 step, used, spent, loss=result.loss, grad_norm=result.grad_norm,
                 adapter_norm=result.adapter_norm, tokens=tokens, epoch=epoch,
                 learning_rate=learning_rate(config, step),
-                data_wait=sum(batch.waited for batch in share) / spent, padding=padding(share),
+                data_wait=sum(batch.waited for batch in share) / spent, padding=padding(share, inputs.cost),
             )  # fmt: skip
             stop = result.stop
             if config.evaluates_at(step) and not stop:

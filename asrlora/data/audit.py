@@ -86,17 +86,22 @@ class Scored(Protocol):
 # --- quick: manifests and headers
 
 
-def quick(train: Sequence[Item], evaluation: Mapping[str, Sequence[Item]], config: RunConfig) -> Audit:
+def quick(
+    train: Sequence[Item],
+    evaluation: Mapping[str, Sequence[Item]],
+    config: RunConfig,
+    cost: plan.Cost = plan.by_length,
+) -> Audit:
     """What manifests and headers show. `evaluation` maps domain and heldout to their utterances."""
     sets = {name: list(items) for name, items in {"train": train, **evaluation}.items()}
     kept, _ = filter_for_training(train, config.min_seconds, config.max_seconds)
     described = {name: _describe(items) for name, items in sets.items()}
-    epochs = _epochs([item.duration for item in kept], config)
+    epochs = _epochs([item.duration for item in kept], config, cost)
     described["train"]["epochs"] = round(epochs, 2) if math.isfinite(epochs) else None
     findings = [
         *leakage.shared(sets),
         *leakage.same_place(sets),
-        *_starvation(sets["train"], kept, config),
+        *_starvation(sets["train"], kept, config, cost),
         *(finding for name, items in sets.items() for finding in _durations(name, items)),
         *(finding for name, items in sets.items() for finding in _characters(name, items, config)),
         *(finding for name, items in sets.items() for finding in _stated(name, items, config)),
@@ -140,10 +145,12 @@ def bad_lines(name: str, bad: Mapping[int, BadLine]) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def _starvation(train: Sequence[Item], kept: Sequence[Item], config: RunConfig) -> Iterator[Finding]:
+def _starvation(
+    train: Sequence[Item], kept: Sequence[Item], config: RunConfig, cost: plan.Cost
+) -> Iterator[Finding]:
     limits = f"the filter {config.min_seconds:g} to {config.max_seconds:g} s"
     seconds = [item.duration for item in kept]
-    epochs = _epochs(seconds, config)
+    epochs = _epochs(seconds, config, cost)
     numbers = {"what": "steps", "kept": len(kept), "utterances": len(train), "epochs": epochs}
     if not math.isfinite(epochs):
         yield Finding(
@@ -170,7 +177,7 @@ def _starvation(train: Sequence[Item], kept: Sequence[Item], config: RunConfig) 
         )  # fmt: skip
 
 
-def _epochs(seconds: Sequence[float], config: RunConfig) -> float:
+def _epochs(seconds: Sequence[float], config: RunConfig, cost: plan.Cost = plan.by_length) -> float:
     """How often the planned steps go through the set; infinity where it does not make one step.
 
     A microbatch of --batch-seconds holds no more than that of speech, or one longer utterance, so a
@@ -180,10 +187,16 @@ def _epochs(seconds: Sequence[float], config: RunConfig) -> float:
     if config.batch_seconds is None:
         needed = microbatches * (config.batch_size or 1)
         return config.max_steps * needed / len(seconds) if len(seconds) >= needed else math.inf
-    steps = sum(min(one, config.batch_seconds) for one in seconds) / config.batch_seconds / microbatches
+    costs = cost(np.asarray(seconds, np.float64)).tolist()
+    steps = sum(min(one, config.batch_seconds) for one in costs) / config.batch_seconds / microbatches
     if steps < 1:
         planned = plan.plan_epoch(
-            seconds, seed=config.seed, epoch=0, microbatches_per_step=microbatches, **config.microbatch
+            seconds,
+            seed=config.seed,
+            epoch=0,
+            microbatches_per_step=microbatches,
+            cost=cost,
+            **config.microbatch,
         )
         steps = len(planned)
     return config.max_steps / steps if steps else math.inf

@@ -31,8 +31,13 @@ class Augment:
         if not self.speeds:
             return shards.durations
         rates = np.array([_rate(speed) for speed in self.speeds])[self._choose(shards.lengths["key"], epoch)]
-        frames = -(-shards.lengths["frames"].astype(np.int64) * audio.SAMPLE_RATE // rates)
-        return np.asarray(frames / audio.SAMPLE_RATE, np.float64)
+        return _played(shards, rates)
+
+    def extremes(self, shards: Shards) -> dict[float, npt.NDArray[np.float64]]:
+        """Seconds (N,) of the utterances at the slowest and the fastest of the speeds, by speed."""
+        if not self.speeds:
+            return {1.0: shards.durations}
+        return {speed: _played(shards, _rate(speed)) for speed in {min(self.speeds), max(self.speeds)}}
 
     def apply(self, pcm: audio.Pcm, identity: str, epoch: int) -> audio.Pcm:
         """int16 (T,) to int16 (T',), at RMS 0.075 again."""
@@ -66,6 +71,12 @@ class Augment:
         for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
             mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
         return (mixed ^ (mixed >> np.uint64(31))) % np.uint64(len(self.speeds))
+
+
+def _played(shards: Shards, rates: npt.NDArray[np.int64] | int) -> npt.NDArray[np.float64]:
+    """Seconds (N,) where the audio is played at one rate, or each utterance at its own (N,)."""
+    frames = -(-shards.lengths["frames"].astype(np.int64) * audio.SAMPLE_RATE // rates)
+    return np.asarray(frames / audio.SAMPLE_RATE, np.float64)
 
 
 def _rate(speed: float) -> int:

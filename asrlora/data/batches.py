@@ -6,7 +6,7 @@ audio and lengths, a sixth of waves and mask: those are made there.
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -15,7 +15,7 @@ import torch
 
 from asrlora import allocation
 from asrlora.data import audio
-from asrlora.data.plan import QUANTUM
+from asrlora.data.plan import QUANTUM, Cost, by_length
 from asrlora.data.shards import Sample, Shards
 
 FRAMES = round(QUANTUM * audio.SAMPLE_RATE)
@@ -61,10 +61,11 @@ def pack(pcms: list[audio.Pcm]) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(packed), torch.tensor([len(pcm) for pcm in pcms])
 
 
-def padding(batches: Iterable[Batch]) -> float:
-    """The share of silence that was put behind the utterances."""
-    sizes = [(int(batch.lengths.sum()), batch.pcm.numel()) for batch in batches]
-    return 1 - sum(heard for heard, _ in sizes) / sum(padded for _, padded in sizes)
+def padding(batches: Sequence[Batch], cost: Cost = by_length) -> float:
+    """The share of what is computed on that is silence put behind the utterances."""
+    longest = np.array([batch.pcm.shape[1] / audio.SAMPLE_RATE for batch in batches])
+    padded = float(np.dot(cost(longest), [len(batch.pcm) for batch in batches]))
+    return 1 - sum(int(batch.lengths.sum()) for batch in batches) / audio.SAMPLE_RATE / padded
 
 
 def _unpack(pcm: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from asrlora.config import RunConfig
 from asrlora.console import progress
-from asrlora.data import audio, audit, build, shards
+from asrlora.data import audio, audit, build, plan, shards
 from asrlora.data.findings import Audit, Item
 from asrlora.data.manifest import BadLine, Utterance, filter_for_training, read_lines
 from asrlora.errors import UserError
@@ -34,7 +34,12 @@ class Set:
 
 
 def check(
-    paths: Mapping[str, Path], config: RunConfig, allow_outside: bool = False, *, decode: bool = True
+    paths: Mapping[str, Path],
+    config: RunConfig,
+    allow_outside: bool = False,
+    *,
+    decode: bool = True,
+    cost: plan.Cost = plan.by_length,
 ) -> tuple[Audit, dict[str, shards.Shards]]:
     """Audits train, domain and heldout; returns their shards too, none where nothing was decoded.
 
@@ -46,7 +51,7 @@ def check(
         for name, read in sets.items():
             sets[name], opened[name] = _open(name, read)
     whole = {name: read.utterances for name, read in sets.items()}
-    found = audit.quick(whole.pop("train"), whole, config)
+    found = audit.quick(whole.pop("train"), whole, config, cost)
     found = found.plus(finding for name, read in sets.items() for finding in audit.bad_lines(name, read.bad))
     if opened:
         found = audit.deep(found, opened)

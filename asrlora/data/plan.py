@@ -25,6 +25,12 @@ POOL = 128
 Microbatch = list[int]  # indices of utterances
 Seconds = npt.NDArray[np.float64]
 Members = npt.NDArray[np.int64]
+Cost = Callable[[Seconds], Seconds]  # of utterances (N,): what a model computes on, see models/cost.py
+
+
+def by_length(seconds: Seconds) -> Seconds:
+    """The cost of an utterance to models that take it as long as it is."""
+    return seconds
 
 
 @dataclass(frozen=True)
@@ -62,16 +68,17 @@ def plan_epoch(
     batch_size: int | None = None,
     batch_seconds: float | None = None,
     members: Members | None = None,
+    cost: Cost = by_length,
 ) -> EpochPlan:
     """Plans one epoch: every utterance at most once, similar lengths together, in random order.
 
     A microbatch holds `batch_size` utterances, or as many as fit into `batch_seconds` of padded
-    audio. Exactly one of the two is given; durations are in seconds. `members` are the utterances
-    of this epoch, default all. The incomplete last microbatch (of `batch_size`) and the incomplete
-    last step are dropped and counted.
+    audio, as `cost` weighs it. Exactly one of the two is given; durations are in seconds. `members`
+    are the utterances of this epoch, default all. The incomplete last microbatch (of `batch_size`)
+    and the incomplete last step are dropped and counted.
     """
     rng = np.random.default_rng([seed, epoch])
-    length = np.asarray(durations, dtype=np.float64)
+    length = cost(np.asarray(durations, dtype=np.float64))
     members = np.arange(len(length)) if members is None else members
     order = members[rng.permutation(len(members))]
     quanta = np.ceil(length / QUANTUM).astype(np.int64)  # padded lengths
@@ -139,7 +146,10 @@ def mix(ours: int, replay: int, ratio: float, *, seed: int, epoch: int) -> Membe
 
 
 def plan_evaluation(
-    ids: Sequence[str], durations: Sequence[float] | Seconds, batch_seconds: float
+    ids: Sequence[str],
+    durations: Sequence[float] | Seconds,
+    batch_seconds: float,
+    cost: Cost = by_length,
 ) -> list[Microbatch]:
     """Batches for evaluation: every utterance exactly once, those of similar length together, which pads
     least, and the longest first, so that what does not fit into memory fails at once and ranks end together.
@@ -147,7 +157,7 @@ def plan_evaluation(
     Depends on the set of (id, duration) only, not on the order of the manifest or the world size.
     """
     order = np.array(sorted(range(len(ids)), key=lambda i: (-durations[i], ids[i])), np.int64)
-    length = np.asarray(durations, dtype=np.float64)[order]
+    length = cost(np.asarray(durations, dtype=np.float64)[order])
     bounds = _cut_by_seconds(length, batch_seconds, len(order) or 1)
     return [order[start:end].tolist() for start, end in bounds]
 
@@ -157,12 +167,12 @@ def share(items: Sequence[T], rank: int, world_size: int) -> list[T]:
     return list(items[rank::world_size])
 
 
-def padding(plan: EpochPlan, durations: Seconds) -> float:
-    """The share of the planned audio that is padding."""
+def padding(plan: EpochPlan, durations: Seconds, cost: Cost = by_length) -> float:
+    """The share of what is computed on that is padding."""
     padded = real = 0.0
     for start, end in plan.bounds:
         seconds = durations[plan.order[start:end]]
-        padded += float(np.ceil(seconds.max() / QUANTUM)) * QUANTUM * len(seconds)
+        padded += float(np.ceil(cost(seconds).max() / QUANTUM)) * QUANTUM * len(seconds)
         real += float(seconds.sum())
     return 1 - real / padded
 

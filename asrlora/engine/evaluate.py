@@ -51,7 +51,8 @@ def evaluate(
     padded audio-seconds in a batch, on who shares it, or on the number of processes (models/decode).
     `progress` gets the audio-seconds of each finished batch of this rank, times the world size.
     """
-    batches = plan.plan_evaluation([sample.id for sample in shards.samples], shards.durations, batch_seconds)
+    ids = [sample.id for sample in shards.samples]
+    batches = plan.plan_evaluation(ids, shards.durations, batch_seconds, base.cost)
     mine = plan.share(batches, runtime.rank, runtime.world_size)
     was_training = model.training
     model.eval()

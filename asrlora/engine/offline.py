@@ -16,6 +16,7 @@ from asrlora.data.manifest import Utterance
 from asrlora.data.style import restyle, style
 from asrlora.engine import runtime as runtimes
 from asrlora.engine.evaluate import evaluate, fingerprint
+from asrlora.engine.training_set import augmentation
 from asrlora.errors import UserError
 from asrlora.files import folder_whole
 from asrlora.models import adapters, decode, families
@@ -147,8 +148,7 @@ def audit_model(config: RunConfig, found: Audit, data: Mapping[str, shards.Shard
         s.id: restyle(s.text, config.label_case, config.label_punctuation, config.label_characters)
         for s in training.samples
     }
-    seconds = dict(zip(texts, training.durations.tolist(), strict=True))
-    _, unlearnable = families.label(base, texts, seconds)
+    _, unlearnable = families.label(base, texts, augmentation(config).extremes(training))
     every = -(-len(data["domain"].samples) // STYLE_SAMPLE)
     sample = data["domain"].subset(range(0, len(data["domain"].samples), every))
     with progress("what the base writes", sample.seconds) as advance:

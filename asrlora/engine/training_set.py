@@ -23,6 +23,7 @@ class Training:
     samples: shards.Shards
     ours: int
     left_out: Counter[str]
+    cost: plan.Cost
 
     def steps(self, config: RunConfig) -> Iterator[tuple[int, list[plan.Microbatch]]]:
         """The whole run's (epoch, microbatches), step by step; the same on every rank."""
@@ -30,12 +31,12 @@ class Training:
         return plan.iterate_steps(
             lambda epoch: heard.durations(self.samples, epoch), config.max_steps, seed=seed,
             members=lambda epoch: plan.mix(self.ours, replay, config.replay_ratio, seed=seed, epoch=epoch),
-            microbatches_per_step=config.gradient_accumulation_steps, **config.microbatch,
+            microbatches_per_step=config.gradient_accumulation_steps, cost=self.cost, **config.microbatch,
         )  # fmt: skip
 
 
 def open_sets(
-    config: RunConfig, sets: dict[str, Source], runtime: Runtime
+    config: RunConfig, sets: dict[str, Source], runtime: Runtime, cost: plan.Cost
 ) -> tuple[Training, dict[str, shards.Shards]]:
     """Collective. Shards of all sets; each machine's first process builds those that are missing.
 
@@ -63,7 +64,7 @@ def open_sets(
             )
         samples = samples.join(replay)
         left_out.update({f"{reason} (replay)": count for reason, count in rejected.items()})
-    training = Training(samples, ours, left_out)
+    training = Training(samples, ours, left_out, cost)
     if next(training.steps(config), None) is None:
         raise UserError(
             f"{manifest.describe(len(samples.rows), left_out)}: fewer than one step needs; lower"

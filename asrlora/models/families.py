@@ -4,7 +4,7 @@ Shapes: B utterances, T samples at 16 kHz, L label tokens, V vocabulary.
 """
 
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from asrlora.data import audit
 from asrlora.data.audio import SAMPLE_RATE
 from asrlora.data.findings import Finding
 from asrlora.errors import UserError
-from asrlora.models import ctc, moonshine, whisper
+from asrlora.models import cost, ctc, moonshine, whisper
 from asrlora.models.family import IGNORED, LABEL_QUANTUM, Family, case_of
 from asrlora.models.family import Base as Base
 from asrlora.models.family import Lengths as Lengths
@@ -81,7 +81,7 @@ def load_base(model_id: str, language: str = "en", in_4bit: bool = False, num_be
         )
     return Base(
         model.eval(), tokenizer, extractor, family, kind, language, in_4bit, num_beams, case_of(tokenizer),
-        folder, hash_weights(folder),
+        folder, hash_weights(folder), cost.of(str(folder)),
     )  # fmt: skip
 
 
@@ -157,18 +157,30 @@ def check(base: Base, seconds: Mapping[str, float]) -> None:
 
 
 def label(
-    base: Base, texts: Mapping[str, str], seconds: Mapping[str, float]
+    base: Base, texts: Mapping[str, str], seconds: Mapping[float, Iterable[float]]
 ) -> tuple[dict[str, list[int]], list[Finding]]:
-    """Label tokens of all utterances that can be learned, by id, and a finding about the others."""
+    """Label tokens of all utterances that can be learned, by id, and a finding about the others.
+
+    `seconds` are the durations of `texts`, in their order, at each speed that the audio may be played at:
+    slowed down it must fit into the model, and sped up hold its text.
+    """
+    played = {speed: dict(zip(texts, durations, strict=True)) for speed, durations in seconds.items()}
     labels: dict[str, list[int]] = {}
     refused: dict[str, str] = {}
     for identity, text in texts.items():
         try:
             tokens = label_ids(base, text)
-            base.family.check(base, seconds[identity], tokens)
-            labels[identity] = tokens
         except ValueError as error:
             refused[identity] = str(error)
+            continue
+        for speed, durations in played.items():
+            try:
+                base.family.check(base, durations[identity], tokens)
+            except ValueError as error:
+                at = "" if speed == 1 else f"at --augment-speed {speed:g} "
+                refused[identity] = f"{at}{error}"
+        if identity not in refused:
+            labels[identity] = tokens
     return labels, audit.tokens(refused, len(texts))
 
 

@@ -14,6 +14,7 @@ import torch
 
 from asrlora.data.audio import SAMPLE_RATE
 from asrlora.data.batches import FRAMES
+from asrlora.data.plan import Cost
 from asrlora.score.characters import names
 
 LABEL_QUANTUM = 8  # label lengths are multiples of this, for the reason given at batches.pad
@@ -107,6 +108,7 @@ class Base:
     case: Literal["lower", "upper", "both"]  # of the letters that the vocabulary has
     folder: Path
     sha256: str  # of the weights
+    cost: Cost  # of utterances, see cost.py
 
 
 def tokens(base: Base, text: str) -> list[int]:

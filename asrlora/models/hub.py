@@ -18,6 +18,22 @@ def find_model(model_id: str) -> Path:
 
     Raises UserError when there is no such model.
     """
+    return _find(model_id, ["*.json", "*.safetensors", "*.txt", "*.model"])
+
+
+def read_config(model_id: str) -> dict[str, Any]:
+    """config.json of a model, without its weights. Raises UserError when there is no such model."""
+    path = _find(model_id, ["config.json"]) / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--model-id {model_id}: {path} cannot be read ({error})") from None
+    if not isinstance(config, dict):
+        raise UserError(f"--model-id {model_id}: {path} is not a JSON object")
+    return config
+
+
+def _find(model_id: str, wanted: list[str]) -> Path:
     folder = Path(model_id)
     if (folder / "config.json").is_file():
         return folder
@@ -31,11 +47,7 @@ def find_model(model_id: str) -> Path:
     import huggingface_hub
 
     try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                model_id, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]
-            )
-        )
+        return Path(huggingface_hub.snapshot_download(model_id, allow_patterns=wanted))
     except Exception as error:  # the hub's client raises many kinds; all mean the same here
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(

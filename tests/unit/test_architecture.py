@@ -72,6 +72,7 @@ def test_each_outside_library_has_one_room(library: str) -> None:
      "asrlora.runs.ledger", "asrlora.runs.tracking", "asrlora.runs.report", "asrlora.config",
      "asrlora.runs.sweep", "asrlora.runs.slurm", "asrlora.runs.trials",
      "asrlora.runs.conduct", "asrlora.runs.programme",
+     "asrlora.models.cost",
      "asrlora.models.hub", "asrlora.train", "asrlora.cli", "asrlora.demo.corpus", "asrlora.demo.demo"],
 )  # fmt: skip
 def test_needs_no_torch(module: str) -> None:

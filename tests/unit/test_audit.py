@@ -362,8 +362,7 @@ def test_texts_the_model_cannot_write_stop_the_run(text: str, seconds: float, wh
     from asrlora.models import families
 
     base = families.load_base(str(BASE))
-    times = {"a": 2.0, "b": seconds}
-    labels, found = families.label(base, {"a": "a cab", "b": text}, times)
+    labels, found = families.label(base, {"a": "a cab", "b": text}, {1.0: [2.0, seconds]})
     assert set(labels) == ({"a"} if why else {"a", "b"})
     assert [(f.kind, f.stops, f.numbers["utterances"]) for f in found] == [("tokens", True, 1)] * bool(why)
     assert all(why in f.message and "'b'" in f.message for f in found if why)
