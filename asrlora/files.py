@@ -8,8 +8,9 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -123,53 +124,95 @@ def lock(path: Path, seconds: float) -> BinaryIO | None:
             if time.monotonic() > end:
                 file.close()
                 return None
-            time.sleep(0.1)
+            time.sleep(0.02)
 
 
-LOST = 20.0  # seconds without a sign of life after which a claim is nobody's; machines' clocks agree better
+LOST = 20.0  # seconds without a heartbeat after which a claim is nobody's
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What one process works on and no other, over NFS too: a file that only one of them can create.
+    """What one process works on and no other, over NFS too: a file that holds its owner.
 
-    Its owner calls `keep` every few seconds; who dies without `give_up` has lost it after LOST seconds.
+    Its owner calls `keep` every few seconds; who dies without `give_up` has lost it after LOST seconds. All
+    that decides who has it happens under a lock on a file beside it: between the look at a claim that its
+    owner has lost and its removal another process could put its own in that place. That lock is held for
+    moments only, so no machine that fails keeps it.
     """
 
     path: Path
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)  # of this holder alone
 
     def take(self, owner: str) -> bool:
         """Whether it is ours now; False where another process lives that has it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.age() > LOST:
-            with contextlib.suppress(FileNotFoundError):
+        with self._alone() as guard:
+            if guard is None:
+                return False
+            os.utime(guard.fileno())  # by the clock of the file system, as all claims in it
+            found = self._read()
+            if found is not None:
+                if abs(os.fstat(guard.fileno()).st_mtime - found[2]) <= LOST:
+                    return False
                 self.path.unlink()
-        try:
-            descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
-        except FileExistsError:
-            return False
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(owner)
+            # nobody else creates one now; a file that is there all the same is an older version's
+            try:
+                descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            except FileExistsError:
+                return False
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(f"{owner}\n{self.token}\n")
         return True
 
-    def keep(self) -> None:
+    def keep(self) -> bool:
+        """A heartbeat; False where it is ours no more, since this process was stopped for too long."""
+        found = self._read()
+        if found is None or found[1] != self.token:
+            return False
         with contextlib.suppress(FileNotFoundError):
             os.utime(self.path)
+        return True
 
     def give_up(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            self.path.unlink()
+        """Leaves it to others, if it is ours."""
+        self._remove(lambda owner, token: token == self.token)
+
+    def take_from(self, dead: str) -> None:
+        """Frees it where `dead` has it, of whom the caller knows that it lives no more."""
+        self._remove(lambda owner, token: owner == dead)
 
     def owner(self) -> str | None:
         """Who works on it now; None where nobody does."""
+        found = self._read()
+        return found[0] if found is not None and abs(time.time() - found[2]) <= LOST else None
+
+    def _remove(self, theirs: Callable[[str, str], bool]) -> None:
+        with self._alone() as guard:
+            found = self._read()
+            if guard is not None and found is not None and theirs(*found[:2]):
+                self.path.unlink()
+
+    def _read(self) -> tuple[str, str, float] | None:
+        """Owner, token, and the time of the last heartbeat; None where there is no claim.
+
+        By opening it: NFS asks its server then, and otherwise tells what it knew some seconds ago.
+        """
         try:
-            return self.path.read_text(encoding="utf-8") if self.age() <= LOST else None
+            with open(self.path, encoding="utf-8") as file:
+                owner, token, *_ = [*file.read().split("\n"), "", ""]
+                return owner, token, os.fstat(file.fileno()).st_mtime
         except FileNotFoundError:
             return None
 
-    def age(self) -> float:
-        """Seconds since the last sign of life; 0 where the file is not there."""
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[BinaryIO | None]:
+        """The lock, which is never removed; None where it cannot be had."""
+        if not self.path.parent.exists():
+            yield None
+            return
+        guard = lock(self.path.with_name(f".{self.path.name}.guard"), LOST)
         try:
-            return time.time() - self.path.stat().st_mtime
-        except FileNotFoundError:
-            return 0.0
+            yield guard
+        finally:
+            if guard is not None:
+                guard.close()

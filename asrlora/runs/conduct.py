@@ -9,7 +9,7 @@ import subprocess
 import time
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from asrlora.runs.trials import ATTEMPTS, CLAIM, DONE, LOG, standing
 PREEMPTED = os.EX_TEMPFAIL  # 75: the run is saved and can be gone on with
 STOPS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 LOOK = 0.2  # seconds between two looks at the processes
-SIGN_OF_LIFE = 3.0  # seconds between two
+HEARTBEAT = 3.0  # seconds between two
 
 
 @dataclass
@@ -34,10 +34,24 @@ class _Live:
     process: subprocess.Popen[bytes]
     claim: Claim
     attempts: list[dict[str, Any]]
+    kept: float = field(default_factory=time.monotonic)  # when the claim was kept last
+    lost: bool = False  # another process has it, and writes down what becomes of the trial
+
+    def keep(self) -> None:
+        """A heartbeat. While this process was stopped another one may have taken the trial."""
+        self.kept = time.monotonic()
+        if not self.lost and not self.claim.keep():
+            self.lost = True
+            console.print(
+                f"{self.trial.id} {self.trial.label}: left to {_owner(self.trial)}, which has taken it"
+            )
+            self.process.terminate()
 
     def note(self, **changes: Any) -> None:
         """Keeps what is known of this attempt, at once: the next moment may be SIGKILL's."""
         self.attempts[-1].update(changes)
+        if self.lost:
+            return
         told = {"id": self.trial.id, "settings": self.trial.own, "attempts": self.attempts}
         write_json(self.trial.folder / ATTEMPTS, told, default=str)
 
@@ -74,8 +88,8 @@ def run(
                 if (code := one.process.poll()) is not None:
                     codes.append(_end(one, code, signals))
                     del live[slot]
-                elif one.claim.age() > SIGN_OF_LIFE:
-                    one.claim.keep()
+                elif time.monotonic() - one.kept > HEARTBEAT:
+                    one.keep()
             if signals or enough():
                 waiting.clear()
             for trial in waiting[: jobs - len(live)]:
@@ -228,9 +242,10 @@ def _owner(trial: Trial) -> str:
 
 def _is_ours(trial: Trial) -> bool:
     """Whether an earlier attempt of this job has it, on a node that was lost: then it is waited for."""
-    kind, _, host = _owner(trial).partition(" on ")
+    owner = _owner(trial)
+    kind, _, host = owner.partition(" on ")
     if kind.startswith("process ") and host == _host() and not psutil.pid_exists(int(kind.split()[1])):
-        Claim(trial.folder / CLAIM).give_up()  # killed on this machine, a moment ago
+        Claim(trial.folder / CLAIM).take_from(owner)  # killed on this machine, a moment ago
         return True
     return "SLURM_JOB_ID" in os.environ and kind in (_me().split(" on ")[0], "nobody any more")
 

@@ -1,0 +1,87 @@
+"""Claims: at any time one process has a thing, whoever died before and whoever comes at once."""
+
+import multiprocessing
+import os
+import time
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asrlora.files import LOST, Claim
+
+PROCESSES, ROUNDS = 4, 150
+
+
+def take_in_turns(folder: Path, barrier: Barrier, results: Any, number: int) -> None:
+    """Takes the same claim as the others in every round; its last owner has died before each of them."""
+    for turn in range(ROUNDS):
+        path = folder / f"{turn}.lock"
+        if number == 0:
+            path.write_text("who died\n")
+            old = time.time() - 3 * LOST
+            os.utime(path, (old, old))
+        barrier.wait(60)
+        taken = Claim(path).take(f"process {number}")
+        results.put((turn, number, taken))
+        barrier.wait(60)
+
+
+def test_one_of_several_processes_takes_what_a_dead_one_had(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    barrier, results = fork.Barrier(PROCESSES), fork.Queue()
+    processes = [
+        fork.Process(target=take_in_turns, args=(tmp_path, barrier, results, number))
+        for number in range(PROCESSES)
+    ]
+    for process in processes:
+        process.start()
+    found = [results.get(timeout=60) for _ in range(PROCESSES * ROUNDS)]
+    for process in processes:
+        process.join(60)
+    winners = {turn: [n for t, n, taken in found if t == turn and taken] for turn in range(ROUNDS)}
+    assert {turn: who for turn, who in winners.items() if len(who) != 1} == {}
+    assert all(Claim(tmp_path / f"{t}.lock").owner() == f"process {who[0]}" for t, who in winners.items())
+
+
+@pytest.fixture
+def claim(tmp_path: Path) -> Claim:
+    return Claim(tmp_path / "trial" / "running.lock")
+
+
+def test_who_was_stopped_for_too_long_touches_nothing_of_the_next_owner(claim: Claim) -> None:
+    assert claim.take("job 1")
+    assert claim.keep()
+    _age(claim, LOST + 1)
+    assert claim.owner() is None
+    other = Claim(claim.path)
+    assert other.take("job 2")
+    assert not claim.keep()
+    claim.give_up()
+    assert other.owner() == "job 2"
+    assert not claim.take("job 1")
+    other.give_up()
+    assert claim.take("job 1")
+
+
+@pytest.mark.parametrize("hours", [1, -1])
+def test_a_clock_that_was_set_does_not_keep_a_dead_owner_alive(claim: Claim, hours: int) -> None:
+    """Set back, its last heartbeat lies ahead."""
+    assert claim.take("job 1")
+    _age(claim, 3600 * hours)
+    assert claim.owner() is None
+    assert Claim(claim.path).take("job 2")
+
+
+def test_the_owner_that_is_known_to_be_dead_is_the_one_who_loses_it(claim: Claim) -> None:
+    assert claim.take("process 2 on n1")
+    claim.take_from("process 1 on n1")
+    assert claim.owner() == "process 2 on n1"
+    claim.take_from("process 2 on n1")
+    assert claim.owner() is None
+
+
+def _age(claim: Claim, seconds: float) -> None:
+    then = time.time() - seconds
+    os.utime(claim.path, (then, then))
