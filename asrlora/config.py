@@ -24,6 +24,7 @@ ALLOW_OUTSIDE = "read audio outside a manifest's folder: only where you trust wh
 ATTEMPT = {
     "resume", "save_interval", "keep_checkpoints", "max_minutes", "wandb_mode", "wandb_artifact",
     "tensorboard", "allow_outside", "expect_baseline", "baseline_tolerance", "report_audio",
+    "heartbeat_timeout", "work_timeout",
 }  # fmt: skip
 # names that a further guardrail cannot take: other sets, and other keys of scores.json
 TAKEN = {"train", "replay", "domain", "domain_chosen_on", "domain_report", "heldout", "scores", "step",
@@ -214,6 +215,14 @@ class RunConfig(pydantic.BaseModel):
     max_nonfinite_steps: Count = Field(
         3, description="fail after this many steps in a row without a finite loss and gradient"
     )
+    heartbeat_timeout: float = Field(
+        60.0, ge=5, description="a rank without a heartbeat for so long is dead: the run ends and names it,"
+        " seconds",
+    )  # fmt: skip
+    work_timeout: float = Field(
+        600.0, ge=5, description="a rank hangs that takes longer for one piece of its work (reading a batch,"
+        " computing a loss), or to come where the others wait for it, seconds",
+    )  # fmt: skip
     report_audio: bool = Field(
         True, description="keep the audio of the utterances that report.html shows, and put it into the page"
     )

@@ -30,6 +30,7 @@ from asrlora.score import choice, text, verdict, words
 
 if TYPE_CHECKING:
     from asrlora.engine.run import Run
+    from asrlora.engine.runtime import Runtime
 
 
 @dataclass(frozen=True)
@@ -96,19 +97,26 @@ def _read(place: Path | str, config: RunConfig) -> list[manifest.Utterance] | sh
 
 
 def train(config: RunConfig, inputs: Inputs) -> int:
+    from asrlora.engine import runtime as runtimes
+
+    runtimes.check_bf16(config.mixed_precision)
+    runtime = runtimes.start(config.torch_compile, config.work_timeout)
+    runtimes.set_matmul_precision(config.matmul_precision)
+    with runtime.watched(config.heartbeat_timeout, config.work_timeout):
+        return _train(config, inputs, runtime)
+
+
+def _train(config: RunConfig, inputs: Inputs, runtime: "Runtime") -> int:
+    """Collective. The phases of a run, and its exit code."""
     import torch
 
     from asrlora.data.batches import padding, read_batches
-    from asrlora.engine import runtime as runtimes
     from asrlora.engine.run import Run
     from asrlora.engine.step import learning_rate, train_step
     from asrlora.engine.training_set import augmentation, open_sets
     from asrlora.models import adapters, families
 
     # 1. processes, data, model
-    runtimes.check_bf16(config.mixed_precision)
-    runtime = runtimes.start(config.torch_compile)
-    runtimes.set_matmul_precision(config.matmul_precision)
     runtime.stop_on_signals(config.max_minutes)
     training, evaluation = open_sets(config, inputs.sets, runtime, inputs.cost)
     samples = training.samples.samples
@@ -125,77 +133,71 @@ def train(config: RunConfig, inputs: Inputs) -> int:
     found = found.plus(unlearnable).check()
     run = Run(config, runtime, base, evaluation)
 
-    try:
-        # 2. the baseline: the base before anything is attached to it
-        run.open(found, training.samples, training.left_out, list(texts.values()))
-        checkpoint = run.load_checkpoint()
-        if not run.evaluate(0, base.model):
-            return _stop(run, 0)
-        unexpected = run.unexpected()
-        if unexpected:
-            return _refuse(run, unexpected)
+    # 2. the baseline: the base before anything is attached to it
+    run.open(found, training.samples, training.left_out, list(texts.values()))
+    checkpoint = run.load_checkpoint()
+    if not run.evaluate(0, base.model):
+        return _stop(run, 0)
+    unexpected = run.unexpected()
+    if unexpected:
+        return _refuse(run, unexpected)
 
-        # 3. the adapter
-        torch.manual_seed(config.seed)
-        model = adapters.attach(base, config, run.initial if checkpoint else None)
-        if config.gradient_checkpointing:
-            base.model.gradient_checkpointing_enable({"use_reentrant": False})
-        if config.torch_compile and runtime.device.type == "cpu":
-            run.tell("--torch-compile on a CPU: the first steps take minutes, and little is won")
-        trained = [p for p in model.parameters() if p.requires_grad]
-        run.tell(f"{runtime.kind}, {runtime.world_size} processes, {_count(model, trained)}")
-        run.tell(f"threads: {runtime.threads.describe()}")
-        runtime.prepare(model, torch.optim.AdamW(trained, config.learning_rate, weight_decay=0.0))
-        done = run.begin(model, checkpoint)
-        if done and config.evaluates_at(done):  # the attempt before this one may have dropped it
-            if not run.evaluate(done, runtime.bare_model()):
-                return _stop(run, done)
-            run.save(done)
+    # 3. the adapter
+    torch.manual_seed(config.seed)
+    model = adapters.attach(base, config, run.initial if checkpoint else None)
+    if config.gradient_checkpointing:
+        base.model.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.torch_compile and runtime.device.type == "cpu":
+        run.tell("--torch-compile on a CPU: the first steps take minutes, and little is won")
+    trained = [p for p in model.parameters() if p.requires_grad]
+    run.tell(f"{runtime.kind}, {runtime.world_size} processes, {_count(model, trained)}")
+    run.tell(f"threads: {runtime.threads.describe()}")
+    runtime.prepare(model, torch.optim.AdamW(trained, config.learning_rate, weight_decay=0.0))
+    done = run.begin(model, checkpoint)
+    if done and config.evaluates_at(done):  # the attempt before this one may have dropped it
+        if not run.evaluate(done, runtime.bare_model()):
+            return _stop(run, done)
+        run.save(done)
 
-        # 4. the loop
-        planned, ahead = itertools.tee(itertools.islice(training.steps(config), done, None))
-        mine = (
-            (epoch, batch)
-            for epoch, microbatches in ahead
-            for batch in plan.share(microbatches, runtime.rank, runtime.world_size)
-        )
-        read = read_batches(
-            training.samples, mine, augmentation(config).apply, runtime.threads.loader_threads,
-            pin=runtime.device.type == "cuda",
+    # 4. the loop
+    planned, ahead = itertools.tee(itertools.islice(training.steps(config), done, None))
+    mine = (
+        (epoch, batch)
+        for epoch, microbatches in ahead
+        for batch in plan.share(microbatches, runtime.rank, runtime.world_size)
+    )
+    read = read_batches(
+        training.samples, mine, augmentation(config).apply, runtime.threads.loader_threads,
+        pin=runtime.device.type == "cuda",
+    )  # fmt: skip
+    batches = runtime.work.each("reading a batch", read)
+    for step, (epoch, microbatches) in enumerate(planned, done + 1):
+        if run.stopped:
+            break
+        runtime.work.at = f"step {step}"
+        used = [samples[i] for batch in microbatches for i in batch]
+        tokens = sum(len(labels[s.id]) for s in used)
+        start = time.perf_counter()
+        share = list(itertools.islice(batches, len(microbatches) // runtime.world_size))
+        result = train_step(runtime, base, share, labels, tokens, config, step)
+        spent = time.perf_counter() - start
+        run.skip(step, result, used)
+        run.log(
+            step, used, spent, loss=result.loss, grad_norm=result.grad_norm,
+            adapter_norm=result.adapter_norm, tokens=tokens, epoch=epoch,
+            learning_rate=learning_rate(config, step),
+            data_wait=sum(batch.waited for batch in share) / spent, padding=padding(share, inputs.cost),
         )  # fmt: skip
-        batches = runtime.work.each("reading a batch", read)
-        for step, (epoch, microbatches) in enumerate(planned, done + 1):
-            if run.stopped:
-                break
-            used = [samples[i] for batch in microbatches for i in batch]
-            tokens = sum(len(labels[s.id]) for s in used)
-            start = time.perf_counter()
-            share = list(itertools.islice(batches, len(microbatches) // runtime.world_size))
-            result = train_step(runtime, base, share, labels, tokens, config, step)
-            spent = time.perf_counter() - start
-            run.skip(step, result, used)
-            run.log(
-                step, used, spent, loss=result.loss, grad_norm=result.grad_norm,
-                adapter_norm=result.adapter_norm, tokens=tokens, epoch=epoch,
-                learning_rate=learning_rate(config, step),
-                data_wait=sum(batch.waited for batch in share) / spent, padding=padding(share, inputs.cost),
-            )  # fmt: skip
-            stop = result.stop
-            if config.evaluates_at(step) and not stop:
-                stop = not run.evaluate(step, runtime.bare_model())
-            if stop or config.saves_at(step):
-                run.save(step)
-            if stop:
-                return _stop(run, step)
+        stop = result.stop
+        if config.evaluates_at(step) and not stop:
+            stop = not run.evaluate(step, runtime.bare_model())
+        if stop or config.saves_at(step):
+            run.save(step)
+        if stop:
+            return _stop(run, step)
 
-        # 5. the verdict
-        run.finish()
-    except BaseException as error:
-        told = run.explain(error)
-        run.fail(told)
-        if told is error:
-            raise
-        raise told from error
+    # 5. the verdict
+    run.finish()
     runtime.close()
     return 0
 
@@ -209,7 +211,7 @@ def _stop(run: "Run", step: int) -> int:
 
 def _refuse(run: "Run", error: UserError) -> int:
     """Collective. The end where all ranks have found the same mistake: one of them tells it."""
-    run.fail(error)
+    run.refuse(error)
     run.runtime.close()
     if run.runtime.is_main:
         tell(error)

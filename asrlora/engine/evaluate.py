@@ -7,6 +7,7 @@ from typing import Any
 from asrlora.data import audio, plan
 from asrlora.data.batches import read_batches
 from asrlora.data.shards import Shards
+from asrlora.engine import memory
 from asrlora.engine.runtime import Runtime
 from asrlora.models import decode
 from asrlora.models.families import Base
@@ -63,7 +64,8 @@ def evaluate(
     )  # fmt: skip
     for batch in runtime.work.each("reading a batch to evaluate", batches_read):
         seconds = [sample.duration for sample in batch.samples]
-        with runtime.work.on("evaluating a batch"):
+        full = memory.explained(batch, "evaluating", memory.evaluation_remedy(batch_seconds))
+        with runtime.work.on("evaluating a batch"), full:
             waves, mask = batch.to(runtime.device)
             written = decode.transcribe(model, base, waves, mask, seconds)
         pairs += [(s.id, one) for s, one in zip(batch.samples, written, strict=True)]

@@ -8,16 +8,19 @@ import logging
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
 import psutil
 import yaml
 
+from asrlora.config import parse_run
 from asrlora.errors import UserError
-from asrlora.runs.record import redacted
+from asrlora.runs.record import note_failure, redacted
 
 USER_ERROR, PREEMPTED = 2, 75  # exit codes: a mistake of the user's; stopped, to be gone on with
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # SLURM and clouds announce the end by these
@@ -40,9 +43,13 @@ def command_as_typed() -> str:
     return redacted(shlex.join(["uv", "run", *words]))
 
 
-def process_start() -> float:
-    """When this process started, in seconds since 1970: importing torch is part of the wait."""
-    return float(psutil.Process().create_time())
+def process_age() -> float:
+    """Seconds since this process started: importing torch is part of the wait. A clock that is set in
+    between changes nothing, where this system tells when the process started by one that is not."""
+    with contextlib.suppress(OSError, AttributeError):
+        start = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - start / os.sysconf("SC_CLK_TCK")
+    return time.time() - float(psutil.Process().create_time())
 
 
 def check_processes() -> int:
@@ -128,7 +135,35 @@ def _end_like_the_ranks(
     if ended in ({USER_ERROR}, {PREEMPTED}):
         sys.stdout.flush()
         os._exit(ended.pop())
+    _note_killed(error)
     sys.__excepthook__(kind, error, trace)
+
+
+def _note_killed(error: BaseException) -> None:
+    """Says, and records in run.json, which ranks were killed by which signal: their parent alone knows."""
+    if isinstance(error, subprocess.CalledProcessError):
+        ended = {0: ("", error.returncode)}
+    else:
+        ended = {
+            rank: (f" (process {failure.pid} on {socket.gethostname()})", failure.exitcode)
+            for rank, failure in getattr(error, "failures", {}).items()
+        }
+    killed = [
+        f"rank {rank}{process} was killed by {signal.Signals(-code).name}"
+        + (": by the kernel for want of memory, or by hand" if -code == signal.SIGKILL else "")
+        for rank, (process, code) in ended.items()
+        if code < 0 and -code not in STOP_SIGNALS
+    ]
+    if not killed:
+        return
+    reason = "; ".join(killed)
+    script = next(i for i, word in enumerate(sys.argv) if Path(word).suffix == ".py")
+    recorded = True  # evaluations keep no record
+    if Path(sys.argv[script]).name == "train.py":
+        with contextlib.suppress(UserError, OSError):
+            recorded = note_failure(parse_run(sys.argv[script + 1 :]).output_dir, reason)
+    if recorded:  # else the ranks have said who it was, and have ended it themselves
+        print(f"asrlora: error: {reason}", file=sys.stderr, flush=True)
 
 
 def _not_ours(record: logging.LogRecord) -> bool:

@@ -16,7 +16,7 @@ from asrlora.data.manifest import Utterance
 from asrlora.data.style import restyle, style
 from asrlora.engine import runtime as runtimes
 from asrlora.engine.evaluate import evaluate, fingerprint
-from asrlora.engine.training_set import augmentation
+from asrlora.engine.training_set import augmentation, cached
 from asrlora.errors import UserError
 from asrlora.files import folder_whole
 from asrlora.models import adapters, decode, families
@@ -102,21 +102,19 @@ def evaluate_manifest(
     """Collective. Writes hypotheses.jsonl and scores.json into `output`; returns the scores, on rank 0."""
     normaliser = text.normaliser(text_normaliser, language)
     runtime = runtimes.start()
-    model, base = open_model(model_id, adapter, language, num_beams, in_4bit, matmul_precision)
-    families.check(base, {u.id: u.duration for u in utterances})
-    first = runtime.accelerator.is_local_main_process
-    total = sum(utterance.duration for utterance in utterances)
-    with runtime.accelerator.local_main_process_first(), progress("shards", total, first) as advance:
-        data = shards.cached(utterances, advance)
-    for finding in audit.sound("the manifest", data.samples, audit.HARMLESS) if runtime.is_main else ():
-        console.print(f"note: {finding.message}")
-    runtime.wait()
-    start = time.monotonic()
-    with progress("evaluation", data.seconds, runtime.is_main) as advance:
-        found = evaluate(runtime, model, base, data, batch_seconds, normaliser, advance)
-    assert found is not None, "nobody can ask this to stop"
-    seconds = time.monotonic() - start
-    runtime.close()
+    with runtime.watched():
+        model, base = open_model(model_id, adapter, language, num_beams, in_4bit, matmul_precision)
+        families.check(base, {u.id: u.duration for u in utterances})
+        data = cached(runtime, "shards", utterances)
+        for finding in audit.sound("the manifest", data.samples, audit.HARMLESS) if runtime.is_main else ():
+            console.print(f"note: {finding.message}")
+        runtime.wait()
+        start = time.monotonic()
+        with progress("evaluation", data.seconds, runtime.is_main) as advance:
+            found = evaluate(runtime, model, base, data, batch_seconds, normaliser, advance)
+        assert found is not None, "nobody can ask this to stop"
+        seconds = time.monotonic() - start
+        runtime.close()
     if not runtime.is_main:
         return None
     return write_scores(

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import hashlib
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from asrlora.engine.checkpoint import Checkpoint
 from asrlora.engine.evaluate import evaluate, fingerprint
 from asrlora.engine.runtime import Runtime
 from asrlora.engine.step import StepResult
+from asrlora.engine.watchdog import Failure
 from asrlora.errors import UserError
 from asrlora.models import adapters
 from asrlora.models.families import Base
@@ -59,14 +59,14 @@ class Run:
         self.stages = dict.fromkeys(
             ("start and shards", "baseline", "adapter", "training", "evaluations", "checkpoints"), 0.0
         )
-        self._mark = launcher.process_start()
+        self._mark = time.monotonic() - launcher.process_age()
         self._bar = contextlib.ExitStack()  # the training bar of a terminal; evaluations have their own
         self._show: Callable[[str], None] | None = None
         self._window: list[tuple[float, float]] = []  # (audio-seconds, moment) of the last steps
 
     def _spent(self, stage: str) -> None:
         """Books the time since the last call on `stage`, for the table of stages."""
-        now = time.time()
+        now = time.monotonic()
         self.stages[stage] = self.stages.get(stage, 0.0) + now - self._mark
         self._mark = now
 
@@ -90,26 +90,33 @@ class Run:
         for name, data in self.data.items():
             if data.rejected:
                 self.tell(f"{name}: left out {dict(data.rejected)}")
-        there = self.config.resume == "auto" and (self.config.output_dir / "run.json").exists()
-        self.goes_on: bool = self.runtime.from_main(there)
-        if self.runtime.is_main:
-            same = {
-                "fingerprint": self.fingerprint,
-                "training": {"set": described, "content": training.content},
-            }
-            if self.goes_on:
-                self.record = record.RunRecord.reopen(self.config.output_dir, **same)
-                record.check_resumable(self.config)  # again: nobody else can change it any more
-            else:
-                self.record = self._create(same)
-            self.domain_words = self._choose_words()
-            self.progress = status.Progress(self.config.output_dir)
-        else:
+        self.goes_on: bool = self.runtime.on_main(
+            "opening the run directory", lambda: self._open(described, training)
+        )
+        if not self.runtime.is_main:
             path = self.config.output_dir / "logs" / f"rank-{self.runtime.rank}.log"
             self.to_terminal = logs.into_file(path)
-        self.runtime.watch(self._end_in_silence)
-        if self.record is not None:  # not before: W&B may take longer to start than the watch is patient
-            self.tracker = self._track(self.record)
+        self.runtime.report_to(self)
+
+    def _open(self, described: str, training: Shards) -> bool:
+        """Only rank 0. Creates the record, or opens that of a run to resume; returns which."""
+        folder = self.config.output_dir
+        self.goes_on = self.config.resume == "auto" and (folder / "run.json").exists()
+        same = {
+            "fingerprint": self.fingerprint,
+            "training": {"set": described, "content": training.content},
+        }
+        if self.goes_on:
+            self.record = record.RunRecord.reopen(folder, **same)
+            record.check_resumable(self.config)  # again: nobody else can change it any more
+            if self.record.identity["state"] == "running":
+                self.tell(f"the attempt before this one {record.LOST}")
+        else:
+            self.record = self._create(same)
+        self.domain_words = self._choose_words()
+        self.progress = status.Progress(folder)
+        self.tracker = self._track(self.record)
+        return self.goes_on
 
     def _track(self, kept: record.RunRecord) -> tracking.Tracker:
         """Only rank 0. Before anything is taken back, so that no step is sent twice."""
@@ -174,45 +181,57 @@ class Run:
 
         None where there is none: then all of the run is done again, the baseline excepted.
         """
-        found = checkpoint.load_newest(self.checkpoints) if self.goes_on and self.runtime.is_main else None
-        step = found.state.step if found else 0
-        if self.record is not None:
-            self.record.rewind(step)
-            self.record.begin_attempt(
-                step, command=launcher.command_as_typed(), world_size=self.runtime.world_size,
-                launch=self.runtime.kind, threads=self.runtime.threads.as_json(),
-            )  # fmt: skip
+        found = self.runtime.on_main("loading the checkpoint", self._load_checkpoint)
         if self.goes_on:
-            self.tell(f"going on after step {step}")
-        return self.runtime.from_main(found)
+            self.tell(f"going on after step {found.state.step if found else 0}")
+        return found
+
+    def _load_checkpoint(self) -> Checkpoint | None:
+        assert self.record is not None
+        found = checkpoint.load_newest(self.checkpoints) if self.goes_on else None
+        step = found.state.step if found else 0
+        self.record.rewind(step)
+        self.record.begin_attempt(
+            step, command=launcher.command_as_typed(), world_size=self.runtime.world_size,
+            launch=self.runtime.kind, threads=self.runtime.threads.as_json(),
+        )  # fmt: skip
+        return found
 
     def begin(self, model: Any, found: Checkpoint | None) -> int:
         """Collective. The adapter as the checkpoint has it, or as initialised; returns the step done.
 
         Step 0 is a candidate for the best adapter like any other: it changes nothing.
         """
-        self.frozen = adapters.digest_frozen(model) if self.record is not None else None
         if found is not None:
             state = found.state
             updates = state.step if state.updates < 0 else state.updates  # older ones do not say
             self.runtime.restore(found.adapter, found.moments, updates)
             self.best_step, self.best_wer = state.best_step, state.best_wer
             self.nonfinite = state.nonfinite
-        elif self.record is not None:
+        self.runtime.on_main("saving the adapter as initialised", lambda: self._begin(model, found))
+        self._spent("adapter")
+        return found.state.step if found else 0
+
+    def _begin(self, model: Any, found: Checkpoint | None) -> None:
+        """Only rank 0."""
+        assert self.record is not None
+        self.frozen = adapters.digest_frozen(model)
+        if found is None:
             if self.initial is not None:
                 adapters.save_initial(model, self.initial)
             self.record.update(trained_parameters=sum(p.numel() for p in self.runtime.trained().values()))
             self._save_best(model)
             adapters.check_saved(model, self.base, self._best, self.config.model_id)
-        self._spent("adapter")
-        return found.state.step if found else 0
 
     def save(self, step: int) -> None:
         """Collective. A checkpoint after optimizer step `step`, and the adapter if it is the best."""
         self._spent("training")
         adapter, moments = self.runtime.state()
-        if self.record is None:
-            return
+        self.runtime.on_main("saving a checkpoint", lambda: self._save(step, adapter, moments))
+
+    def _save(self, step: int, adapter: checkpoint.Tensors, moments: checkpoint.Tensors) -> None:
+        """Only rank 0."""
+        assert self.record is not None
         start = time.monotonic()
         state = checkpoint.State(step, self.best_step, self.best_wer, self.runtime.updates, self.nonfinite)
         checkpoint.save(self.checkpoints, Checkpoint(state, adapter, moments), self.config.keep_checkpoints)
@@ -234,8 +253,10 @@ class Run:
         self._bar.close()
         self._show = None
         path = record.step_folder(self.config.output_dir, step) / "scores.json"
-        there = self.goes_on and self.runtime.is_main and path.exists()
-        known = self.runtime.from_main(record.read_step_scores(path) if there else None)
+        known = self.runtime.on_main(
+            "reading scores",
+            lambda: record.read_step_scores(path) if self.goes_on and path.exists() else None,
+        )
         scores = known or self._score(step, model)
         if scores is None:
             return False
@@ -268,8 +289,9 @@ class Run:
                 self.tell(f"{name}: of the hypotheses {strange}")
         if self.stopped is None:
             at = (step, self.config.max_steps, self.config.eval_interval)
-            early = pruning.reason(self.config.output_dir, *at) if self.runtime.is_main else None
-            self.stopped = self.runtime.from_main(early)
+            self.stopped = self.runtime.on_main(
+                "asking whether to prune", lambda: pruning.reason(self.config.output_dir, *at)
+            )
         if self.stopped:
             self.tell(self.stopped)
         if known is None:
@@ -331,6 +353,14 @@ class Run:
                     return None
                 results[name], strange[name] = found.hypotheses, found.odd
         seconds = time.monotonic() - start
+        return self.runtime.on_main("scoring", lambda: self._count(step, results, strange, total, seconds))
+
+    def _count(
+        self, step: int, results: dict[str, list[Hypothesis]], strange: dict[str, dict[str, int]],
+        total: float, seconds: float,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Only rank 0: scores.json, written; `total` seconds of audio took so many seconds."""
+        assert self.record is not None
         scores: dict[str, Any] = {
             "step": step, "metric": self.metric, "fingerprint": self.fingerprint,
             "seconds": round(seconds, 2),
@@ -342,15 +372,13 @@ class Run:
         if self.config.report_manifest == "auto":
             halves = choice.halves({one.id: one for one in results["domain"]})
             scores |= {name: summary(list(half.values())) for name, half in halves.items()}
-        if self.record is not None:
-            for name, hypotheses in results.items():
-                scores[name] |= self._intervals(step, name, hypotheses)
-            lines = {name: [h.line() for h in found] for name, found in results.items()}
-            self.record.write_evaluation(step, lines, scores)
-            if step == 0:
-                self._audit_baseline(self.record, results)
-        # rank 0 has counted, all ranks follow
-        return self.runtime.from_main(scores)
+        for name, hypotheses in results.items():
+            scores[name] |= self._intervals(step, name, hypotheses)
+        lines = {name: [h.line() for h in found] for name, found in results.items()}
+        self.record.write_evaluation(step, lines, scores)
+        if step == 0:
+            self._audit_baseline(self.record, results)
+        return scores
 
     def _intervals(self, step: int, name: str, hypotheses: Sequence[Hypothesis]) -> dict[str, Any]:
         """Only rank 0: 95 % intervals of the metric and, after step 0, of its change since then."""
@@ -438,8 +466,12 @@ class Run:
             self.tell(line)
 
     def finish(self) -> None:
-        if self.record is None:
-            return
+        """Collective. The verdict and the report."""
+        self.runtime.on_main("the verdict and the report", self._finish)
+
+    def _finish(self) -> None:
+        """Only rank 0."""
+        assert self.record is not None
         if adapters.digest_frozen(self.runtime.bare_model()) != self.frozen:
             raise RuntimeError("training has changed weights of the base, and not the adapter alone")
         adapters.check_reloads(self.runtime.bare_model(), self.base, self._best, self.config.model_id)
@@ -505,12 +537,6 @@ class Run:
         self.tell(reason)
         self._end_tracking(failed=True)
 
-    def _end_in_silence(self, reason: str) -> None:
-        self.to_terminal()
-        print(f"asrlora: error: {reason}; the run ends", file=sys.stderr, flush=True)
-        if self.record is not None:
-            self.record.end("failed", reason)
-
     def explain(self, error: BaseException) -> BaseException:
         """A UserError where the run directory cannot be written any more; any other error as it is."""
         folder = str(self.config.output_dir)
@@ -522,12 +548,26 @@ class Run:
             )
         return error
 
-    def fail(self, error: BaseException) -> None:
+    def failed(self, failure: Failure, ours: bool) -> None:
+        """Records why the run ends. From the main thread, or from the watchdog's."""
+        self.to_terminal()
+        if self.record is None:
+            if ours and failure.rank == 0 and not self.runtime.is_main:  # which cannot do it any more
+                record.note_failure(self.config.output_dir, failure.reason)
+        elif self.config.output_dir.exists():
+            self.record.end("failed", failure.reason)
+            self.record.update(diagnosis=diagnosis.of_run(self.config.output_dir))
+
+    def end_tracking(self) -> None:
+        self._bar.close()
+        with contextlib.suppress(OSError):  # the run directory may be what has failed
+            self._end_tracking(failed=True)
+
+    def refuse(self, error: UserError) -> None:
+        """Collective. The end of a run in which all ranks have found the same mistake."""
         self._bar.close()
         self.to_terminal()
         if self.record is not None:
-            with contextlib.suppress(OSError):  # the directory may be what has failed
-                if self.config.output_dir.exists():
-                    self.record.end("failed", f"{type(error).__name__}: {error}")
-                    self.record.update(diagnosis=diagnosis.of_run(self.config.output_dir))
-                    self._end_tracking(failed=True)
+            self.record.end("failed", f"{type(error).__name__}: {error}")
+            self.record.update(diagnosis=diagnosis.of_run(self.config.output_dir))
+            self._end_tracking(failed=True)

@@ -2,7 +2,9 @@
 
 import contextlib
 import ctypes
+import datetime
 import functools
+import json
 import math
 import os
 import signal
@@ -12,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import psutil
 import torch
@@ -23,14 +25,28 @@ from accelerate.utils import DistributedType
 from asrlora import allocation
 from asrlora.data.batches import to_device
 from asrlora.engine import watchdog
-from asrlora.engine.launcher import STOP_SIGNALS, process_start
+from asrlora.engine.launcher import STOP_SIGNALS, command_line, process_age
 from asrlora.errors import UserError
 
 T = TypeVar("T")
 Tensors = dict[str, torch.Tensor]
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, under the names that torch gives them
+STORE_TIMEOUT = 60.0  # seconds for one answer of the ranks' store
 MAX_GRAD_NORM = 1.0  # under DeepSpeed the ds_config holds the same number, checked in `start`
+
+
+class Reporter(Protocol):
+    """Who keeps the record of a run."""
+
+    def explain(self, error: BaseException) -> BaseException:
+        """A UserError in place of an error whose cause is the user's to remove; else the error."""
+
+    def failed(self, failure: watchdog.Failure, ours: bool) -> None:
+        """Records why the run ends; `ours`: this rank was the first to say so. From any thread."""
+
+    def end_tracking(self) -> None:
+        """Ends what may take seconds, in the main thread."""
 
 
 @dataclass
@@ -42,13 +58,17 @@ class Runtime:
     model: Any = None
     optimizer: Any = None
     signalled: bool = False
-    deadline: float = math.inf  # seconds since 1970
+    deadline: float = math.inf  # by time.monotonic()
     reserve: float = 10.0  # seconds that one more step and a save take; measured as the run goes on
     work: watchdog.Work = field(default_factory=watchdog.Work)
-    end_watch: Callable[[], None] | None = None
+    watch: watchdog.Watch | None = None
+    reporter: Reporter | None = None
     updates: int = 0  # times that AdamW has changed the adapter; steps that were not finite are none
     unreached: set[str] = field(default_factory=set)  # adapter tensors that no gradient has come to yet
-    _marks: list[Any] = field(default_factory=list)  # the hooks that find that out
+    _marks: dict[str, Any] = field(default_factory=dict)  # the hooks that find that out, by tensor
+    _last: str = ""  # the tensor that a backward pass comes to last
+    _calls: int = 0  # of `on_main` and `first_of_machine`: all ranks make the same ones
+    _store: Any = None
     _adapter_norm: Any = None  # on the device, as the step's last microbatch found the adapter
 
     @property
@@ -81,11 +101,16 @@ class Runtime:
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 self.unreached.add(name)
-                self._marks.append(parameter.register_hook(functools.partial(self._mark, name)))
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+                self._marks[name] = parameter.register_hook(functools.partial(self._mark, name))
+        with self.work.waiting("wrapping the model"):
+            self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
 
     def _mark(self, name: str, gradient: torch.Tensor) -> None:
-        self.unreached.discard(name)
+        if name in self.unreached:
+            self.unreached.discard(name)
+            self._last = name
+        if name == self._last and not self.unreached:
+            self.work.have_gradients()
 
     def _check_reached(self) -> None:
         """At the first update of a run. An adapter that the model computes past would be saved, loaded
@@ -95,9 +120,8 @@ class Runtime:
                 f"{len(self.unreached)} tensors of the adapter got no gradient in the first step, such as"
                 f" {min(self.unreached)}: the model computes past them; choose other --lora-targets"
             )
-        for mark in self._marks:
-            mark.remove()
-        self._marks.clear()
+        for name in self._marks.keys() - {self._last}:
+            self._marks.pop(name).remove()
 
     def bare_model(self) -> Any:
         """The model without DDP's or DeepSpeed's wrapper, the adapter still active."""
@@ -116,10 +140,11 @@ class Runtime:
         """Collective where `last`. DeepSpeed clips, updates and clears gradients in its last call."""
         if last:
             self._adapter_norm = _norm(self._trained_here())
-        if self.is_deepspeed:
-            self.accelerator.deepspeed_engine_wrapped.backward(loss, sync_gradients=last)
-        else:
-            torch.autograd.backward(loss)
+        with self.work.computing_gradients(shared=last):
+            if self.is_deepspeed:
+                self.accelerator.deepspeed_engine_wrapped.backward(loss, sync_gradients=last)
+            else:
+                torch.autograd.backward(loss)
 
     def update(self, *values: float | torch.Tensor) -> list[float]:
         """Collective. Applies the gradients; returns their norm before clipping, the adapter's norm before
@@ -130,18 +155,23 @@ class Runtime:
         one copy, the only time in a step that the host waits for it.
         """
         self._check_reached()
-        if self.is_deepspeed:  # `backward` has clipped and applied them, and skips such a step by itself
-            norm = torch.tensor(self.accelerator.deepspeed_engine_wrapped.get_global_grad_norm() or 0.0)
-        else:
-            norm = torch.nn.utils.clip_grad_norm_(self._trained_here(), MAX_GRAD_NORM)
-        found = [norm, self._adapter_norm, *self._sums(values)]
-        told: list[float] = torch.stack([one.to(self.device, torch.float64) for one in found]).tolist()
+        with self.work.waiting("summing the loss over all ranks"):
+            told = self._norms_and_sums(values)
         applied = math.isfinite(told[0])
         self.updates += applied
         if not self.is_deepspeed:
             if applied:
                 self.optimizer.step()
             self.optimizer.zero_grad()
+        return told
+
+    def _norms_and_sums(self, values: Sequence[float | torch.Tensor]) -> list[float]:
+        if self.is_deepspeed:  # `backward` has clipped and applied them, and skips such a step by itself
+            norm = torch.tensor(self.accelerator.deepspeed_engine_wrapped.get_global_grad_norm() or 0.0)
+        else:
+            norm = torch.nn.utils.clip_grad_norm_(self._trained_here(), MAX_GRAD_NORM)
+        found = [norm, self._adapter_norm, *self._sums(values)]
+        told: list[float] = torch.stack([one.to(self.device, torch.float64) for one in found]).tolist()
         return told
 
     def _trained_here(self) -> list[torch.nn.Parameter]:
@@ -219,7 +249,8 @@ class Runtime:
 
     def sum(self, *values: float) -> list[float]:
         """Collective. The sums over ranks, in double precision."""
-        summed: list[float] = self._sums(values).tolist()
+        with self.work.waiting("summing over all ranks"):
+            summed: list[float] = self._sums(values).tolist()
         return summed
 
     def _sums(self, values: Sequence[float | torch.Tensor]) -> torch.Tensor:
@@ -238,7 +269,8 @@ class Runtime:
         if self.world_size == 1:
             return items
         parts: list[Any] | None = [None] * self.world_size if self.is_main else None
-        dist.gather_object(items, parts)
+        with self.work.waiting("gathering on rank 0"):
+            dist.gather_object(items, parts)
         return None if parts is None else [item for part in parts for item in part]
 
     def from_main(self, item: T) -> T:
@@ -246,12 +278,65 @@ class Runtime:
         if self.world_size == 1:
             return item
         box = [item]
-        dist.broadcast_object_list(box)
+        with self.work.waiting("receiving from rank 0"):
+            dist.broadcast_object_list(box)
         return box[0]
 
-    def wait(self) -> None:
+    def wait(self, what: str = "the other ranks") -> None:
         """Collective."""
-        self.accelerator.wait_for_everyone()
+        with self.work.waiting(what):
+            self.accelerator.wait_for_everyone()
+
+    def on_main(self, what: str, work: Callable[[], T]) -> T:
+        """Collective. What rank 0 makes of `work`, on every rank.
+
+        The others wait outside of any collective, however long it takes, as long as rank 0 lives: a process
+        group's patience ends after minutes. Where rank 0 fails all ranks raise, a UserError as itself.
+        """
+        if self.world_size == 1:
+            return work()
+        return self.from_main(self._first(what, self.is_main, work))  # type: ignore[return-value]
+
+    def first_of_machine(self, what: str, work: Callable[[], T]) -> T:
+        """Collective. `work` on every rank: on each machine's first before the others, which wait as above
+        and then find what it has left in a cache of that machine."""
+        first = bool(self.accelerator.is_local_main_process)
+        made = self._first(what, first, work)
+        return work() if made is None else made
+
+    def _first(self, what: str, first: bool, work: Callable[[], T]) -> T | None:
+        """Collective. What `work` gives on a rank that is `first`, None elsewhere, when all such are done."""
+        if self.world_size == 1:
+            return work()
+        self._calls += 1
+        if self._store is None:
+            self._store = watchdog.open_store(STORE_TIMEOUT)
+        keys = [watchdog.key("first", self._calls, rank) for rank in range(self.world_size)]
+        made: T | None = None
+        with self.work.waiting(what, "main" if first else "wait"):
+            told = ""
+            try:
+                made = work() if first else None
+            except BaseException as error:
+                told = json.dumps([isinstance(error, UserError), str(error) or type(error).__name__])
+                raise
+            finally:
+                self._store.set(keys[self.rank], told)
+        with self.work.waiting(f"{what}, on another rank"):
+            pause = 0.01
+            while not self._store.check(keys):
+                if failed := [key for key in keys if self._store.check([key]) and self._store.get(key)]:
+                    break
+                time.sleep(pause)
+                pause = min(0.1, 2 * pause)
+            else:
+                failed = [key for key in keys if self._store.get(key)]
+        if failed:
+            users, told = json.loads(self._store.get(failed[0]))
+            if users:
+                raise UserError(told)
+            raise RuntimeError(f"rank {failed[0].rpartition('/')[2]} failed in {what}: {told}")
+        return made
 
     def stop_on_signals(self, max_minutes: float | None) -> None:
         """From here on SIGTERM, SIGUSR1 or the end of `max_minutes` ask for an end at the next step.
@@ -265,22 +350,67 @@ class Runtime:
         for number in STOP_SIGNALS:
             signal.signal(number, request)
         if max_minutes is not None:
-            self.deadline = process_start() + 60 * max_minutes
+            self.deadline = time.monotonic() + 60 * max_minutes - process_age()
 
     @property
     def stop_requested(self) -> bool:
         """Whether this rank was asked to stop; the ranks agree on it at the end of a step."""
-        return self.signalled or time.time() + self.reserve > self.deadline
+        return self.signalled or time.monotonic() + self.reserve > self.deadline
 
-    def watch(self, on_silence: Callable[[str], None]) -> None:
-        """Ends the run, with a message, when a rank is frozen or hangs: see watchdog.py."""
-        self.end_watch = watchdog.watch(self.rank, self.world_size, self.work, on_silence)
+    @contextlib.contextmanager
+    def watched(
+        self,
+        heartbeat_timeout: float = watchdog.HEARTBEAT_TIMEOUT,
+        work_timeout: float = watchdog.WORK_TIMEOUT,
+    ) -> Iterator[None]:
+        """Around all that the ranks do together, `close` included: a rank that is dead, hangs or fails ends
+        all of them, with a message that names it. See watchdog.py."""
+        parent = os.getppid() if command_line() is not None else None
+        self.watch = watchdog.Watch(
+            self.rank, self.world_size, self.work, heartbeat_timeout, work_timeout, parent
+        )
+        self.watch.start()
+        try:
+            yield
+        except BaseException as error:
+            told = self._fail(error)
+            if told is error:
+                raise
+            raise told from error
+
+    def report_to(self, reporter: Reporter) -> None:
+        """From here on `reporter` records why a run ends."""
+        self.reporter = reporter
+        if self.watch is not None:
+            self.watch.on_failure = reporter.failed
+
+    def _fail(self, error: BaseException) -> BaseException:
+        """Has recorded what ends this rank, and returns what to raise. Where another rank is the cause, this
+        says so and ends the process."""
+        assert self.watch is not None
+        told = self.reporter.explain(error) if self.reporter is not None else error
+        users = isinstance(told, UserError)
+        # these concern the user's files, or all ranks find them alike
+        anonymous = self.world_size == 1 or isinstance(told, FloatingPointError) or (users and self.is_main)
+        reason = ("" if anonymous else f"{self.watch.name}: ") + f"{type(told).__name__}: {told}"
+        failure, ours = self.watch.settle(told, watchdog.Failure(self.rank, reason, 2 if users else 1))
+        if failure.rank != self.rank:
+            self.watch.report(failure, ours)
+        elif self.reporter is not None:
+            with contextlib.suppress(OSError):  # the run directory may be what has failed
+                self.reporter.failed(failure, ours)
+        if self.reporter is not None:
+            self.reporter.end_tracking()
+        self.watch.linger()
+        if failure.rank != self.rank:
+            os._exit(failure.code)
+        return told
 
     def close(self) -> None:
         """Collective. Ends the process group, so that no rank leaves another one waiting."""
-        self.wait()
-        if self.end_watch is not None:
-            self.end_watch()
+        self.wait("the end of all ranks")
+        if self.watch is not None:
+            self.watch.end()
         self.accelerator.end_training()
 
 
@@ -291,9 +421,10 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-def start(compiled: bool = False) -> Runtime:
+def start(compiled: bool = False, work_timeout: float = watchdog.WORK_TIMEOUT) -> Runtime:
     """Brings the processes up in the way that the launcher was asked for.
 
+    Collectives wait for twice the `work_timeout`, in seconds: the watch knows before which rank is the cause.
     `compiled`: `prepare` puts torch.compile around the model; `bare_model`, which is evaluated and
     saved, is always the plain one."""
     # libraries' notes to each other (Accelerate's use of torch, PEFT's of Transformers)
@@ -304,17 +435,19 @@ def start(compiled: bool = False) -> Runtime:
     else:
         keep_memory()
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    waits: dict[str, Any] = {"timeout": datetime.timedelta(seconds=2 * work_timeout)}
     handlers: list[Any] = [DistributedDataParallelKwargs(broadcast_buffers=False)]
     if not on_gpu:
         os.environ["DS_ACCELERATOR"] = "cpu"
     if deepspeed and not on_gpu:
         # Without the two and cpu=False below, each rank believes it is process 0 of 1, or the run
         # becomes DDP.
-        handlers.append(InitProcessGroupKwargs(backend="gloo"))
+        waits["backend"] = "gloo"
         from deepspeed.ops import __compatible_ops__ as native_ops
 
         # its shared-memory collectives want a C++ compiler and a minute; gloo has carried the gradients
         native_ops["deepspeed_shm_comm"] = False
+    handlers.append(InitProcessGroupKwargs(**waits))
     # mixed precision is ours (step.py), the same under DDP and DeepSpeed
     accelerator = Accelerator(
         cpu=not on_gpu and not deepspeed, mixed_precision="no", kwargs_handlers=handlers,

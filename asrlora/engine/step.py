@@ -8,6 +8,7 @@ import torch
 
 from asrlora.config import RunConfig
 from asrlora.data.batches import Batch, to_device
+from asrlora.engine import memory
 from asrlora.engine.runtime import Runtime
 from asrlora.models import families
 
@@ -64,11 +65,12 @@ def train_step(
     for number, batch in enumerate(batches):
         last = number == len(batches) - 1
         torch.manual_seed(dropout_seed(config.seed, step, runtime.rank + number * runtime.world_size))
-        waves, mask = batch.to(device)
-        targets = [labels[s.id] for s in batch.samples]
-        padded = to_device(families.pad_labels(targets), device)
-        lengths = families.Lengths(batch.lengths.tolist(), [len(one) for one in targets])
-        with runtime.microbatch(last):
+        full = memory.explained(batch, f"training step {step}", memory.training_remedy(config))
+        with full, runtime.microbatch(last):
+            waves, mask = batch.to(device)
+            targets = [labels[s.id] for s in batch.samples]
+            padded = to_device(families.pad_labels(targets), device)
+            lengths = families.Lengths(batch.lengths.tolist(), [len(one) for one in targets])
             bf16 = torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16")
             with runtime.work.on("computing a loss"), bf16:
                 loss = families.summed_loss(runtime.model, base, waves, mask, padded, lengths)

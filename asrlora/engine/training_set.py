@@ -43,15 +43,11 @@ def open_sets(
     `sets` holds train, replay where it is wanted, and the evaluation sets, which are returned by name.
     """
     opened: dict[str, shards.Shards] = {}
-    with runtime.accelerator.local_main_process_first():
-        for name, source in sets.items():
-            if isinstance(source, shards.Shards):
-                opened[name] = source
-                continue
-            total = sum(utterance.duration for utterance in source)
-            shown = runtime.accelerator.is_local_main_process
-            with progress(f"shards of {name}", total, shown) as advance:
-                opened[name] = shards.cached(source, advance)
+    for name, source in sets.items():
+        if isinstance(source, shards.Shards):
+            opened[name] = source
+        else:
+            opened[name] = cached(runtime, f"shards of {name}", source)
     samples, left_out = _usable(config, opened.pop("train"), runtime)
     ours = len(samples.rows)
     if "replay" in opened:
@@ -71,6 +67,17 @@ def open_sets(
             " --batch-size, --batch-seconds or --gradient-accumulation-steps"
         )
     return training, opened
+
+
+def cached(runtime: Runtime, what: str, utterances: list[manifest.Utterance]) -> shards.Shards:
+    """Collective. The utterances' shards; each machine's first process builds those that are missing."""
+
+    def open_or_build() -> shards.Shards:
+        total = sum(utterance.duration for utterance in utterances)
+        with progress(what, total, runtime.accelerator.is_local_main_process) as advance:
+            return shards.cached(utterances, advance)
+
+    return runtime.first_of_machine(what, open_or_build)
 
 
 def _usable(config: RunConfig, whole: shards.Shards, runtime: Runtime) -> tuple[shards.Shards, Counter[str]]:

@@ -125,7 +125,7 @@ def _begin(
     path = trial.folder / ATTEMPTS
     attempts = record.read_json(path)["attempts"] if path.exists() else []
     if attempts and attempts[-1]["ended"] is None:  # it could not say so itself
-        attempts[-1].update(cause="lost", told=f"no sign of life from {attempts[-1]['owner']}")
+        attempts[-1].update(cause="lost", told=f"no heartbeat from {attempts[-1]['owner']}")
     with open(trial.folder / LOG, "ab") as log:
         process = subprocess.Popen(
             words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=dict(environment)

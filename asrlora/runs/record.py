@@ -27,6 +27,8 @@ from asrlora.score import choice, mapsswe, verdict
 from asrlora.score.metric import NAMES, Metric, tally, units
 from asrlora.score.wer import Tally
 
+NOTE = 5.0  # seconds that a process may take to end before another one records why
+LOST = "ended without a word: it was killed (SIGKILL, the kernel for want of memory), or its machine failed"
 LEFT_BEHIND = 30.0  # seconds that ranks may live on after their launcher or a peer was killed
 SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")  # names of variables that no record may hold
 LIBRARIES = ("torch", "accelerate", "deepspeed", "transformers", "peft", "webdataset", "jiwer", "regex")
@@ -34,6 +36,35 @@ LIBRARIES = ("torch", "accelerate", "deepspeed", "transformers", "peft", "webdat
 
 def to_lines(records: Iterable[dict[str, Any]]) -> str:
     return "".join(to_json(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def note_failure(folder: Path, reason: str, patience: float = NOTE) -> bool:
+    """Records why a run has failed, by a process that did not run it; returns whether it did.
+
+    Only where the run's own process can no longer do so: it holds the lock as long as it lives. A reason that
+    it has left stays, but for one that could only say that a rank is gone.
+    """
+    held = lock(folder / ".lock", patience) if (folder / "run.json").exists() else None
+    if held is None:
+        return False
+    with held:
+        kept = RunRecord(folder, read_json(folder / "run.json"), held)
+        unknown = kept.identity["state"] == "failed" and " is gone" in (kept.identity["reason"] or "")
+        if kept.identity["state"] == "running" or unknown:
+            kept.end("failed", reason)
+            return True
+    return False
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process runs this run, as far as this machine can tell."""
+    path = folder / ".lock"
+    if not path.exists() or not os.access(path, os.W_OK):
+        return True
+    held = lock(path, 0)
+    if held is not None:
+        held.close()
+    return held is None
 
 
 def is_complete(folder: Path) -> bool:
@@ -130,6 +161,8 @@ class RunRecord:
     def begin_attempt(self, step: int, **how: Any) -> None:
         """Notes that these processes take the run on after optimizer step `step`."""
         attempt = {"started": _now(), "from_step": step, **how, "git_commit": _git_commit()}
+        if self.identity["state"] == "running" and self.identity["attempts"]:
+            self.identity["attempts"][-1]["reason"] = LOST
         self.update(state="running", reason=None, ended=None, attempts=[*self.identity["attempts"], attempt])
 
     def rewind(self, step: int) -> None:

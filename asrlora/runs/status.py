@@ -9,11 +9,13 @@ from typing import Any
 
 from asrlora.errors import UserError
 from asrlora.files import write_json
+from asrlora.runs import record
 from asrlora.runs.record import read_json, read_log
 from asrlora.score import choice
 from asrlora.score.verdict import Criteria, metric_of
 
 EVERY = 5.0  # seconds between two writings: each costs the disk a sync
+RESUME = "go on with --resume auto"
 STALE = 120.0  # seconds; a batch on a slow CPU takes tens
 
 
@@ -86,7 +88,7 @@ def describe(run: Path) -> str:
     path = run / "progress.json"
     values = _with_nan(read_json(path)) if path.exists() else {}
     if identity["state"] == "running":
-        told[0] += f", {_alive(values)}"
+        told[0] += f", {_alive(run, values)}"
     if values.get("stage"):
         told.append(
             f"  {values['stage']}" if identity["state"] == "running" else f"  last: {values['stage']}"
@@ -116,10 +118,13 @@ def _with_nan(value: Any) -> Any:
     return math.nan if value is None else value
 
 
-def _alive(values: Mapping[str, Any]) -> str:
+def _alive(run: Path, values: Mapping[str, Any]) -> str:
+    held = record.is_held(run)
     if "written" not in values:
-        return "no sign of life yet"
+        return "nothing written yet" if held else f"but it {record.LOST}; {RESUME}"
     age = time.time() - values["written"]
+    if not held and age > 3 * EVERY:  # a file system may not tell of locks on other machines
+        return f"but it {record.LOST}, {duration(age)} ago; {RESUME}"
     if age > max(STALE, 10 * values.get("step_seconds", 0.0)):
         return f"but silent for {duration(age)}: its processes have most likely gone"
-    return f"last sign of life {duration(age)} ago"
+    return f"last written {duration(age)} ago"

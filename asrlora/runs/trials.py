@@ -52,7 +52,7 @@ def standing(trial: Trial, criteria: Criteria) -> Standing:
         state, why = "running", owner
     elif last is not None and last["ended"] is None:
         state = "lost"
-        why = f"no sign of life from {last['owner']}: its node failed, or it was killed"
+        why = f"no heartbeat from {last['owner']}: its node failed, or it was killed"
     elif last is not None:
         state = last["cause"]
     else:

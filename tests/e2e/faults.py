@@ -40,7 +40,7 @@ from asrlora.runs import record
 from conftest import Speech
 
 WORLDS = {"1": (1, False), "2": (2, False), "ZeRO-2": (2, True)}
-TIMEOUTS: dict[str, object] = {}
+TIMEOUTS: dict[str, object] = {"heartbeat_timeout": 8, "work_timeout": 12}
 GRACE = 30.0  # seconds that torchrun gives the other ranks between SIGTERM and SIGKILL
 HOUR = 3600.0
 

@@ -3,8 +3,10 @@
 import itertools
 import json
 import os
+import re
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +20,7 @@ from safetensors.torch import load_file
 
 from asrlora import train
 from asrlora.data import batches
-from asrlora.engine import runtime, watchdog
+from asrlora.engine import runtime, step
 from asrlora.errors import UserError
 from asrlora.runs import record
 from conftest import Speech
@@ -154,7 +156,7 @@ def test_bf16_on_two_processes_stays_within_its_bound(
 
 
 def test_a_frozen_rank_takes_the_run_down_and_is_named(undisturbed: Undisturbed, tmp_path: Path) -> None:
-    flags = undisturbed.speech.flags(tmp_path / "run", **SETTINGS)
+    flags = undisturbed.speech.flags(tmp_path / "run", **SETTINGS, heartbeat_timeout=5)
     change = partial(before_step, 3, partial(to_itself, signal.SIGSTOP))
     ranks = start(2, flags, tmp_path / "log", change=change)
     codes = wait(ranks, 90)
@@ -164,12 +166,109 @@ def test_a_frozen_rank_takes_the_run_down_and_is_named(undisturbed: Undisturbed,
     assert f"rank 1 (process {ranks[1].pid} on" in (tmp_path / "log").read_text()
     identity = record.read_json(tmp_path / "run" / "run.json")
     assert identity["state"] == "failed"
-    assert "has not answered" in identity["reason"]
+    assert "is stopped, by SIGSTOP or a debugger" in identity["reason"]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_as_a_whole_for_a_while_is_left_alone(
+    undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    """As by a scheduler that suspends a job, for longer than a rank may be silent."""
+    flags = undisturbed.speech.flags(tmp_path / "run", **SETTINGS, heartbeat_timeout=5)
+    ranks = start(2, flags, tmp_path / "log")
+    until = time.monotonic() + 120
+    while not (tmp_path / "run" / "metrics.jsonl").exists():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    for number, seconds in ((signal.SIGSTOP, 8), (signal.SIGCONT, 0)):
+        for rank in ranks:
+            os.kill(rank.pid or 0, number)
+        time.sleep(seconds)
+    assert wait(ranks, 120) == [0, 0], (tmp_path / "log").read_text()
+
+
+def in_step_3(what: Callable[[], object], victim: int, rank: int) -> None:
+    """A change for `start`: rank `victim` does `what` before its third step, where nothing has a limit."""
+    whole = step.train_step
+
+    def train_step(*args: Any) -> Any:
+        if args[-1] == 3:
+            what()
+        return whole(*args)
+
+    if rank == victim:
+        step.train_step = train_step
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_is_killed_is_named_by_the_one_that_is_left(
+    undisturbed: Undisturbed, tmp_path: Path, victim: int
+) -> None:
+    """Rank 0 writes the record, and keeps the store here: the other one has to do both without it."""
+    flags = undisturbed.speech.flags(tmp_path / "run", **SETTINGS)
+    change = partial(in_step_3, partial(to_itself, signal.SIGKILL), victim)
+    ranks = start(2, flags, tmp_path / "log", change=change)
+    assert wait(ranks, 90)[1 - victim] == 1
+    identity = record.read_json(tmp_path / "run" / "run.json")
+    assert identity["state"] == "failed"
+    assert f"rank {victim} (process {ranks[victim].pid} on" in identity["reason"]
+    assert "is gone" in identity["reason"]
+    assert f"rank {1 - victim} (" not in identity["reason"]
+    assert identity["reason"] in (tmp_path / "log").read_text()
+
+
+def fail() -> None:
+    raise ValueError("only here")
+
+
+def hang() -> None:
+    threading.Event().wait()
+
+
+def hang_inside_a_collective(rank: int) -> None:
+    """It has come to the same point as the others, and never calls the library."""
+    whole, calls = runtime.dist.all_reduce, itertools.count()
+
+    def all_reduce(*args: Any, **how: Any) -> Any:
+        if next(calls) == 6:
+            hang()
+        return whole(*args, **how)
+
+    if rank == 1:
+        runtime.dist.all_reduce = all_reduce
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (partial(in_step_3, fail, 1), "ValueError: only here"),
+        pytest.param(
+            partial(in_step_3, hang, 1), "has not come to 'summing gradients", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            hang_inside_a_collective, r"in threading.py:\d+ wait, from runtime.py", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_what_ends_another_rank_than_0_is_recorded_with_its_number(
+    undisturbed: Undisturbed, tmp_path: Path, change: Callable[[int], None], told: str
+) -> None:
+    flags = undisturbed.speech.flags(tmp_path / "run", **SETTINGS, heartbeat_timeout=10, work_timeout=6)
+    ranks = start(2, flags, tmp_path / "log", change=change)
+    codes = wait(ranks, 90)
+    log = (tmp_path / "log").read_text()
+    assert codes[0] == 1, log
+    assert codes[1] in (1, -signal.SIGKILL)
+    identity = record.read_json(tmp_path / "run" / "run.json")
+    assert identity["state"] == "failed"
+    assert f"rank 1 (process {ranks[1].pid} on" in identity["reason"]
+    assert "rank 0 (" not in identity["reason"]
+    assert re.search(told, identity["reason"]), identity["reason"]
+    assert log.count(f"asrlora: error: {identity['reason']}") == 1
 
 
 def hang_in_the_last_rank(rank: int) -> None:
     """It gets three batches to train on, and waits for ever for the fourth, as on a source that is locked."""
-    watchdog.HANG = 2.0
     whole = batches.read_batches
 
     def locked(*args: Any, **settings: Any) -> Iterator[batches.Batch]:
@@ -184,7 +283,7 @@ def hang_in_the_last_rank(rank: int) -> None:
 def test_a_rank_that_hangs_takes_the_run_down_and_is_named(
     undisturbed: Undisturbed, tmp_path: Path, world: int
 ) -> None:
-    flags = undisturbed.speech.flags(tmp_path / "run", **SETTINGS)
+    flags = undisturbed.speech.flags(tmp_path / "run", **SETTINGS, work_timeout=6)
     ranks = start(world, flags, tmp_path / "log", change=hang_in_the_last_rank)
     codes = wait(ranks, 60)
     assert codes[0] == 1

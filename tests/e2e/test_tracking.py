@@ -17,6 +17,7 @@ import wandb_server
 
 from asrlora import cli, train
 from asrlora.engine.run import Run
+from asrlora.files import lock
 from asrlora.runs import record, status, tracking
 from conftest import ROOT, Speech
 
@@ -267,9 +268,14 @@ def test_status_tells_the_state_from_the_files(run: Path, capsys: pytest.Capture
     identity = record.read_json(run / "run.json")
     values = record.read_json(run / "progress.json")
     (run / "run.json").write_text(json.dumps({**identity, "state": "running"}))
-    for age, expected in ((1, "last sign of life"), (3600, "but silent for 1:0")):
+    hour = "but it ended without a word: it was killed (SIGKILL, the kernel for want of memory), or"
+    for age, expected in ((1, "last written"), (3600, hour)):
         (run / "progress.json").write_text(json.dumps({**values, "written": time.time() - age}))
         assert expected in status.describe(run)
+    held = lock(run / ".lock", 0)  # as a run holds it that lives
+    assert held is not None
+    with held:
+        assert "but silent for 1:0" in status.describe(run)
 
 
 @pytest.mark.needs("tensorboard")

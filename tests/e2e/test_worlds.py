@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import socket
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from kill_resume import PRELOAD, wait
 
 from asrlora.data import shards
 from asrlora.data.manifest import read_manifest
+from asrlora.errors import UserError
 from asrlora.score import text
 from conftest import BASE, Speech
 
@@ -68,3 +70,55 @@ def test_hypotheses_are_the_same_on_any_number_of_processes(speech: Speech, tmp_
         written.append(found)
     assert written[0] == written[1] == written[2]
     assert len(written[0]) == 18
+
+
+def wait_for_rank_0(rank: int, port: int, output: Path) -> None:
+    """A rank whose process group is patient for two seconds, while rank 0 works for longer."""
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
+    }  # fmt: skip
+    from asrlora.engine import runtime
+
+    started = runtime.start(work_timeout=1.0)
+
+    def long() -> str:
+        time.sleep(4)  # the work itself
+        (output / "made").touch()
+        return f"by rank {rank}"
+
+    def refuse() -> None:
+        raise UserError("no such file")
+
+    said = []
+    with started.watched(work_timeout=1.0):
+        said.append(started.on_main("long work", long))
+        (output / "made").unlink(missing_ok=True)
+        started.wait()
+
+        def first() -> bool:
+            there = (output / "made").exists()
+            (output / "made").touch()
+            return there
+
+        said.append(str(started.first_of_machine("building", first)))
+        with pytest.raises(UserError, match="no such file"):
+            started.on_main("a mistake", refuse)
+        with pytest.raises(ValueError if rank == 0 else RuntimeError, match="only here"):
+            started.on_main("an error", lambda: int("only here"))
+        started.close()
+    (output / str(rank)).write_text(" ".join(said))
+
+
+def test_rank_0_works_for_longer_than_a_collective_waits(tmp_path: Path) -> None:
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(PRELOAD)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [server.Process(target=wait_for_rank_0, args=(rank, port, tmp_path)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    assert wait(ranks, 120) == [0, 0]
+    assert (tmp_path / "0").read_text() == "by rank 0 False"
+    assert (tmp_path / "1").read_text() == "by rank 0 True"

@@ -4,6 +4,8 @@ import contextlib
 import math
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +16,8 @@ from torch._subclasses import FakeTensorMode
 from asrlora.config import RunConfig
 from asrlora.data import batches
 from asrlora.data.batches import Batch, pack
+from asrlora.engine import memory, step
 from asrlora.engine import runtime as runtimes
-from asrlora.engine import step
 from asrlora.engine.runtime import MOMENTS, Runtime, choose_gpu
 from asrlora.engine.step import dropout_seed
 from asrlora.errors import UserError
@@ -207,7 +209,33 @@ def test_a_step_does_not_wait_for_the_gpu_between_microbatches(monkeypatch: pyte
 
 def test_the_end_of_the_time_is_seen_before_it_comes() -> None:
     """With one more step and a save to go."""
-    runtime = Runtime(Accelerator(cpu=True), deadline=time.time() + 1000)
+    runtime = Runtime(Accelerator(cpu=True), deadline=time.monotonic() + 1000)
     for reserve, expected in ((10.0, False), (990.0, False), (1001.0, True)):
         runtime.reserve = reserve
         assert runtime.stop_requested == expected
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_full_memory_names_the_utterances_and_what_would_help(error: RuntimeError) -> None:
+    samples: Any = [SimpleNamespace(id=f"u{i}", duration=0.25 + i) for i in range(7)]
+    batch = Batch(samples, *pack([np.zeros(round(16_000 * s.duration), np.int16) for s in samples]))
+    config = RunConfig(dataset_path="t", manifest_path=Path("d"), output_dir=Path("o"), batch_size=7)
+    with pytest.raises(UserError) as told, memory.explained(batch, "x", memory.training_remedy(config)):
+        raise error
+    assert "7 utterances of 22.8 s of audio, padded to 45.5 s ('u0', 'u1'" in str(told.value)
+    assert "and 2 more; the longest is 'u6' of 6.2 s): lower --batch-size (now 7), or" in str(told.value)
+    assert str(error).splitlines()[0] in str(told.value)
+    assert "\n" not in str(told.value)
+    with pytest.raises(RuntimeError, match="another"), memory.explained(batch, "x", ""):
+        raise RuntimeError("another error")
+    seconds = RunConfig(dataset_path="t", manifest_path=Path("d"), output_dir=Path("o"), batch_seconds=45)
+    assert "lower --batch-seconds (now 45)" in memory.training_remedy(seconds)
+    one = seconds.model_copy(update={"batch_seconds": None, "gradient_checkpointing": True})
+    assert "lower --max-seconds (now 20), in a new --output-dir" in memory.training_remedy(one)

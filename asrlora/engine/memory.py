@@ -1,0 +1,59 @@
+"""What to say where the memory of a device is full."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+import torch
+
+from asrlora.config import RunConfig
+from asrlora.data.audio import SAMPLE_RATE
+from asrlora.data.batches import Batch
+from asrlora.errors import UserError
+
+# beside torch.OutOfMemoryError: libraries that allocate by themselves, and the CPU's allocator
+FULL = re.compile(r"out of memory|ALLOC_FAILED|can't allocate memory|not enough memory", re.IGNORECASE)
+
+
+@contextlib.contextmanager
+def explained(batch: Batch, doing: str, remedy: str) -> Iterator[None]:
+    """Around what is computed of a batch. Raises UserError where that needs more memory than there is.
+
+    `doing` says what it was, and `remedy` what to give instead.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if not (isinstance(error, torch.OutOfMemoryError) or FULL.search(str(error))):
+            raise
+        longest = max(batch.samples, key=lambda sample: sample.duration)
+        audio = sum(sample.duration for sample in batch.samples)
+        ids = [sample.id for sample in batch.samples]
+        shown = ", ".join(map(repr, ids[:5])) + (f" and {len(ids) - 5} more" if len(ids) > 5 else "")
+        raise UserError(
+            f"the memory is full while {doing}, by {len(ids)} utterances of {audio:.1f} s of audio, padded to"
+            f" {batch.pcm.numel() / SAMPLE_RATE:.1f} s ({shown}; the longest is {longest.id!r} of"
+            f" {longest.duration:.1f} s): {remedy} ({_first_line(error)})"
+        ) from error
+
+
+def training_remedy(config: RunConfig) -> str:
+    if config.batch_seconds is not None:
+        budget = f"lower --batch-seconds (now {config.batch_seconds:g})"
+    elif (config.batch_size or 1) > 1:
+        budget = f"lower --batch-size (now {config.batch_size})"
+    else:
+        budget = f"lower --max-seconds (now {config.max_seconds:g})"
+    checkpointing = "" if config.gradient_checkpointing else ", or give --gradient-checkpointing"
+    return (
+        f"{budget}{checkpointing}, in a new --output-dir; --gradient-accumulation-steps (now"
+        f" {config.gradient_accumulation_steps}) raised by as much keeps the size of an update"
+    )
+
+
+def evaluation_remedy(batch_seconds: float) -> str:
+    return f"lower --eval-batch-seconds (now {batch_seconds:g}), which changes no hypothesis"
+
+
+def _first_line(error: RuntimeError) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
