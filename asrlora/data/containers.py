@@ -63,6 +63,12 @@ def check_chunks(file: BinaryIO, size: int) -> Structure:
     return Structure()
 
 
+def holds_mpeg(head: bytes) -> bool:
+    """Whether a WAV that begins so has MPEG frames for samples, whose length no chunk gives rightly."""
+    at = head.find(b"fmt ", 12, 512)
+    return at > 0 and head[at + 8 : at + 10] in (b"\x50\0", b"\x55\0")
+
+
 def _bytes_of(form: bytes, kind: bytes, big: bool) -> tuple[int, float]:
     """Bytes of a sample of all channels, and about how many make a second."""
     if kind == b"FORM" and len(form) >= 18:

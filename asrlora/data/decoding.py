@@ -27,6 +27,7 @@ from asrlora.data.fence import open_regular
 from asrlora.data.filetypes import AudioError, FileType
 
 TOLERANCE = 0.1  # seconds by which two ways to say where audio ends may differ: encoders pad, people round
+RATES = (1_000, 768_000)  # Hz; others are those of damaged heads
 SEEK = 5.0  # seconds into a file from which FFmpeg is asked to jump, and not to decode all before
 
 Samples = npt.NDArray[np.float32]  # (T, channels), full scale 1.0
@@ -67,7 +68,10 @@ def open_audio(source: Path | bytes) -> Iterator[Opened]:
     """Raises AudioError where it is no audio, is cut off, or needs a library that is not there."""
     try:
         with io.BytesIO(source) if isinstance(source, bytes) else open_regular(source) as file:
-            yield _open(file, source)
+            opened = _open(file, source)
+            if not RATES[0] <= opened.rate <= RATES[1]:
+                raise AudioError(f"has a sample rate of {opened.rate:,} Hz in its head, which is damaged")
+            yield opened
     except (OSError, RuntimeError) as error:
         raise AudioError(f"cannot be opened ({error})") from error
 
@@ -111,7 +115,7 @@ def _open(file: BinaryIO, source: Path | bytes) -> Opened:
     head = _head(file)
     kind = filetypes.recognise(head)
     size = file.seek(0, os.SEEK_END)
-    if kind is None or kind is filetypes.MPEG:
+    if kind is None or (kind is filetypes.WAV and containers.holds_mpeg(head)):
         return _open_mpeg(file, source, head)
     if kind is filetypes.FLAC:
         return _open_flac(file, size)
@@ -421,8 +425,8 @@ def _decode_frames(
             at = round(((frame.pts or 0) * base - begun) * rate) if jumped else 0
             start = max(0, round(offset * rate) - at)
             stop = None if duration is None else start + round(duration * rate)
-        if frame.sample_rate != rate:
-            raise AudioError("changes its sample rate in the middle; convert it to one rate")
+        if (frame.sample_rate, frame.layout.nb_channels) != (rate, resampler.layout.nb_channels):
+            raise AudioError("changes its sample rate or channels in the middle; convert it to one of each")
         pieces += [np.asarray(piece.to_ndarray().T, np.float32) for piece in resampler.resample(frame)]
         if stop is not None and sum(map(len, pieces)) >= stop:
             break
