@@ -185,8 +185,8 @@ def _resample(wave: Wave, rate: int) -> Wave:
 def _resampler(rate: int) -> Callable[..., Any]:
     import torchaudio.transforms  # slow to import, and 16 kHz input never needs it
 
-    # the kernel has as many rows as the ratio has in its denominator: 2.8 GB for 44,099 Hz, unless that is
-    # taken for 44,100 / 16,000 to within a millionth. Usual rates are exact.
+    # The kernel grows with both terms of the ratio: 2.8 GB for 44,099 to 16,000 Hz. So odd rates are taken to
+    # within a millionth; usual ones are exact.
     ratio = Fraction(rate, SAMPLE_RATE).limit_denominator(1_000)
     resample: Callable[..., Any] = torchaudio.transforms.Resample(ratio.numerator, ratio.denominator)
     return resample

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+# imported before the watch is on, as the first sample to be decoded would import it
+import miniaudio  # noqa: F401
 import numpy as np
 import pytest
 import soundfile
