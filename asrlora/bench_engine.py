@@ -36,7 +36,7 @@ def bench_engine(data: Path) -> Figures:
         folder = Path(name)
         settings = {"--max-steps": str(STEPS), "--save-interval": str(SAVE_INTERVAL), "--resume": "auto"}
         for flag, part in (("--manifest-path", "domain"), ("--safety-manifest-path", "heldout")):
-            settings[flag] = str(_few(data / f"{part}_manifest.jsonl", folder / f"{part}.jsonl"))
+            settings[flag] = str(few(data / f"{part}_manifest.jsonl", folder / f"{part}.jsonl"))
         commands = {
             run: [
                 *training_command(data, folder / run, settings),
@@ -80,9 +80,9 @@ def _tracking(run: Path, folder: Path, step_seconds: float) -> dict[str, Any]:
     }
 
 
-def _few(manifest: Path, copy: Path) -> Path:
+def few(manifest: Path, copy: Path, count: int = EVALUATED) -> Path:
     """The first utterances of a manifest, their audio where it was."""
-    few = [json.loads(line) for line in manifest.read_text().splitlines()[:EVALUATED]]
+    few = [json.loads(line) for line in manifest.read_text().splitlines()[:count]]
     lines = [json.dumps({**one, "audio": str((manifest.parent / one["audio"]).resolve())}) for one in few]
     copy.write_text("".join(f"{line}\n" for line in lines))
     return copy

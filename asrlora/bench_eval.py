@@ -20,6 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from asrlora import allocation
 from asrlora.console import console
 from asrlora.data import audio, manifest
 from asrlora.demo import corpus
@@ -39,6 +40,9 @@ def bench_eval(utterances: int, batch_sizes: tuple[int, ...] = BATCH_SIZES) -> d
     """All figures; the first batch size must be 1."""
     from asrlora.models import families, moonshine
 
+    for name, value in allocation.WAITING.items():  # torch's defaults, for the pipeline; ours sets it again
+        if os.environ.get(name) == value:
+            del os.environ[name]
     with (
         tempfile.TemporaryDirectory(prefix="asrlora-bench-") as name,
         ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as own,

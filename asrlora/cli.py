@@ -180,6 +180,15 @@ def _parser() -> argparse.ArgumentParser:
     bench_eval.add_argument("--output", type=Path, help="write the figures here as JSON")
     bench_eval.add_argument("--utterances", type=_count, default=300, help="to speak (default: 300)")
 
+    bench_together = bench_steps.add_parser(
+        "together", help="two trials at once against each alone (6 minutes)"
+    )
+    bench_together.set_defaults(run=_bench_together)
+    bench_together.add_argument("--data-dir", type=Path, default=Path("data/demo"), help="the demo's corpus")
+    bench_together.add_argument("--steps", type=_count, default=100, help="of a trial (default: 100)")
+    bench_together.add_argument("--slurm", action="store_true", help="also as two tasks of srun on one node")
+    bench_together.add_argument("--output", type=Path, help="write the figures here as JSON")
+
     evaluate = commands.add_parser("eval", help="hypotheses and WER of a model on a manifest")
     evaluate.set_defaults(run=_eval)
     source = evaluate.add_mutually_exclusive_group(required=True)
@@ -552,6 +561,15 @@ def _bench_eval(args: argparse.Namespace) -> int:
     from asrlora.bench_eval import bench_eval
 
     return _tell_figures(bench_eval(args.utterances), args.output)
+
+
+def _bench_together(args: argparse.Namespace) -> int:
+    from asrlora.bench_together import HERE, SLURM, bench_together
+    from asrlora.demo.demo import make_corpus
+
+    make_corpus(args.data_dir)
+    ways = {**HERE, **(SLURM if args.slurm else {})}
+    return _tell_figures(bench_together(args.data_dir, args.steps, ways), args.output)
 
 
 def _tell_figures(figures: "Figures", output: Path | None) -> int:

@@ -23,6 +23,7 @@ from transformers import (
     Wav2Vec2Processor,
 )
 
+from asrlora import allocation
 from asrlora.data import audio, plan
 from asrlora.data.batches import pad
 from asrlora.demo import corpus
@@ -74,6 +75,7 @@ def pretrain(
 ) -> None:
     """Speaks the corpus into `work`, trains, and writes model, processor and log to `output`."""
     start = time.monotonic()
+    torch.set_num_threads(allocation.of_process().torch_threads)
     torch.manual_seed(seed)
     train = _speak("base-train", utterances, heldback=False, seed=seed, work=work)
     check = _speak("base-check", 400, heldback=True, seed=seed, work=work)

@@ -19,6 +19,7 @@ import yaml
 from safetensors.torch import load_file
 
 import tiny
+from asrlora import bench_together
 from asrlora.runs import programme, record, sweep
 from asrlora.runs.trials import standing
 from conftest import ROOT, speak
@@ -255,6 +256,7 @@ def test_a_grid_longer_than_an_array_may_be_is_submitted_in_parts(cluster: Clust
     assert f"sbatch --array=0-2%4 slurm/sweep.sh {shlex.quote(str(small))}" in log
 
 
+CORES = psutil.cpu_count(logical=False) or 1
 ALLOCATION = (
     "import json; from asrlora import allocation; print(json.dumps(allocation.of_process().as_json()))"
 )
@@ -266,6 +268,17 @@ def test_two_tasks_of_one_node_share_its_cpus(cluster: Cluster, flags: list[str]
     told = cluster.slurm("srun", "--nodes=1", *flags, sys.executable, "-c", ALLOCATION).splitlines()
     assert [json.loads(line)["worker_threads"] for line in told] == [1, 1]
     assert all("SLURM_CPUS" in json.loads(line)["reason"] for line in told)
+
+
+def test_the_bench_runs_two_trials_as_two_tasks(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That it runs, and that each task computes on its own part; how long it takes is for a quiet machine."""
+    monkeypatch.setattr(bench_together, "UTTERANCES", dict.fromkeys(bench_together.UTTERANCES, 16))
+    figures = bench_together.bench_together(cluster.folder / "speech", 1, bench_together.SLURM)
+    (found,) = figures.values()
+    assert found["at once over the sum of both alone"] > 0
+    threads = [int(count) for count in found["torch threads of each at once"].split(", ")]
+    assert len(threads) == 2
+    assert sum(threads) <= max(2, CORES)
 
 
 def test_phases_run_one_after_another_and_end_with_what_stands_in_the_way(jobs: Jobs) -> None:

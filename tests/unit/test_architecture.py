@@ -15,7 +15,7 @@ MODULES = {
 }
 # from the bottom up; a room may import rooms before it, and itself
 FLOORS = """errors files allocation config console score data runs models engine demo
-bench bench_eval bench_engine train cli""".split()
+bench bench_eval bench_engine bench_together train cli""".split()
 OUTSIDE = {
     "accelerate": ["asrlora.engine.runtime", "asrlora.engine.offline"],
     "deepspeed": ["asrlora.engine.runtime"],
