@@ -1,10 +1,10 @@
 # make demo: the whole way, on a machine with Python 3.11 and git.  make test: the checks of every day; CI runs
-# make test-slow after it.
+# make test-slow and make test-lowest after it.  docs/testing.md has the others.
 UV_VERSION := 0.13.9
 UV := $(or $(shell command -v uv 2>/dev/null),.tools/bin/uv)
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-slow test-variants faults lint install format pins clean
+.PHONY: demo test test-slow test-variants test-lowest test-gpu faults lint install format pins clean
 
 demo: install
 	$(UV) run asrlora demo
@@ -19,6 +19,14 @@ test-slow: install
 # An hour or two: the tests as processors with other vector lengths and numbers of threads would run them
 test-variants: install
 	$(UV) run python tests/variants.py $(VARIANTS)
+
+# Five minutes: a part of the tests with the oldest versions that pyproject.toml allows, in .venv-lowest
+test-lowest: install
+	.ci/lowest.sh $(UV)
+
+# On a machine with a GPU. Without network: OFFLINE_WHEELS=the folder that tools/offline_wheels.sh has filled
+test-gpu: $(if $(OFFLINE_WHEELS),,install)
+	$(if $(OFFLINE_WHEELS),tools/offline_python.sh $(OFFLINE_WHEELS),$(UV) run python) -m pytest tests/gpu
 
 # Half an hour: faults at chosen moments of a run, and what became of it
 faults: install
@@ -51,4 +59,4 @@ pins: | $(UV)
 	$(UV) run --no-project python .ci/pins.py $(UV)
 
 clean:
-	rm -rf .venv .tools data/demo outputs/demo
+	rm -rf .venv .venv-lowest .tools build/offline data/demo outputs/demo

@@ -1,5 +1,6 @@
 """Speech for the tests, spoken once a session by the demo's own corpus code."""
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -14,7 +15,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 
 import parts
-from asrlora.demo import corpus
+
+with contextlib.suppress(ImportError):  # tests/gpu does without
+    import hypothesis
+
+    # a slow or busy machine is no failure, and what is tried is the same everywhere
+    hypothesis.settings.register_profile(
+        "asrlora",
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    )
+    hypothesis.settings.load_profile("asrlora")
 
 ROOT = Path(__file__).parents[1]
 BASE = ROOT / "asrlora" / "demo" / "base"
@@ -92,6 +105,14 @@ def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A --model-id for each of tiny.KINDS: a random model, which nobody may change."""
+    import tiny
+
+    return tiny.Folders(tmp_path_factory.mktemp)
+
+
+@pytest.fixture(scope="session")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> Speech:
     """Spoken once a session: xdist's workers copy it."""
     shared = tmp_path_factory.getbasetemp()
@@ -107,6 +128,8 @@ def speech(tmp_path_factory: pytest.TempPathFactory) -> Speech:
 
 
 def speak(folder: Path) -> Speech:
+    from asrlora.demo import corpus  # espeak-ng, which tests/gpu does without
+
     draw = {
         "train-domain": (80, corpus.DOMAIN, False),
         "train-general": (80, corpus.GENERAL, False),

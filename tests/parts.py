@@ -4,6 +4,7 @@ many and how to get it; in CI (CI=true) they fail, but for the parts that no CI 
 A test asks by marker, `@pytest.mark.needs("Slurm", "root")`; a fixture by `require("PyAV")`.
 """
 
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -32,6 +33,12 @@ def _package(name: str) -> Callable[[], bool]:
     return lambda: importlib.util.find_spec(name) is not None
 
 
+def _parakeet() -> bool:
+    """Whether Transformers can make Parakeet's features; before 5.23 it took librosa's filters."""
+    version = importlib.metadata.version("transformers").split(".")[:2]
+    return [int(part) for part in version] >= [5, 23] or importlib.util.find_spec("librosa") is not None
+
+
 def _gpus() -> int:
     import torch
 
@@ -49,8 +56,10 @@ PARTS = {
     "PyAV": Part(_package("av"), "uv sync"),
     "tensorboard": Part(_package("tensorboard"), "uv sync"),
     "wandb-workspaces": Part(_package("wandb_workspaces"), "uv sync"),
+    "librosa": Part(_parakeet, "uv pip install librosa, or Transformers 5.23 or newer", optional=True),
     "bitsandbytes": Part(_package("bitsandbytes"), "uv sync --extra qlora", optional=True),
     "a GPU": Part(lambda: _gpus() > 0, "make test-gpu on a machine with one", optional=True),
+    "CUDA": Part(lambda: DEVICE == "cuda" and _gpus() > 0, "make test-gpu with a GPU", optional=True),
     "two GPUs": Part(lambda: _gpus() > 1, "make test-gpu on a machine with two", optional=True),
     "ASRLORA_REAL": Part(
         lambda: "ASRLORA_REAL" in os.environ, "ASRLORA_REAL=FOLDER, of published models", optional=True

@@ -3,6 +3,7 @@
 import json
 import string
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from asrlora.demo.pretrain import build_processor
+from parts import require
 
 RAW = {"conv_dim": (16, 16), "conv_kernel": (10, 8), "conv_stride": (10, 32), "num_feat_extract_layers": 2}
 ENCODER = {
@@ -37,6 +39,18 @@ def save(kind: str, folder: Path) -> str:
     for part in (model, *rest):
         part.save_pretrained(folder)
     return str(folder)
+
+
+class Folders(dict[str, str]):
+    """Folders of models by kind; each is saved when it is first asked for."""
+
+    def __init__(self, new_folder: Callable[[str], Path]) -> None:
+        super().__init__()
+        self._new_folder = new_folder
+
+    def __missing__(self, kind: str) -> str:
+        self[kind] = save(kind, self._new_folder(kind))
+        return self[kind]
 
 
 def _moonshine(kind: str) -> list[Any]:
@@ -124,6 +138,7 @@ def _raw_ctc(kind: str) -> list[Any]:
 
 
 def _parakeet(kind: str) -> list[Any]:
+    require("librosa")
     words = ["<unk>", *string.ascii_lowercase, "▁", "'", "<pad>"]
     tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, [], unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()

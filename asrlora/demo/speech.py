@@ -7,7 +7,6 @@ import ctypes
 from dataclasses import dataclass
 from typing import Any
 
-import espeakng_loader
 import numpy as np
 
 SAMPLE_RATE = 22_050  # espeak-ng's own, in Hz
@@ -31,6 +30,8 @@ class Speaker:
     """
 
     def __init__(self) -> None:
+        import espeakng_loader  # for who speaks alone: pretrain.py is imported without it
+
         self._espeak = ctypes.CDLL(espeakng_loader.get_library_path())
         self._chunks: list[Any] = []
         callback_type = ctypes.CFUNCTYPE(

@@ -34,10 +34,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import kill_resume
-from kill_resume import SETTINGS, differences, result, server
-
 from asrlora.runs import record
 from conftest import Speech
+from kill_resume import SETTINGS, differences, result, server
 
 WORLDS = {"1": (1, False), "2": (2, False), "ZeRO-2": (2, True)}
 TIMEOUTS: dict[str, object] = {"heartbeat_timeout": 8, "work_timeout": 12}

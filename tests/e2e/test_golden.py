@@ -12,9 +12,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from kill_resume import start, wait
-
 from conftest import Speech, speak
+from kill_resume import start, wait
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 SETTINGS = {

@@ -13,17 +13,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import kill_resume
 import pytest
-from kill_resume import SETTINGS, result, start, wait
 from safetensors.torch import load_file
 
+import kill_resume
 from asrlora import train
 from asrlora.data import batches
 from asrlora.engine import runtime, step
 from asrlora.errors import UserError
 from asrlora.runs import record
 from conftest import Speech
+from kill_resume import SETTINGS, before_step, result, start, to_itself, wait
 
 
 @dataclass(frozen=True)
@@ -52,25 +52,6 @@ def test_a_killed_run_ends_as_if_nobody_had_disturbed_it(
     """So two runs with one seed are identical to the byte, too."""
     expected, took = undisturbed.results[world], undisturbed.seconds[world]
     kill_resume.trial(number, undisturbed.speech, tmp_path, world, expected, took, kills=1)
-
-
-def before_step(step: int, what: Callable[[], None], rank: int) -> None:
-    """A change for `start`: the last rank does `what` before step `step` of its attempt, fast or slow."""
-    world, whole = int(os.environ.get("WORLD_SIZE", 1)), batches.read_batches
-
-    def read(*args: Any, **settings: Any) -> Iterator[batches.Batch]:
-        for number, batch in enumerate(whole(*args, **settings)):
-            if number == (step - 1) * SETTINGS["gradient_accumulation_steps"] // world:
-                what()
-            yield batch
-
-    if rank == world - 1:
-        batches.read_batches = read
-
-
-def to_itself(*numbers: signal.Signals) -> None:
-    for number in numbers:
-        os.kill(os.getpid(), number)
 
 
 def lines_of(run: Path) -> int:

@@ -10,13 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from kill_resume import PRELOAD, wait
 
 from asrlora.data import shards
 from asrlora.data.manifest import read_manifest
 from asrlora.errors import UserError
 from asrlora.score import text
 from conftest import BASE, Speech
+from kill_resume import PRELOAD, wait
 
 
 def evaluate_on(rank: int, world: int, port: int, folders: list[Path], seconds: float, output: Path) -> None:

@@ -29,8 +29,8 @@ KINDS = [*tiny.KINDS, "hubert-group", "wavlm-group"]
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Base:
-    return families.load_base(tiny.save(request.param, tmp_path_factory.mktemp(request.param)))
+def base(request: pytest.FixtureRequest, folders: dict[str, str]) -> Base:
+    return families.load_base(folders[request.param])
 
 
 @pytest.fixture(scope="module")
