@@ -73,7 +73,13 @@ def load_base(model_id: str, language: str = "en", in_4bit: bool = False, num_be
     if hasattr(model, "freeze_feature_encoder"):
         model.freeze_feature_encoder()  # frozen anyway; else gradients run through its convolutions in vain
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
+    try:
+        extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
+    except ImportError:  # Parakeet's filters
+        raise UserError(
+            f"--model-id {model_id}: Transformers {transformers.__version__} wants librosa to make its"
+            " features; install librosa, or Transformers 5.23 or newer"
+        ) from None
     if extractor.sampling_rate != SAMPLE_RATE:
         raise UserError(
             f"--model-id {model_id}: hears audio at {extractor.sampling_rate} Hz; only models for"
