@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from asrlora import allocation
 from asrlora.config import ALLOW_OUTSIDE, Parser, add_flags, validate
-from asrlora.console import console, progress
+from asrlora.console import console, progress, stderr
 from asrlora.errors import UserError, exit_code
 from asrlora.models.hub import adapter_settings, base_of, find_model
 
@@ -256,6 +256,10 @@ def _parser() -> argparse.ArgumentParser:
     transcribe.add_argument("audio", type=Path, nargs="+")
     transcribe.add_argument("--model-id", help="default: the base of the adapter, else the demo's base")
     transcribe.add_argument("--adapter-dir", type=Path)
+    transcribe.add_argument(
+        "--output-format", choices=("text", "jsonl", "srt", "vtt"), default="text",
+        help="text (default), or with times: JSON lines with segments, or subtitles of one file",
+    )  # fmt: skip
     _decoding(transcribe)
 
     export = commands.add_parser("export", help="an adapter to use elsewhere, or merged into its base")
@@ -594,7 +598,7 @@ def _bench_verdict(args: argparse.Namespace) -> int:
 
 
 def _eval(args: argparse.Namespace) -> int:
-    from asrlora.data import audit, manifest
+    from asrlora.data import audit, manifest, windows
     from asrlora.data.fields import fold
     from asrlora.runs.hypothesis_file import PLAIN
     from asrlora.runs.scores import score_file
@@ -651,6 +655,9 @@ def _eval(args: argparse.Namespace) -> int:
         of = metric.tally(scores, by.name)
         what = metric.KEYS[by.name][1].replace("_", " ")
         console.print(f"{by.name.upper()} {of.rate:.2%} ({of.errors} errors in {of.length} {what})")
+    if scores.get("windowed"):
+        limit = scores["fingerprint"]["decode"]["windows"]["seconds"]
+        console.print(f"{scores['windowed']:,} utterances are {windows.describe(scores, limit)}")
     if strange := odd.told(scores):
         console.print(f"of the hypotheses {strange}")
     _tell_breakdown(scores)
@@ -761,13 +768,22 @@ def _transcribe(args: argparse.Namespace) -> int:
                 raise UserError(f"the audio file {path} holds no samples")
         except ValueError as error:
             raise UserError(str(error)) from None
+    form = args.output_format
+    if form in ("srt", "vtt") and len(args.audio) > 1:
+        raise UserError(f"--output-format {form}: subtitles are of one file; give one, or jsonl for several")
     _check_model(args.model_id, args.adapter_dir)
     from asrlora.engine.offline import transcribe_files
+    from asrlora.runs import transcripts
 
-    for path, text in transcribe_files(
-        args.model_id, args.adapter_dir, args.audio, args.language, args.num_beams
-    ):
-        print(text if len(args.audio) == 1 else f"{path}\t{text}", flush=True)
+    for found in transcribe_files(args.model_id, args.adapter_dir, args.audio, args.language, args.num_beams):
+        if found.note:
+            stderr.print(f"{found.path} is {found.note}")
+        if form == "text":
+            print(found.text if len(args.audio) == 1 else f"{found.path}\t{found.text}", flush=True)
+        elif form == "jsonl":
+            print(transcripts.to_json(found), flush=True)
+        else:
+            print(transcripts.subtitles(found, form), end="", flush=True)
     return 0
 
 

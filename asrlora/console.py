@@ -12,6 +12,8 @@ LINE_INTERVAL = 15.0  # seconds between two lines where there is no terminal
 
 # no markup: ids, paths and texts may hold brackets, and are shown as they are
 console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+# where standard output is the result and nothing else
+stderr = Console(highlight=False, markup=False, emoji=False, soft_wrap=True, stderr=True)
 
 Advance = Callable[[float], None]
 
@@ -22,20 +24,22 @@ class _Rate(ProgressColumn):
 
 
 @contextlib.contextmanager
-def progress(label: str, total_seconds: float, shown: bool = True) -> Iterator[Advance]:
+def progress(
+    label: str, total_seconds: float, shown: bool = True, to: Console = console
+) -> Iterator[Advance]:
     """Yields a function that takes finished audio, in seconds, and shows how far the work is."""
     if not shown:
         yield lambda seconds: None
-    elif console.is_terminal:
+    elif to.is_terminal:
         columns = (
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
             _Rate(), TimeRemainingColumn(),
         )  # fmt: skip
-        with Progress(*columns, console=console, transient=True) as bar:
+        with Progress(*columns, console=to, transient=True) as bar:
             task = bar.add_task(label, total=total_seconds)
             yield lambda seconds: bar.advance(task, seconds)
     else:
-        yield _lines(label, total_seconds)
+        yield _lines(label, total_seconds, to)
 
 
 @contextlib.contextmanager
@@ -48,7 +52,7 @@ def steps_bar(total: int, done: int) -> Iterator[Callable[[str], None]]:
         yield lambda text: bar.update(task, advance=1, description=text)
 
 
-def _lines(label: str, total: float) -> Advance:
+def _lines(label: str, total: float, to: Console) -> Advance:
     start = told = time.monotonic()
     done = 0.0
 
@@ -59,7 +63,7 @@ def _lines(label: str, total: float) -> Advance:
         if now - told >= LINE_INTERVAL and done < total:
             told = now
             rate = done / (now - start)
-            console.print(
+            to.print(
                 f"{label}: {done / total:.0%}, {rate:,.0f} audio-s/s, {(total - done) / rate:.0f} s left"
             )
 

@@ -111,6 +111,7 @@ def _train(config: RunConfig, inputs: Inputs, runtime: "Runtime") -> int:
     import torch
 
     from asrlora.data.batches import padding, read_batches
+    from asrlora.engine import longform
     from asrlora.engine.run import Run
     from asrlora.engine.step import learning_rate, train_step
     from asrlora.engine.training_set import augmentation, open_sets
@@ -123,15 +124,14 @@ def _train(config: RunConfig, inputs: Inputs, runtime: "Runtime") -> int:
     found = audit.deep(inputs.audit, {"train": training.samples, **evaluation}).check()
     base = families.load_base(config.model_id, config.language, config.load_in_4bit, config.num_beams)
     base.model.to(runtime.device)
-    for held in evaluation.values():
-        families.check(base, {s.id: s.duration for s in held.samples})
+    cuts = {name: longform.cut_set(runtime, base, held) for name, held in evaluation.items()}
     texts = {
         s.id: restyle(s.text, config.label_case, config.label_punctuation, config.label_characters)
         for s in samples
     }
     labels, unlearnable = families.label(base, texts, augmentation(config).extremes(training.samples))
     found = found.plus(unlearnable).check()
-    run = Run(config, runtime, base, evaluation)
+    run = Run(config, runtime, base, evaluation, cuts)
 
     # 2. the baseline: the base before anything is attached to it
     run.open(found, training.samples, training.left_out, list(texts.values()))

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,11 +17,19 @@ import torch
 from asrlora import allocation
 from asrlora.data import audio
 from asrlora.data.plan import QUANTUM, Cost, by_length
-from asrlora.data.shards import Sample, Shards
+from asrlora.data.shards import Sample
 
 FRAMES = round(QUANTUM * audio.SAMPLE_RATE)
 
 Change = Callable[[audio.Pcm, str, int], audio.Pcm]  # audio, id, epoch
+
+
+class Readable(Protocol):
+    """Shards, or what is read like them."""
+
+    @property
+    def samples(self) -> Sequence[Sample]: ...
+    def read(self, number: int) -> audio.Pcm: ...
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,7 @@ def _unpack(pcm: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, tor
 
 
 def read_batches(
-    shards: Shards,
+    shards: Readable,
     plan: Iterable[tuple[int, list[int]]],
     change: Change = lambda pcm, identity, epoch: pcm,
     workers: int | None = None,

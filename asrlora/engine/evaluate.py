@@ -1,13 +1,13 @@
 """Distributed evaluation: each utterance once, hypotheses gathered by id, integer counts."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from asrlora.data import audio, plan
 from asrlora.data.batches import read_batches
 from asrlora.data.shards import Shards
-from asrlora.engine import memory
+from asrlora.engine import longform, memory
 from asrlora.engine.runtime import Runtime
 from asrlora.models import decode
 from asrlora.models.families import Base
@@ -18,13 +18,14 @@ from asrlora.score.metric import Metric
 from asrlora.score.text import Normaliser
 
 
-def fingerprint(base: Base, normaliser: Normaliser, metric: Metric) -> dict[str, Any]:
-    """What decides hypotheses and scores, but for adapter and manifest."""
+def fingerprint(base: Base, normaliser: Normaliser, metric: Metric, windowed: bool = False) -> dict[str, Any]:
+    """What decides hypotheses and scores, but for adapter and manifest. `windowed`: an utterance was
+    longer than the model takes at once."""
     return {
         "audio": audio.FINGERPRINT,
         "text": normaliser.fingerprint,
         "metric": metric,
-        "decode": decode.fingerprint(base),
+        "decode": {**decode.fingerprint(base), **longform.fingerprint(base, windowed)},
         "base": base.sha256,
     }
 
@@ -33,6 +34,7 @@ def fingerprint(base: Base, normaliser: Normaliser, metric: Metric) -> dict[str,
 class Evaluation:
     hypotheses: list[Hypothesis]  # sorted by id
     odd: dict[str, int]  # see score/odd.py
+    windows: dict[str, int] = field(default_factory=dict)  # see longform.count
 
 
 def evaluate(
@@ -43,6 +45,7 @@ def evaluate(
     batch_seconds: float,
     normaliser: Normaliser,
     progress: Callable[[float], None] = lambda seconds: None,
+    cuts: longform.Cuts | None = None,
 ) -> Evaluation | None:
     """Collective. Hypotheses of all utterances on rank 0; none elsewhere.
 
@@ -51,24 +54,27 @@ def evaluate(
     `model` is evaluated as it is, with its adapter active. No hypothesis depends on the budget of
     padded audio-seconds in a batch, on who shares it, or on the number of processes (models/decode).
     `progress` gets the audio-seconds of each finished batch of this rank, times the world size.
+    `cuts` are the windows of utterances longer than the model takes at once, made here unless given.
     """
-    ids = [sample.id for sample in shards.samples]
-    batches = plan.plan_evaluation(ids, shards.durations, batch_seconds, base.cost)
+    parts = longform.Parts(shards, longform.cut_set(runtime, base, shards) if cuts is None else cuts)
+    ids, durations = [s.id for s in parts.samples], [s.duration for s in parts.samples]
+    batches = plan.plan_evaluation(ids, durations, batch_seconds, base.cost)
     mine = plan.share(batches, runtime.rank, runtime.world_size)
     was_training = model.training
     model.eval()
-    pairs: list[tuple[str, Written]] = []
+    pairs: list[tuple[int, Written]] = []
     batches_read = read_batches(
-        shards, ((0, batch) for batch in mine), workers=runtime.threads.loader_threads,
+        parts, ((0, batch) for batch in mine), workers=runtime.threads.loader_threads,
         pin=runtime.device.type == "cuda",
     )  # fmt: skip
-    for batch in runtime.work.each("reading a batch to evaluate", batches_read):
+    reading = runtime.work.each("reading a batch to evaluate", batches_read)
+    for numbers, batch in zip(mine, reading, strict=True):
         seconds = [sample.duration for sample in batch.samples]
         full = memory.explained(batch, "evaluating", memory.evaluation_remedy(batch_seconds))
         with runtime.work.on("evaluating a batch"), full:
             waves, mask = batch.to(runtime.device)
             written = decode.transcribe(model, base, waves, mask, seconds)
-        pairs += [(s.id, one) for s, one in zip(batch.samples, written, strict=True)]
+        pairs += zip(numbers, written, strict=True)
         progress(sum(seconds) * runtime.world_size)
         if runtime.stop_requested:
             break
@@ -79,10 +85,13 @@ def evaluate(
         return None
     if gathered is None:
         return Evaluation([], {})
-    hypotheses = assemble(shards, [(identity, one.text) for identity, one in gathered], normaliser)
-    unfinished = {identity for identity, one in gathered if one.unfinished}
+    joined = parts.join(gathered)
+    hypotheses = assemble(shards, [(identity, one.text) for identity, one in joined], normaliser)
+    unfinished = {identity for identity, one in joined if one.unfinished}
     return Evaluation(
-        hypotheses, odd.count((h.reference, h.hypothesis, h.id in unfinished) for h in hypotheses)
+        hypotheses,
+        odd.count((h.reference, h.hypothesis, h.id in unfinished) for h in hypotheses),
+        longform.count(parts.cuts),
     )
 
 

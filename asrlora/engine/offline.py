@@ -5,21 +5,23 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from asrlora.config import RunConfig
-from asrlora.console import console, progress
-from asrlora.data import audio, audit, batches, shards
+from asrlora.console import console, progress, stderr
+from asrlora.data import audio, audit, shards, windows
 from asrlora.data.findings import Audit
 from asrlora.data.manifest import Utterance
 from asrlora.data.style import restyle, style
+from asrlora.engine import longform
 from asrlora.engine import runtime as runtimes
 from asrlora.engine.evaluate import evaluate, fingerprint
 from asrlora.engine.training_set import augmentation, cached
 from asrlora.errors import UserError
 from asrlora.files import folder_whole
-from asrlora.models import adapters, decode, families
+from asrlora.models import adapters, families
 from asrlora.models.hub import BASE_FILE, adapter_settings, base_of, lasting_name, trained_on
 from asrlora.runs.scores import write_scores
 from asrlora.score import metric as metrics
@@ -104,14 +106,15 @@ def evaluate_manifest(
     runtime = runtimes.start()
     with runtime.watched():
         model, base = open_model(model_id, adapter, language, num_beams, in_4bit, matmul_precision)
-        families.check(base, {u.id: u.duration for u in utterances})
+        longform.check(base, {u.id: u.duration for u in utterances})
         data = cached(runtime, "shards", utterances)
         for finding in audit.sound("the manifest", data.samples, audit.HARMLESS) if runtime.is_main else ():
             console.print(f"note: {finding.message}")
         runtime.wait()
         start = time.monotonic()
         with progress("evaluation", data.seconds, runtime.is_main) as advance:
-            found = evaluate(runtime, model, base, data, batch_seconds, normaliser, advance)
+            cuts = longform.cut_set(runtime, base, data)
+            found = evaluate(runtime, model, base, data, batch_seconds, normaliser, advance, cuts)
         assert found is not None, "nobody can ask this to stop"
         seconds = time.monotonic() - start
         runtime.close()
@@ -120,19 +123,21 @@ def evaluate_manifest(
     return write_scores(
         output, found.hypotheses, domain_words, metric,
         **found.odd,
+        **found.windows,
         left_out=data.rejected,
         audio_seconds=round(data.seconds, 2),
         seconds=round(seconds, 2),
         rtfx=round(data.seconds / seconds, 1),
         threads=runtime.threads.as_json(),
         fingerprint={
-            **fingerprint(base, normaliser, metric),
+            **fingerprint(base, normaliser, metric, bool(cuts)),
             "adapter": adapters.digest(adapter) if adapter else None,
             "manifest": data.content,
         },
     )  # fmt: skip
 
 
+BATCH_SECONDS = 160.0  # of padded audio in a batch of windows; no text depends on it
 STYLE_SAMPLE = 64  # utterances; enough to see how a model writes
 
 
@@ -169,18 +174,30 @@ def _read(path: Path) -> audio.Pcm:
     return pcm
 
 
+@dataclass(frozen=True)
+class Transcript:
+    """What is said in an audio file."""
+
+    path: Path
+    seconds: float
+    segments: list[longform.Segment]  # one, unless the recording is longer than the model takes at once
+    note: str = ""  # how a long recording was cut: see windows.describe
+
+    @property
+    def text(self) -> str:
+        return metrics.join([segment.text for segment in self.segments])
+
+
 def transcribe_files(
     model_id: str | None, adapter: Path | None, paths: list[Path], language: str = "en", num_beams: int = 1
-) -> Iterator[tuple[Path, str]]:
-    """Yields (path, text) file by file; silence gives an empty text."""
+) -> Iterator[Transcript]:
+    """Yields file by file; silence gives no segment, and so an empty text."""
     model, base = open_model(model_id, adapter, language, num_beams)
-    device = next(model.parameters()).device
     for path in paths:
         pcm = _read(path)
-        if audio.is_silent(pcm):
-            yield path, ""
-            continue
-        waves, mask = batches.pad([pcm])
-        seconds = [len(pcm) / audio.SAMPLE_RATE]
-        families.check(base, {str(path): seconds[0]})
-        yield path, decode.transcribe(model, base, waves.to(device), mask.to(device), seconds)[0].text
+        seconds = len(pcm) / audio.SAMPLE_RATE
+        longform.check(base, {str(path): seconds})
+        with progress(str(path), seconds, to=stderr) as advance:
+            segments, counts = longform.transcribe(model, base, pcm, BATCH_SECONDS, advance)
+        note = windows.describe(counts, families.longest(base)) if counts["windowed"] else ""
+        yield Transcript(path, seconds, segments, note)

@@ -5,24 +5,24 @@ import errno
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from asrlora.config import RunConfig
 from asrlora.console import console, progress, steps_bar
-from asrlora.data import audio, manifest
+from asrlora.data import audio, manifest, windows
 from asrlora.data.audit import baseline
 from asrlora.data.findings import Audit
 from asrlora.data.shards import Sample, Shards
-from asrlora.engine import checkpoint, launcher, logs
+from asrlora.engine import checkpoint, launcher, logs, longform
 from asrlora.engine.checkpoint import Checkpoint
 from asrlora.engine.evaluate import evaluate, fingerprint
 from asrlora.engine.runtime import Runtime
 from asrlora.engine.step import StepResult
 from asrlora.engine.watchdog import Failure
 from asrlora.errors import UserError
-from asrlora.models import adapters
+from asrlora.models import adapters, families
 from asrlora.models.families import Base
 from asrlora.runs import diagnosis, examples, pruning, record, report, status, tracking
 from asrlora.score import choice, metric, odd, resample, text, verdict, words
@@ -37,8 +37,16 @@ class Run:
     Everything is called by all ranks; only rank 0 writes.
     """
 
-    def __init__(self, config: RunConfig, runtime: Runtime, base: Base, data: dict[str, Shards]) -> None:
-        self.config, self.runtime, self.base, self.data = config, runtime, base, data
+    def __init__(
+        self,
+        config: RunConfig,
+        runtime: Runtime,
+        base: Base,
+        data: dict[str, Shards],
+        cuts: Mapping[str, longform.Cuts],
+    ) -> None:
+        """`data` are the evaluation sets, and `cuts` the windows of their long utterances, by set."""
+        self.config, self.runtime, self.base, self.data, self.cuts = config, runtime, base, data, cuts
         self.criteria = verdict.Criteria(config.min_domain_reduction, config.max_heldout_regression)
         self.normaliser = text.normaliser(config.text_normaliser, config.language)
         chosen = metric.choose(config.metric, config.language)
@@ -78,7 +86,7 @@ class Run:
         """`found` is the audit so far, and `texts` what the labels say; the baseline adds to the audit."""
         self.found, self.texts = found, texts
         self.fingerprint = {
-            **fingerprint(self.base, self.normaliser, self.metric),
+            **fingerprint(self.base, self.normaliser, self.metric, any(self.cuts.values())),
             **{f"{name} manifest": data.content for name, data in self.data.items()},
         }
         described = manifest.describe(len(training.samples), left_out)
@@ -90,6 +98,9 @@ class Run:
         for name, data in self.data.items():
             if data.rejected:
                 self.tell(f"{name}: left out {dict(data.rejected)}")
+            if cuts := self.cuts[name]:
+                how = windows.describe(longform.count(cuts), families.longest(self.base))
+                self.tell(f"{name}: {len(cuts):,} of {len(data.samples):,} utterances are {how}")
         self.goes_on: bool = self.runtime.on_main(
             "opening the run directory", lambda: self._open(described, training)
         )
@@ -347,11 +358,11 @@ class Run:
             for name, data in self.data.items():
                 found = evaluate(
                     self.runtime, model, self.base, data, self.config.eval_batch_seconds,
-                    self.normaliser, advance,
+                    self.normaliser, advance, self.cuts[name],
                 )  # fmt: skip
                 if found is None:
                     return None
-                results[name], strange[name] = found.hypotheses, found.odd
+                results[name], strange[name] = found.hypotheses, {**found.odd, **found.windows}
         seconds = time.monotonic() - start
         return self.runtime.on_main("scoring", lambda: self._count(step, results, strange, total, seconds))
 

@@ -19,6 +19,7 @@ from asrlora.models.family import (
     Lengths,
     Targets,
     Written,
+    longest_that,
     padded_samples,
     refuse_longer,
     tokens,
@@ -26,6 +27,10 @@ from asrlora.models.family import (
 from asrlora.models.features import normalised, parakeet_log_mel
 
 MODEL_CLASS = "AutoModelForCTC"
+
+# seconds: LibriSpeech's longest utterance, 35, is decoded whole, as it always was. No CTC model has a limit
+# of its own so near, but attention's memory grows with the square
+_LONGEST = 40.0
 
 
 def targets(kind: str) -> Targets:
@@ -77,6 +82,13 @@ def check(base: Base, seconds: float, labels: list[int]) -> None:
             f"has a text of {len(labels)} tokens, which CTC spreads over at least {needed} frames, and"
             f" {seconds:.2f} s are {frames(base, seconds)}; is it the text of this audio? If so, leave it out"
         )
+
+
+def longest(base: Base) -> float:
+    if base.kind != "parakeet_ctc":
+        return _LONGEST
+    most = base.model.config.encoder_config.max_position_embeddings
+    return longest_that(lambda s: frames(base, padded_samples(s) / SAMPLE_RATE) <= most, _LONGEST)
 
 
 def frames(base: Base, seconds: float) -> int:

@@ -30,6 +30,8 @@ FAMILIES: dict[str, Family] = {  # by Transformers' name of the model type
     "parakeet_ctc": ctc,
 }
 
+SHORTEST_LIMIT = 1.0  # seconds: recordings cannot be cut any finer
+
 
 class No4Bit(UserError):
     """A base cannot be loaded in 4 bits, here or at all."""
@@ -153,13 +155,22 @@ def label_ids(base: Base, text: str) -> list[int]:
     return base.family.label_ids(base, text)
 
 
-def check(base: Base, seconds: Mapping[str, float]) -> None:
-    """Raises UserError naming the first utterance that the model cannot hear whole."""
-    for name, duration in seconds.items():
-        try:
-            base.family.check(base, duration, [])
-        except ValueError as error:
-            raise UserError(f"utterance {name!r} {error}") from None
+def longest(base: Base) -> float:
+    """The most seconds of audio to give the model at once: its family's limit, or what its folder states.
+
+    `max_audio_seconds` in config.json is for models that were trained on clips shorter than their
+    family usually is.
+    """
+    limit = base.family.longest(base)
+    stated = getattr(base.model.config, "max_audio_seconds", None)
+    if stated is None:
+        return limit
+    if isinstance(stated, bool) or not isinstance(stated, int | float) or not stated >= SHORTEST_LIMIT:
+        raise UserError(
+            f"{base.folder / 'config.json'}: max_audio_seconds must be seconds, at least {SHORTEST_LIMIT:g},"
+            f" and not {stated!r}"
+        )
+    return min(limit, float(stated))
 
 
 def label(

@@ -6,6 +6,7 @@ module serves which of Transformers' model types.
 Shapes: B utterances, T samples at 16 kHz, F encoder frames, L label tokens, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -76,6 +77,10 @@ class Family(Protocol):
     def frames(self, base: "Base", seconds: float) -> int:
         """Encoder frames of so much audio."""
 
+    def longest(self, base: "Base") -> float:
+        """Seconds of audio that are given to the model at once, at most: what it can take in and what it
+        was trained on. Longer recordings are transcribed in windows (engine/longform.py)."""
+
     def logits(self, model: Any, base: "Base", features: Features, labels: torch.Tensor) -> torch.Tensor:
         """(B, L, V), teacher-forced by labels (B, L), from a decoder; (B, F, V) from CTC."""
 
@@ -142,9 +147,17 @@ def padded_samples(seconds: float) -> int:
     return -(-round(seconds * SAMPLE_RATE) // FRAMES) * FRAMES
 
 
+def longest_that(fits: Callable[[float], bool], cap: float) -> float:
+    """The most seconds that fit, from `cap` down in steps of half a second; at least one second."""
+    seconds = cap
+    while seconds > 1.0 and not fits(seconds):
+        seconds -= 0.5
+    return seconds
+
+
 def refuse_longer(seconds: float, limit: float) -> None:
     if seconds > limit:
         raise ValueError(
-            f"lasts {seconds:.2f} s, and this model hears at most {limit:g} s; split it or leave it out"
-            " (--max-seconds for training, asrlora manifest filter for the others)"
+            f"lasts {seconds:.2f} s, and this model is trained on at most {limit:g} s; split it or leave it"
+            " out (--max-seconds)"
         )

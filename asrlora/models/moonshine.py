@@ -7,7 +7,15 @@ import torch
 
 from asrlora.data.audio import SAMPLE_RATE
 from asrlora.models import padding, seq2seq
-from asrlora.models.family import Base, Features, Targets, Written, padded_samples, refuse_longer
+from asrlora.models.family import (
+    Base,
+    Features,
+    Targets,
+    Written,
+    longest_that,
+    padded_samples,
+    refuse_longer,
+)
 from asrlora.models.features import normalised
 
 MODEL_CLASS = "AutoModelForSpeechSeq2Seq"
@@ -17,6 +25,8 @@ label_ids, loss = seq2seq.label_ids, seq2seq.loss
 # Moonshine's authors cap at 6.5 tokens a second against endless repetition; characters need more
 _TOKENS_PER_SECOND = {"subwords": 6.5, "characters": 30.0}
 _EXTRA_TOKENS = 8
+# seconds: Moonshine was trained on segments of 4 to 30 (Jeffries et al., 2024)
+_LONGEST = 30.0
 _CHARACTERS = 256  # a vocabulary up to this size spells; a larger one holds subwords
 
 
@@ -67,6 +77,18 @@ def check(base: Base, seconds: float, labels: list[int]) -> None:
     seq2seq.refuse_more_labels(labels, config.max_position_embeddings)
 
 
+def longest(base: Base) -> float:
+    """What its authors trained on, or what its decoder can write at `_TOKENS_PER_SECOND`."""
+    most = int(base.model.config.max_position_embeddings)
+
+    def fits(seconds: float) -> bool:
+        padded = padded_samples(seconds) / SAMPLE_RATE
+        heard = base.kind != "moonshine_streaming" or frames(base, padded) <= most
+        return heard and _tokens(base, seconds) < most
+
+    return longest_that(fits, _LONGEST)
+
+
 def frames(base: Base, seconds: float) -> int:
     return int(base.model._get_feat_extract_output_lengths(round(seconds * SAMPLE_RATE)))
 
@@ -84,9 +106,12 @@ def transcribe(
 
 def token_limit(base: Base, seconds: float) -> int:
     """The most tokens written for an utterance: a function of that utterance alone."""
+    return min(_tokens(base, seconds), int(base.model.config.max_position_embeddings) - 1)
+
+
+def _tokens(base: Base, seconds: float) -> int:
     kind = "characters" if base.model.config.vocab_size <= _CHARACTERS else "subwords"
-    limit = math.ceil(seconds * _TOKENS_PER_SECOND[kind]) + _EXTRA_TOKENS
-    return min(limit, int(base.model.config.max_position_embeddings) - 1)
+    return math.ceil(seconds * _TOKENS_PER_SECOND[kind]) + _EXTRA_TOKENS
 
 
 def decoding(base: Base) -> dict[str, Any]:

@@ -45,8 +45,12 @@ def label_ids(base: Base, text: str) -> list[int]:
 
 
 def check(base: Base, seconds: float, labels: list[int]) -> None:
-    refuse_longer(seconds, base.extractor.n_samples / SAMPLE_RATE)
+    refuse_longer(seconds, longest(base))
     seq2seq.refuse_more_labels(labels, _room(base))
+
+
+def longest(base: Base) -> float:
+    return float(base.extractor.n_samples / SAMPLE_RATE)
 
 
 def frames(base: Base, seconds: float) -> int:

@@ -10,7 +10,8 @@
   (jiwer's "mer" is something else, the match error rate).
 """
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -39,6 +40,19 @@ _MIXED = regex.compile(rf"(?={_SPACELESS})\X|(?:(?!{_SPACELESS})\S)+")
 _LETTER = regex.compile(r"[\p{L}\p{M}]")
 _SPACELESS_LETTER = regex.compile(rf"(?=[\p{{L}}\p{{M}}]){_SPACELESS}")
 _LATIN = regex.compile(r"\p{Latin}")
+# full-width punctuation belongs to no script, and stands between letters of these
+_DENSE = regex.compile(rf"{_SPACELESS}|[\uff01-\uff65]")
+
+
+def join(texts: Sequence[str]) -> str:
+    """Texts of successive parts of a recording to one, with a space between two unless their script has
+    none there."""
+    said = [text for text in texts if text]
+    joined = "".join(said[:1])
+    for before, after in itertools.pairwise(said):
+        dense = _DENSE.match(before[-1]) and _DENSE.match(after[0])
+        joined += ("" if dense else " ") + after
+    return joined
 
 
 @dataclass(frozen=True)

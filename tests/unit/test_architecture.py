@@ -68,7 +68,7 @@ def test_each_outside_library_has_one_room(library: str) -> None:
      "asrlora.score.power", "asrlora.score.mapsswe", "asrlora.score.words", "asrlora.score.hypotheses",
      "asrlora.score.calibration", "asrlora.score.resample",
      "asrlora.runs.record", "asrlora.runs.scores", "asrlora.runs.compare", "asrlora.runs.paper",
-     "asrlora.runs.status", "asrlora.allocation",
+     "asrlora.runs.status", "asrlora.allocation", "asrlora.runs.transcripts", "asrlora.data.windows",
      "asrlora.runs.ledger", "asrlora.runs.tracking", "asrlora.runs.report", "asrlora.config",
      "asrlora.runs.sweep", "asrlora.runs.slurm", "asrlora.runs.trials",
      "asrlora.runs.conduct", "asrlora.runs.programme",

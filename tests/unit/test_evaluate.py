@@ -45,7 +45,8 @@ def test_the_base_hears_general_speech(speech: Speech, tmp_path: Path) -> None:
     for parts in (scores["by_duration"], scores["by_speaker"]):
         assert sum(part["words"] for part in parts.values()) == scores["words"]
     assert set(scores["by_speaker"]) == {u.speaker for u in read_manifest(speech.heldout)}
-    alone = dict(offline.transcribe_files(str(BASE), None, [u.audio for u in read_manifest(speech.heldout)]))
+    files = [u.audio for u in read_manifest(speech.heldout)]
+    alone = {found.path: found.text for found in offline.transcribe_files(str(BASE), None, files)}
     from asrlora.runs.record import read_lines
 
     written = {line["id"]: line["hypothesis_raw"] for line in read_lines(tmp_path / "eval/hypotheses.jsonl")}
@@ -59,9 +60,8 @@ def test_silence_is_an_empty_text(tmp_path: Path) -> None:
     import soundfile
 
     soundfile.write(tmp_path / "silent.wav", np.zeros(16_000), 16_000)
-    assert list(offline.transcribe_files(None, None, [tmp_path / "silent.wav"])) == [
-        (tmp_path / "silent.wav", "")
-    ]
+    (found,) = offline.transcribe_files(None, None, [tmp_path / "silent.wav"])
+    assert (found.path, found.text, found.segments) == (tmp_path / "silent.wav", "", [])
 
 
 def test_the_base_ships_in_transformers_own_format() -> None:
