@@ -143,8 +143,8 @@ def load(base: Base, folder: Path) -> Any:
                 f" {base.folder} is {now[name]}; give the base and the settings that it was trained with"
             )
     try:
-        device = str(base.model.device)
-        return PeftModel.from_pretrained(base.model, str(folder), torch_device=device).eval()
+        # read on the CPU and copied to where its layers are: PEFT would take the first GPU for every rank
+        return PeftModel.from_pretrained(base.model, str(folder), torch_device="cpu").eval()
     except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"--adapter-dir {folder} does not fit --model-id {base.folder} ({reason})") from None

@@ -4,7 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from transformers import MoonshineForConditionalGeneration
 
@@ -136,7 +138,7 @@ def test_a_base_that_is_not_found_is_named_with_its_adapter(
     shutil.copytree(adapter, folder)
     settings = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": base}))
-    (tmp_path / "a.wav").write_bytes(b"")
+    soundfile.write(tmp_path / "a.wav", np.full(16_000, 0.1), 16_000)  # it is looked at before the model is
     words = {
         "transcribe": ["transcribe", str(tmp_path / "a.wav"), "--adapter-dir", str(folder)],
         "export": ["export", str(folder), str(tmp_path / "out")],
