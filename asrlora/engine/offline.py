@@ -13,7 +13,7 @@ from asrlora.config import RunConfig
 from asrlora.console import console, progress, stderr
 from asrlora.data import audio, audit, shards, windows
 from asrlora.data.findings import Audit
-from asrlora.data.manifest import Utterance
+from asrlora.data.manifest import Utterance, audio_length
 from asrlora.data.style import restyle, style
 from asrlora.engine import longform
 from asrlora.engine import runtime as runtimes
@@ -193,10 +193,10 @@ def transcribe_files(
 ) -> Iterator[Transcript]:
     """Yields file by file; silence gives no segment, and so an empty text."""
     model, base = open_model(model_id, adapter, language, num_beams)
+    longform.check(base, {str(path): audio_length(path) for path in paths})
     for path in paths:
         pcm = _read(path)
         seconds = len(pcm) / audio.SAMPLE_RATE
-        longform.check(base, {str(path): seconds})
         with progress(str(path), seconds, to=stderr) as advance:
             segments, counts = longform.transcribe(model, base, pcm, BATCH_SECONDS, advance)
         note = windows.describe(counts, families.longest(base)) if counts["windowed"] else ""

@@ -16,12 +16,13 @@ import pytest
 import soundfile
 
 import tiny
-from asrlora import cli
+from asrlora import cli, train
 from asrlora.data import audio, shards, windows
 from asrlora.data.manifest import read_manifest
 from asrlora.engine import longform
 from asrlora.engine import runtime as runtimes
 from asrlora.engine.evaluate import evaluate
+from asrlora.errors import UserError
 from asrlora.models import families, vad
 from asrlora.runs.record import read_lines
 from asrlora.score import metric
@@ -227,6 +228,8 @@ def test_without_silero_vad_a_long_recording_is_refused_and_a_short_one_is_not(
     assert "longer than the 4 s" in err
     assert "install silero-vad" in err
     assert transcribe(capsys, tmp_path / "short.wav")[:2] == (0, talk.alone[0] + "\n")
+    code, out, _ = transcribe(capsys, tmp_path / "short.wav", str(tmp_path / "long.wav"))
+    assert (code, out) == (2, ""), "refused before anything is decoded"
 
 
 def test_the_forms_of_output_have_the_times(
@@ -405,3 +408,30 @@ def test_looking_for_speech_leaves_torchs_threads_alone() -> None:
         assert len(first) == -(-(RATE + 1) // windows.FRAME)
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.fixture
+def run_flags(manifest: Path, speech: Speech, tmp_path: Path) -> list[str]:
+    """The long recordings are made of heldout sentences, so another set has to be the guardrail."""
+    sets = {"manifest_path": manifest, "safety_manifest_path": speech.domain}
+    return speech.flags(tmp_path / "run", max_steps=1, eval_interval=1, **sets)
+
+
+@pytest.mark.slow
+def test_a_run_evaluates_long_utterances_in_windows(
+    run_flags: list[str], talk: Talk, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main(run_flags) == 0
+    assert "domain: 2 of 3 utterances are longer than the 4 s" in capsys.readouterr().out
+    for step in ("step-000000", "step-000001"):
+        scores = json.loads((tmp_path / "run" / "eval" / step / "scores.json").read_text())
+        assert scores["domain"]["windows"] == len(talk.clips)
+        assert scores["heldout"]["windowed"] == 0
+        assert scores["fingerprint"]["decode"]["windows"]["seconds"] == 4.0
+
+
+@pytest.mark.usefixtures("without_vad")
+def test_without_silero_vad_a_run_ends_before_its_first_step(run_flags: list[str], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"'talk' lasts .* install silero-vad"):
+        train.main(run_flags)
+    assert not (tmp_path / "run" / "eval").exists()
