@@ -98,7 +98,8 @@ def test_going_on_with_other_numbers_of_processes_reads_the_same(
     assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in theirs], abs=1e-4)
     path = "checkpoints/step-000012/adapter.safetensors"
     ours, theirs = load_file(run / path), load_file(whole / path)
-    assert max(float((ours[name] - theirs[name]).abs().max()) for name in theirs) < 2e-4
+    for name in theirs:
+        assert (ours[name] - theirs[name]).norm() < 1e-2 * theirs[name].norm(), name
     attempts = record.read_json(run / "run.json")["attempts"]
     assert [attempt["world_size"] for attempt in attempts] == [1, 2, 2, 1]
     assert attempts[2]["launch"] == "ZeRO-2"
@@ -128,12 +129,13 @@ def test_a_rewritten_base_is_rewritten_again(
 def test_bf16_on_two_processes_stays_within_its_bound(
     pissa: dict[str, str], undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    """docs/resume.md states the bound: rounding to 8 bits is another one in another order of sums."""
+    """docs/resume.md states the bound: rounding to 8 bits is another one in another order of sums, and on
+    another processor. A loss of nearly nothing has no share of its own to stay within."""
     two, _ = kill_resume.undisturbed(undisturbed.speech, tmp_path / "run", 2, **PISSA)
     ours, theirs = (json.loads(found["metrics.jsonl"]) for found in (two, pissa))
     assert [line["read"] for line in ours] == [line["read"] for line in theirs]
-    off = [abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(ours, theirs, strict=True)]
-    assert max(off) < 0.05, off
+    expected = pytest.approx([line["loss"] for line in theirs], rel=0.05, abs=0.01)
+    assert [line["loss"] for line in ours] == expected
 
 
 def test_a_frozen_rank_takes_the_run_down_and_is_named(undisturbed: Undisturbed, tmp_path: Path) -> None:

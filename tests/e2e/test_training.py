@@ -15,7 +15,7 @@ def run(speech: Speech, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("e2e") / "run"
     (folder.parent / "general.txt").write_text("the\nWAS, and a of")
     settings = {
-        "max_steps": 40, "eval_interval": 20, "learning_rate": 3e-3, "batch_size": 8,
+        "max_steps": 24, "eval_interval": 12, "learning_rate": 3e-3, "batch_size": 8,
         "gradient_accumulation_steps": 2, "lora_r": 16, "lora_alpha": 32, "mixed_precision": "bf16",
         "wandb_mode": "offline",
         # 48 utterances are too few for the guardrail to be more than chance; it has tests of its own
@@ -69,7 +69,7 @@ def test_the_best_step_is_kept_and_not_the_last(run: Path) -> None:
     judged = record.read_json(run / "verdict.json")
     wers = {
         step: record.read_json(record.step_folder(run, step) / "scores.json")["domain"]["wer"]
-        for step in (0, 20, 40)
+        for step in (0, 12, 24)
     }
     assert wers[judged["best_step"]] == min(wers.values()) == judged["domain"]["tuned_wer"]
     assert judged["heldout"] is None
@@ -82,7 +82,7 @@ def test_the_run_directory_holds_what_is_promised(run: Path) -> None:
     identity = record.read_json(run / "run.json")
     assert identity["state"] == "complete"
     assert identity["fingerprint"]["audio"]["rms"] == 0.075
-    assert len(record.read_lines(run / "metrics.jsonl")) == 40
+    assert len(record.read_lines(run / "metrics.jsonl")) == 24
     line = record.read_lines(run / "eval/step-000000/domain.jsonl")[0]
     assert set(line) == {
         "id", "reference", "hypothesis", "reference_raw", "hypothesis_raw",
