@@ -38,7 +38,7 @@ def test_the_golden_curve(speech: Speech, tmp_path: Path) -> None:
     golden = json.loads(GOLDEN.read_text())
     assert sum(golden[-20:]) < 0.3 * sum(golden[:20]), "a curve that does not fall shows nothing"
     # Processors round differently, and a hundred steps carry it along: torch's kernels without vectors came
-    # within 1.4e-5. A changed recipe is off by more than 2 %: a changed audio path was from the first step on.
+    # within 1.4e-5. A changed recipe is off by more than 2 %, a changed audio path from the first step on.
     assert losses(speech, tmp_path) == pytest.approx(golden, rel=0.02, abs=2e-3)
 
 

@@ -110,15 +110,25 @@ def test_transcribe_uses_the_adapter(run: Path, speech: Speech, capsys: pytest.C
     assert all(texts)
 
 
+@pytest.fixture(scope="module")
+def few(speech: Speech) -> dict[str, Path]:
+    """Settings for runs whose scores nobody looks at: a dozen utterances of each set."""
+    settings = {"manifest_path": speech.domain, "safety_manifest_path": speech.heldout}
+    for name, manifest in settings.items():
+        settings[name] = manifest.with_name(f"dozen_{manifest.name}")
+        settings[name].write_text("".join(manifest.read_text().splitlines(keepends=True)[:12]))
+    return settings
+
+
 def test_a_run_that_fails_is_recorded_with_the_reason(
-    speech: Speech, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    speech: Speech, few: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from asrlora.models import families
 
     honest = families.summed_loss
     monkeypatch.setattr(families, "summed_loss", lambda *args: honest(*args) * float("nan"))
     with pytest.raises(FloatingPointError, match="3 steps in a row were not finite"):
-        train.main(speech.flags(tmp_path / "run", max_steps=9))
+        train.main(speech.flags(tmp_path / "run", max_steps=9, **few))
     identity = record.read_json(tmp_path / "run" / "run.json")
     assert identity["state"] == "failed"
     assert "the last one step 3 (loss nan" in identity["reason"]
@@ -127,8 +137,8 @@ def test_a_run_that_fails_is_recorded_with_the_reason(
     assert all(len(set(step["utterances"])) == 8 for step in steps)
 
 
-def test_a_wer_past_the_threshold_stops_the_run(speech: Speech, tmp_path: Path) -> None:
-    settings = {"max_steps": 40, "eval_interval": 5, "learning_rate": 0.5, "wer_stop_threshold": 1.1}
+def test_a_wer_past_the_threshold_stops_the_run(speech: Speech, few: dict[str, Path], tmp_path: Path) -> None:
+    settings = {"max_steps": 40, "eval_interval": 5, "learning_rate": 0.5, "wer_stop_threshold": 1.1, **few}
     assert train.main(speech.flags(tmp_path / "run", **settings)) == 0
     assert len(record.read_lines(tmp_path / "run" / "metrics.jsonl")) < 40
     assert "passed 1.1 times its baseline" in record.read_json(tmp_path / "run" / "run.json")["reason"]
@@ -156,7 +166,11 @@ def test_a_wer_past_the_threshold_stops_the_run(speech: Speech, tmp_path: Path) 
     ],
     ids=["dora", "pissa"],
 )
-def test_other_recipes_run_to_a_verdict(speech: Speech, tmp_path: Path, settings: dict[str, object]) -> None:
-    flags = speech.flags(tmp_path / "run", max_steps=2, eval_interval=2, learning_rate=1e-3, **settings)
+def test_other_recipes_run_to_a_verdict(
+    speech: Speech, few: dict[str, Path], tmp_path: Path, settings: dict[str, object]
+) -> None:
+    flags = speech.flags(
+        tmp_path / "run", max_steps=2, eval_interval=2, learning_rate=1e-3, **few, **settings
+    )
     assert train.main(flags) == 0
     assert (tmp_path / "run" / "verdict.json").is_file()

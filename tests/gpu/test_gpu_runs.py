@@ -162,7 +162,7 @@ def test_memory_that_is_out_is_a_message_that_says_what_helps(
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
         monkeypatch.setattr(families, "summed_loss", out)
-    flags = tones.flags(tmp_path / "run", **{**SETTINGS, "resume": "never"})
+    flags = tones.flags(tmp_path / "run", **{**SETTINGS, "batch_size": None, "batch_seconds": 4})
     assert exit_code(lambda: train.main(flags)) == 2
     told = capsys.readouterr().err
     assert "memory" in told
