@@ -141,7 +141,7 @@ def test_an_evaluation_by_ranks_writes_what_one_process_writes(
     assert done.returncode == 0, done
     assert done.stdout.count("substitutions") == 1
     scores = [json.loads((tmp_path / way / "scores.json").read_text()) for way in ("one", "ranks")]
-    assert all(one.pop("seconds") > 0 and one.pop("rtfx") > 0 and one.pop("threads") for one in scores)
+    assert all(one.pop("seconds") > 0 and one.pop("rtfx") > 0 for one in scores)
     assert [one.pop("threads")["torch_threads"] for one in scores] == [1, 1]
     assert scores[0] == scores[1]
     hypotheses = [(tmp_path / way / "hypotheses.jsonl").read_bytes() for way in ("one", "ranks")]
