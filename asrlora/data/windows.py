@@ -18,9 +18,8 @@ FRAME = 512  # samples that silero-vad gives one probability for
 THRESHOLD, RELEASE = 0.5, 0.35  # speech begins at the first and ends below the second
 MIN_SILENCE = 0.16  # seconds; a shorter dip is no pause
 PAD = 0.4  # seconds kept on either side of speech, or half of the pause where that is less
-SILENCE = round(
-    SILENCE_RMS * 32767
-)  # of 16-bit samples at the recording's level; up to it is digital silence
+SILENCE = round(SILENCE_RMS * 32767)  # 16-bit steps; what moves less is digital silence
+EDGE = 160  # samples whose median is the level that such silence has
 
 # Every number above decides what a model is given, so all of them are part of the fingerprint.
 FINGERPRINT = {
@@ -73,11 +72,17 @@ def cut(probabilities: Probabilities, samples: int, limit: int) -> Windows:
 def trim(span: Span, pcm: Pcm) -> Span:
     """Without digital silence at either end, as clips are cut that models are trained on.
 
-    What a microphone hears in a pause is louder, and stays.
+    Silence stands still, if not at zero: the audio path takes out the mean and trend of the whole recording.
+    What a microphone hears in a pause moves more, and stays.
     """
     start, end = span
-    sound = np.flatnonzero(np.abs(pcm[start:end].astype(np.int32)) > SILENCE)
-    return (start + int(sound[0]), start + int(sound[-1]) + 1) if len(sound) else span
+    wave = pcm[start:end].astype(np.int32)
+    first, last = (
+        np.flatnonzero(np.abs(wave - np.median(edge)) > SILENCE) for edge in (wave[:EDGE], wave[-EDGE:])
+    )
+    if not (len(first) and len(last) and first[0] <= last[-1]):
+        return span
+    return start + int(first[0]), start + int(last[-1]) + 1
 
 
 def describe(counts: Mapping[str, int], limit: float) -> str:

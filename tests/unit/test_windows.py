@@ -106,10 +106,20 @@ def test_padding_never_makes_speech_that_fits_too_long() -> None:
     assert all(end - start <= 4 * SECOND for start, end in found.spans)
 
 
-def test_digital_silence_at_the_ends_of_a_window_is_cut_off() -> None:
-    pcm = np.zeros(1000, np.int16)
-    pcm[300:600] = 500
-    pcm[:50] = 2  # dither
-    assert windows.trim((100, 1000), pcm) == (300, 600)
-    assert windows.trim((0, 250), pcm) == (0, 250), "a window of nothing but silence stays"
-    assert windows.trim((0, 1000), np.full(1000, -32768, np.int16)) == (0, 1000)
+@pytest.mark.parametrize("level", [0, 6, -2000])
+def test_digital_silence_at_the_ends_of_a_window_is_cut_off(level: int) -> None:
+    """At any level: the audio path's mean is that of the whole recording."""
+    pcm = np.full(2000, level, np.int16)
+    pcm[800:1600:2] += 500
+    pcm[:50] += 2  # dither
+    assert windows.trim((100, 2000), pcm) == (800, 1599)
+    assert windows.trim((0, 700), pcm) == (0, 700), "a window of nothing but silence stays"
+
+
+def test_what_a_microphone_hears_in_a_pause_is_kept() -> None:
+    pcm = np.random.default_rng(0).normal(0, 30, 4000).astype(np.int16)
+    start, end = windows.trim((0, 4000), pcm)
+    assert start < 5
+    assert end > 3995
+    step = np.repeat(np.array([0, 100], np.int16), 1000)
+    assert windows.trim((0, 2000), step) == (0, 2000)
