@@ -75,7 +75,7 @@ def export(adapter: Path, output: Path, model_id: str | None, merge: bool) -> st
             model, base = open_model(base_id, adapter)
             difference = adapters.merge(model, base, aside)
             return f"{base.kind} with its adapter merged; logits within {difference:.0e} of the adapter's"
-        for name in ("adapter_model.safetensors", BASE_FILE):
+        for name in (adapters.WEIGHTS, BASE_FILE):
             if (adapter / name).exists():
                 shutil.copy(adapter / name, aside)
         settings["base_model_name_or_path"] = base_id

@@ -19,7 +19,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -36,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import kill_resume
 from asrlora.runs import record
 from conftest import Speech
-from kill_resume import SETTINGS, differences, result, server
+from kill_resume import SETTINGS, differences, free_port, result, server
 
 WORLDS = {"1": (1, False), "2": (2, False), "ZeRO-2": (2, True)}
 TIMEOUTS: dict[str, object] = {"heartbeat_timeout": 8, "work_timeout": 12}
@@ -209,12 +208,6 @@ class Launch:
         for process in [*self.ranks, *([self.store] if self.store else [])]:
             process.kill()
             process.join()
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def launch(world: str, flags: list[str], log: Path, change: Callable[[int], Callable[[int], None]]) -> Launch:

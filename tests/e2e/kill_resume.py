@@ -86,6 +86,12 @@ def server() -> multiprocessing.context.ForkServerContext:
 def _nothing(rank: int) -> None: ...
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
 def start(
     world: int,
     flags: list[str],
@@ -94,9 +100,7 @@ def start(
     change: Callable[[int], None] = _nothing,
 ) -> list[multiprocessing.Process]:
     """`change` is called in each rank, with its number, before the run."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     given = (world, port, flags, log, zero2, change)
     ranks = [server().Process(target=_rank, args=(r, *given)) for r in range(world)]
     for rank in ranks:
