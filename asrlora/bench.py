@@ -29,7 +29,8 @@ import numpy.typing as npt
 import soundfile
 
 from asrlora.console import console
-from asrlora.data import audio, build, index, manifest, plan, shards
+from asrlora.data import audio, manifest, plan
+from asrlora.data.shards import index, reader, writer
 
 REPEATS = 3
 BATCH_SIZE = 8
@@ -138,14 +139,14 @@ def _index(folder: Path, count: int) -> dict[str, Any]:
         "fingerprint": {"audio": audio.FINGERPRINT}, "utterances": count, "seconds": sum(lengths),
         "rejected": {}, "files": facts,
     }  # fmt: skip
-    (folder / shards.META).write_text(json.dumps({**meta, "sha256": build.digest(meta)}))
-    opened = shards.open_shards(folder).samples
+    (folder / reader.META).write_text(json.dumps({**meta, "sha256": writer.digest(meta)}))
+    opened = reader.open_shards(folder).samples
     rng = np.random.default_rng(0)
     some = rng.integers(count, size=1000).tolist()
     return {
         "utterances": count,
         "write seconds": written,
-        "open seconds": min(_cpu_seconds(lambda: shards.open_shards(folder)) for _ in range(REPEATS)),
+        "open seconds": min(_cpu_seconds(lambda: reader.open_shards(folder)) for _ in range(REPEATS)),
         "bytes per utterance": sum(facts[name]["bytes"] for name in index.FILES) / count,
         "microseconds per checked sample": 1e3 * _cpu_seconds(lambda: [opened[n] for n in some]),
     }
@@ -153,7 +154,7 @@ def _index(folder: Path, count: int) -> dict[str, Any]:
 
 def _damage(folder: Path, count: int) -> dict[str, Any]:
     utterances = write_corpus(folder / "wav", np.full(8, 0.5), audio.SAMPLE_RATE)
-    shards.build(utterances, folder / "shards")
+    reader.build(utterances, folder / "shards")
     path = folder / "shards" / index.shard_name(0)
     whole = path.read_bytes()
     rng = np.random.default_rng(0)
@@ -164,7 +165,7 @@ def _damage(folder: Path, count: int) -> dict[str, Any]:
         flipped[at] ^= 1 << bit
         for kind, data in {"truncations": whole[:at], "bit flips": bytes(flipped)}.items():
             path.write_bytes(data)
-            noticed[kind] += bool(shards.verify(folder / "shards"))
+            noticed[kind] += bool(reader.verify(folder / "shards"))
     return {f"{kind} noticed of {count}": number for kind, number in noticed.items()}
 
 
@@ -193,7 +194,7 @@ def _build(folder: Path, count: int) -> dict[str, Any]:
 
 def _build_seconds(utterances: list[manifest.Utterance], workers: int, out: Path) -> float:
     start = time.perf_counter()
-    shards.build(utterances, out, workers=workers)
+    reader.build(utterances, out, workers=workers)
     return time.perf_counter() - start
 
 
@@ -218,7 +219,7 @@ def _apart(utterances: list[manifest.Utterance], out: Path) -> float:
 def _half(utterances: list[manifest.Utterance], out: Path, together: Any) -> None:
     audio.read_audio(utterances[0].audio)
     together.wait()
-    shards.build(utterances, out, workers=1)
+    reader.build(utterances, out, workers=1)
     together.wait()
 
 
@@ -231,11 +232,11 @@ def _loader(folder: Path, count: int) -> dict[str, Any]:
     """
     import torch
 
-    from asrlora.data.batches import read_batches
+    from asrlora.data.loader import read_batches
     from asrlora.engine.runtime import keep_memory
 
     lengths = np.sort(speech_lengths(count - count % BATCH_SIZE, 2))
-    opened = shards.build(write_corpus(folder / "wav", lengths, audio.SAMPLE_RATE), folder / "shards")
+    opened = reader.build(write_corpus(folder / "wav", lengths, audio.SAMPLE_RATE), folder / "shards")
     batches = [(0, list(range(n, n + BATCH_SIZE))) for n in range(0, len(lengths), BATCH_SIZE)]
     torch.set_num_threads(1)  # as in a worker: threads that wait for work by spinning would be counted
     keep_memory()
@@ -249,8 +250,8 @@ def _loader(folder: Path, count: int) -> dict[str, Any]:
 
     def afresh(epoch: Callable[[], None], room: int) -> float:
         """CPU seconds of an epoch with room for so many bytes of decoded audio, none of it there yet."""
-        shards.forget(opened)
-        shards.memory.left = room
+        reader.forget(opened)
+        reader.memory.left = room
         with contextlib.suppress(AttributeError):  # glibc; so that memory is as new as in a first epoch
             ctypes.CDLL(None).malloc_trim(0)
         return _cpu_seconds(epoch)
@@ -258,7 +259,7 @@ def _loader(folder: Path, count: int) -> dict[str, Any]:
     work: dict[str, Callable[[], float]] = {
         "more audio than memory, for a GPU": lambda: afresh(for_a_gpu, 0),
         "more audio than memory, on the CPU": lambda: afresh(on_the_cpu, 0),
-        "first epoch, on the CPU": lambda: afresh(on_the_cpu, shards.KEEP_BYTES),
+        "first epoch, on the CPU": lambda: afresh(on_the_cpu, reader.KEEP_BYTES),
         "later epochs, on the CPU": lambda: _cpu_seconds(on_the_cpu),
     }
     mine = list(work)
@@ -315,7 +316,7 @@ def write_lhotse_shar(paths: list[Path], folder: Path) -> None:
 
     folder.mkdir()
     cuts = lhotse.CutSet.from_cuts(lhotse.Recording.from_file(path).to_cut() for path in paths)
-    cuts.to_shar(folder, fields={"recording": "flac"}, shard_size=build.SAMPLES_PER_SHARD, verbose=False)
+    cuts.to_shar(folder, fields={"recording": "flac"}, shard_size=writer.SAMPLES_PER_SHARD, verbose=False)
 
 
 def lhotse_shar(folder: Path) -> Iterator[Any]:

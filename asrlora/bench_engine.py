@@ -20,8 +20,8 @@ from asrlora.config import RunConfig
 from asrlora.console import console
 from asrlora.demo.demo import training_command
 from asrlora.engine import checkpoint
-from asrlora.runs.record import read_json, read_lines
-from asrlora.runs.tracking import Tracker, finish, start
+from asrlora.record.run_dir import read_json, read_lines
+from asrlora.tracking.sinks import Tracker, finish, start
 
 STEPS, SAVE_INTERVAL, KILLED_AFTER = 200, 50, 110
 EVALUATED = 8  # utterances of domain and of heldout

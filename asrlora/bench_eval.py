@@ -25,7 +25,7 @@ from asrlora.console import console
 from asrlora.data import audio, manifest
 from asrlora.demo import corpus
 from asrlora.demo.demo import ROOT, on_two_processes
-from asrlora.runs.record import read_json, read_lines
+from asrlora.record.run_dir import read_json, read_lines
 
 REPEATS = 2
 BATCH_SIZES = (1, 4, 8, 16, 32)  # of the pipeline
@@ -38,7 +38,7 @@ Turn = tuple[Texts, float]  # and seconds
 
 def bench_eval(utterances: int, batch_sizes: tuple[int, ...] = BATCH_SIZES) -> dict[str, dict[str, Any]]:
     """All figures; the first batch size must be 1."""
-    from asrlora.models import families, moonshine
+    from asrlora.models import moonshine, registry
 
     for name, value in allocation.WAITING.items():  # torch's defaults, for the pipeline; ours sets it again
         if os.environ.get(name) == value:
@@ -50,7 +50,7 @@ def bench_eval(utterances: int, batch_sizes: tuple[int, ...] = BATCH_SIZES) -> d
         console.print(f"bench: speaking {utterances} utterances")
         spoken = _speak(Path(name), utterances)
         seconds = sum(u.duration for u in spoken)
-        limit = moonshine.token_limit(families.load_base(str(BASE)), max(u.duration for u in spoken))
+        limit = moonshine.token_limit(registry.load_base(str(BASE)), max(u.duration for u in spoken))
         ways: dict[str, Callable[[], Turn]] = {
             "asrlora, one process": functools.partial(
                 _ours, [sys.executable, str(ROOT / "asrlora" / "cli.py")], Path(name)

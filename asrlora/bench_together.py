@@ -23,10 +23,11 @@ from asrlora import allocation
 from asrlora.bench import Figures
 from asrlora.bench_engine import few
 from asrlora.console import console
-from asrlora.data import manifest, shards
+from asrlora.data import manifest
+from asrlora.data.shards import reader
 from asrlora.demo.demo import ROOT
-from asrlora.runs import sweep
-from asrlora.runs.record import read_json
+from asrlora.record.run_dir import read_json
+from asrlora.sweep import sweep_file
 
 SEEDS = (1, 2)
 UTTERANCES = {"dataset_path": 512, "manifest_path": 200, "safety_manifest_path": 200}
@@ -38,7 +39,7 @@ OURS = ("OMP_", "GOMP_", allocation.CPUS)  # what would keep the trials from fin
 # each task of srun becomes the trial of its number
 TASK = 'trial="ASRLORA_TRIAL_$SLURM_PROCID"; eval "exec ${!trial}"'
 
-Way = Callable[[sweep.Sweep, Path], list[list[str]]]  # the commands that run a sweep's trials at once
+Way = Callable[[sweep_file.Sweep, Path], list[list[str]]]  # the commands that run a sweep's trials at once
 
 
 def bench_together(data: Path, steps: int, ways: Mapping[str, Way]) -> Figures:
@@ -69,7 +70,7 @@ def _settings(data: Path, folder: Path, steps: int) -> dict[str, Any]:
         key: few(data / MANIFESTS[key], folder / f"{key}.jsonl", count) for key, count in UTTERANCES.items()
     }
     for path in paths.values():
-        shards.cached(manifest.read_manifest(path, allow_outside=True))
+        reader.cached(manifest.read_manifest(path, allow_outside=True))
     return {
         **{key: str(path) for key, path in paths.items()},
         "model_id": str(ROOT / "asrlora" / "demo" / "base"), "max_steps": steps, "eval_interval": steps,
@@ -89,7 +90,7 @@ def _seconds(commands: Way, output: Path, fixed: dict[str, Any], seeds: Sequence
     with open(output.with_suffix(".log"), "w+b") as log:
         running = [
             subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, env=environment)
-            for words in commands(sweep.load(file), file)
+            for words in commands(sweep_file.load(file), file)
         ]
         codes = [process.wait() for process in running]
         seconds = time.perf_counter() - begin
@@ -99,16 +100,16 @@ def _seconds(commands: Way, output: Path, fixed: dict[str, Any], seeds: Sequence
     return seconds
 
 
-def _terminals(loaded: sweep.Sweep, file: Path) -> list[list[str]]:
-    return [sweep.command(loaded, trial) for trial in sweep.trials_of(loaded, loaded)]
+def _terminals(loaded: sweep_file.Sweep, file: Path) -> list[list[str]]:
+    return [sweep_file.command(loaded, trial) for trial in sweep_file.trials_of(loaded, loaded)]
 
 
-def _jobs(loaded: sweep.Sweep, file: Path) -> list[list[str]]:
-    jobs = str(len(sweep.trials_of(loaded, loaded)))
+def _jobs(loaded: sweep_file.Sweep, file: Path) -> list[list[str]]:
+    jobs = str(len(sweep_file.trials_of(loaded, loaded)))
     return [[sys.executable, "-m", "asrlora.cli", "sweep", "run", str(file), "--jobs", jobs]]
 
 
-def _tasks(loaded: sweep.Sweep, file: Path) -> list[list[str]]:
+def _tasks(loaded: sweep_file.Sweep, file: Path) -> list[list[str]]:
     """One srun whose tasks share the CPUs of a node."""
     trials = _terminals(loaded, file)
     each = max(1, allocation.of_process().worker_threads // len(trials))

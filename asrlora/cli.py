@@ -362,9 +362,10 @@ def _pretrain(args: argparse.Namespace) -> int:
 
 
 def _manifest_check(args: argparse.Namespace) -> int:
-    from asrlora.data import check, plan
-    from asrlora.files import write_json
+    from asrlora.data import plan
+    from asrlora.data.audit import manifest_check
     from asrlora.models import cost
+    from asrlora.storage import write_json
 
     paths = {"dataset_path": args.train, "manifest_path": args.domain, "safety_manifest_path": args.heldout}
     given = {name: value for name, value in vars(args).items() if name in ("model_id", *RECIPE)}
@@ -375,12 +376,12 @@ def _manifest_check(args: argparse.Namespace) -> int:
     if with_model:
         find_model(config.model_id)
     sets = {"train": args.train, "domain": args.domain, **config.guardrails}
-    found, opened = check.check(sets, config, args.allow_outside, decode=not args.quick, cost=costs)
+    found, opened = manifest_check.check(sets, config, args.allow_outside, decode=not args.quick, cost=costs)
     if with_model and opened:
-        from asrlora.engine.offline import audit_model
+        from asrlora.engine.inference import audit_model
 
         found = audit_model(config, found, opened)
-    for table in check.tables(found):
+    for table in manifest_check.tables(found):
         console.print(table)
     for finding in found.findings:
         console.print(f"{'STOP' if finding.stops else 'note'}: {finding.kind}: {finding.message}")
@@ -390,10 +391,11 @@ def _manifest_check(args: argparse.Namespace) -> int:
 
 
 def _manifest_import(args: argparse.Namespace) -> int:
-    from asrlora.data import importers, manifest
+    from asrlora.data import manifest
+    from asrlora.data.importers import convert
 
-    samples = args.samples or (importers.DOMAIN_SAMPLES if args.role == "domain" else None)
-    made = importers.import_source(
+    samples = args.samples or (convert.DOMAIN_SAMPLES if args.role == "domain" else None)
+    made = convert.import_source(
         args.source, args.output, form=args.format, samples=samples, seed=args.seed,
         allow_outside=args.allow_outside, audio_root=args.audio_root, split=args.split,
         text_field=args.text_field,
@@ -411,30 +413,32 @@ def _manifest_import(args: argparse.Namespace) -> int:
 
 
 def _manifest_merge(args: argparse.Namespace) -> int:
-    from asrlora.data import manifest, sets
+    from asrlora.data import manifest, subsets
 
     if len(set(args.manifests)) < len(args.manifests):
         raise UserError("a manifest is named twice; name each once")
     manifest.check_new(args.output)
-    merged = sets.merge({path: manifest.read_manifest(path, args.allow_outside) for path in args.manifests})
+    merged = subsets.merge(
+        {path: manifest.read_manifest(path, args.allow_outside) for path in args.manifests}
+    )
     _write_set(args.output, merged, {})
     return 0
 
 
 def _manifest_split(args: argparse.Namespace) -> int:
-    from asrlora.data import manifest, sets
+    from asrlora.data import manifest, subsets
 
-    parts = sets.parse_parts(args.parts)
+    parts = subsets.parse_parts(args.parts)
     for name in parts:
         manifest.check_new(args.output_dir / f"{name}.jsonl")
     utterances = manifest.read_manifest(args.manifest, args.allow_outside)
-    for name, part in sets.split(utterances, parts, args.seed, args.by_speaker).items():
+    for name, part in subsets.split(utterances, parts, args.seed, args.by_speaker).items():
         _write_set(args.output_dir / f"{name}.jsonl", part, {})
     return 0
 
 
 def _manifest_filter(args: argparse.Namespace) -> int:
-    from asrlora.data import manifest, sets
+    from asrlora.data import manifest, subsets
 
     manifest.check_new(args.output)
     try:
@@ -444,10 +448,10 @@ def _manifest_filter(args: argparse.Namespace) -> int:
     speakers = None
     if args.speakers:
         speakers = {line.strip() for line in manifest.text_lines(args.speakers) if line.strip()}
-    wanted = sets.Filter(
+    wanted = subsets.Filter(
         args.min_seconds, args.max_seconds, args.min_words, args.max_words, match, speakers
     )  # fmt: skip
-    kept, left_out = sets.apply_filter(manifest.read_manifest(args.manifest, args.allow_outside), wanted)
+    kept, left_out = subsets.apply_filter(manifest.read_manifest(args.manifest, args.allow_outside), wanted)
     if not kept:
         raise UserError(f"{args.manifest}: {manifest.describe(0, left_out)}")
     _write_set(args.output, kept, left_out)
@@ -458,7 +462,7 @@ def _manifest_restyle(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from asrlora.data import manifest
-    from asrlora.data.style import restyle
+    from asrlora.data.audit.transcript_style import restyle
 
     asked = {name: value for name, value in vars(args).items() if name in STYLE}
     run = {"dataset_path": args.manifest, "manifest_path": args.manifest, "output_dir": Path()}
@@ -478,10 +482,10 @@ def _manifest_restyle(args: argparse.Namespace) -> int:
 def _manifest_stats(args: argparse.Namespace) -> int:
     from rich.table import Table
 
-    from asrlora.data import manifest, sets
+    from asrlora.data import manifest, subsets
 
     table = Table("", str(args.manifest))
-    for row in sets.statistics(manifest.read_manifest(args.manifest, args.allow_outside)).items():
+    for row in subsets.statistics(manifest.read_manifest(args.manifest, args.allow_outside)).items():
         table.add_row(*row)
     console.print(table)
     return 0
@@ -511,15 +515,16 @@ def _slice(text: str) -> tuple[int, int]:
 
 
 def _shards_build(args: argparse.Namespace) -> int:
-    from asrlora.data import build, manifest
+    from asrlora.data import manifest
+    from asrlora.data.shards import writer
 
     if args.workers is not None and args.workers < 1:
         raise UserError("--workers must be at least 1")
-    chunks = build.cut(manifest.read_manifest(args.manifest, args.allow_outside))
+    chunks = writer.cut(manifest.read_manifest(args.manifest, args.allow_outside))
     number, count = args.slice or (1, 1)
     ours = [utterance for chunk in chunks[number - 1 :: count] for utterance in chunk.utterances]
     with progress("shards", sum(utterance.duration for utterance in ours)) as advance:
-        build.write_shards(chunks, args.out, part=(number, count), workers=args.workers, progress=advance)
+        writer.write_shards(chunks, args.out, part=(number, count), workers=args.workers, progress=advance)
     if args.slice:
         console.print(f"slice {number}/{count} of {args.out}: {len(ours):,} utterances; then merge")
         return 0
@@ -527,10 +532,11 @@ def _shards_build(args: argparse.Namespace) -> int:
 
 
 def _shards_merge(args: argparse.Namespace) -> int:
-    from asrlora.data import build, manifest, shards
+    from asrlora.data import manifest
+    from asrlora.data.shards import reader, writer
 
-    build.finish(args.out)
-    built = shards.open_shards(args.out)
+    writer.finish(args.out)
+    built = reader.open_shards(args.out)
     console.print(
         f"{args.out}: {manifest.describe(len(built.samples), built.rejected)}, {built.seconds / 3600:.2f} h"
     )
@@ -538,9 +544,9 @@ def _shards_merge(args: argparse.Namespace) -> int:
 
 
 def _shards_verify(args: argparse.Namespace) -> int:
-    from asrlora.data import shards
+    from asrlora.data.shards import reader
 
-    damaged = shards.verify(args.folder)
+    damaged = reader.verify(args.folder)
     for identity in damaged:
         console.print(f"damaged: {identity}")
     console.print(f"{args.folder}: {'sound' if not damaged else f'{len(damaged)} samples or files damaged'}")
@@ -581,7 +587,7 @@ def _tell_figures(figures: "Figures", output: Path | None) -> int:
 
     tell(figures)
     if output:
-        from asrlora.files import write_json
+        from asrlora.storage import write_json
 
         write_json(output, figures)
     return 0
@@ -598,11 +604,12 @@ def _bench_verdict(args: argparse.Namespace) -> int:
 
 
 def _eval(args: argparse.Namespace) -> int:
-    from asrlora.data import audit, manifest, windows
-    from asrlora.data.fields import fold
-    from asrlora.runs.hypothesis_file import PLAIN
-    from asrlora.runs.scores import score_file
-    from asrlora.score import metric, odd, text, words
+    from asrlora.data import manifest, windows
+    from asrlora.data.audit import checks
+    from asrlora.data.importers.fields import fold
+    from asrlora.record.hypothesis_file import PLAIN
+    from asrlora.record.scores import score_file
+    from asrlora.score import degenerate, keyword_recall, metric, text
 
     if args.hypotheses and args.adapter_dir:
         raise UserError("--hypotheses and --adapter-dir exclude each other; nothing is decoded")
@@ -612,9 +619,9 @@ def _eval(args: argparse.Namespace) -> int:
     chosen = getattr(args, "text_normaliser", None)
     normaliser, by = text.normaliser(chosen, args.language), metric.choose(args.metric, args.language)
     utterances = manifest.read_manifest(args.manifest_path, args.allow_outside)
-    if others := audit.other_languages(utterances, args.language):
+    if others := checks.other_languages(utterances, args.language):
         console.print(f"note: {others}")
-    domain_words = words.choose(listed, general, (u.text for u in utterances), None, normaliser)
+    domain_words = keyword_recall.choose(listed, general, (u.text for u in utterances), None, normaliser)
     if (args.output_dir / "scores.json").exists():
         raise UserError(f"--output-dir {args.output_dir} holds another evaluation; give a new folder")
     scores: dict[str, Any] | None
@@ -633,7 +640,7 @@ def _eval(args: argparse.Namespace) -> int:
 
         check_processes()
         _check_model(args.model_id, args.adapter_dir)
-        from asrlora.engine.offline import evaluate_manifest
+        from asrlora.engine.inference import evaluate_manifest
 
         scores = evaluate_manifest(
             args.model_id, args.adapter_dir, utterances, args.output_dir, args.eval_batch_seconds,
@@ -644,7 +651,7 @@ def _eval(args: argparse.Namespace) -> int:
             return 0  # one of several processes; the first one tells
         speed = f"{scores['rtfx']:,.0f} audio-s/s"
     console.print(str(by))
-    for finding in audit.spaces(str(args.manifest_path), utterances, by):
+    for finding in checks.spaces(str(args.manifest_path), utterances, by):
         console.print(f"note: {finding.message}")
     console.print(
         f"WER {scores['wer']:.2%} ({scores['substitutions']} substitutions, {scores['deletions']}"
@@ -658,7 +665,7 @@ def _eval(args: argparse.Namespace) -> int:
     if scores.get("windowed"):
         limit = scores["fingerprint"]["decode"]["windows"]["seconds"]
         console.print(f"{scores['windowed']:,} utterances are {windows.describe(scores, limit)}")
-    if strange := odd.told(scores):
+    if strange := degenerate.told(scores):
         console.print(f"of the hypotheses {strange}")
     _tell_breakdown(scores)
     return 0
@@ -696,8 +703,8 @@ def _tell_breakdown(scores: Mapping[str, Any]) -> None:
 
 
 def _verdict(args: argparse.Namespace) -> int:
-    from asrlora.runs.record import judge_run
-    from asrlora.runs.report import write_report
+    from asrlora.record.run_dir import judge_run
+    from asrlora.report.page import write_report
     from asrlora.score.verdict import EXIT_CODES, sections
 
     judged = judge_run(args.run_dir, args.resample_by)
@@ -712,7 +719,7 @@ def _verdict(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from asrlora.runs import compare
+    from asrlora.report import compare
 
     places = [*args.runs, *(compare.trials(args.sweep) if args.sweep else ())]
     if not places:
@@ -725,14 +732,14 @@ def _compare(args: argparse.Namespace) -> int:
     compare.write_page(groups, page)
     console.print(f"page: {page}")
     if args.figures:
-        from asrlora.runs.paper import write_figures
+        from asrlora.report.publication_figures import write_figures
 
         console.print(f"{len(write_figures(groups, args.figures))} figures: {args.figures}")
     return 0
 
 
 def _status(args: argparse.Namespace) -> int:
-    from asrlora.runs import status
+    from asrlora.record import status
 
     for run in args.runs:
         console.print(status.describe(run))
@@ -740,18 +747,18 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _track_sync(args: argparse.Namespace) -> int:
-    from asrlora.runs import tracking
+    from asrlora.tracking import sinks
 
-    if not any(tracking.unsent(run) for run in args.runs):
+    if not any(sinks.unsent(run) for run in args.runs):
         console.print("nothing waits to be sent to W&B")
         return 0
-    return 1 if tracking.sync(args.runs, args.dry_run) else 0
+    return 1 if sinks.sync(args.runs, args.dry_run) else 0
 
 
 def _track_workspace(args: argparse.Namespace) -> int:
-    from asrlora.runs import tracking
+    from asrlora.tracking import sinks
 
-    made = tracking.workspace(args.entity, args.project, args.group, args.metric or "wer")
+    made = sinks.workspace(args.entity, args.project, args.group, args.metric or "wer")
     made.save()
     console.print(f"workspace: {made.url}")
     return 0
@@ -772,8 +779,8 @@ def _transcribe(args: argparse.Namespace) -> int:
     if form in ("srt", "vtt") and len(args.audio) > 1:
         raise UserError(f"--output-format {form}: subtitles are of one file; give one, or jsonl for several")
     _check_model(args.model_id, args.adapter_dir)
-    from asrlora.engine.offline import transcribe_files
-    from asrlora.runs import transcripts
+    from asrlora.engine.inference import transcribe_files
+    from asrlora.record import transcripts
 
     for found in transcribe_files(args.model_id, args.adapter_dir, args.audio, args.language, args.num_beams):
         if found.note:
@@ -799,14 +806,14 @@ def _check_model(model_id: str | None, adapter: Path | None) -> None:
 
 def _export(args: argparse.Namespace) -> int:
     _check_model(args.model_id, args.adapter)
-    from asrlora.engine.offline import export
+    from asrlora.engine.inference import export
 
     console.print(f"{args.output}: {export(args.adapter, args.output, args.model_id, args.merge)}")
     return 0
 
 
 def _ledger(args: argparse.Namespace) -> int:
-    from asrlora.runs import ledger
+    from asrlora.record import ledger
 
     folders = args.runs or [path for path in (Path("docs/runs"), Path("outputs")) if path.is_dir()]
     active, archived = ledger.write_matrix(args.page, args.archive_page, ledger.find_runs(folders))
@@ -815,7 +822,7 @@ def _ledger(args: argparse.Namespace) -> int:
 
 
 def _ledger_archive(args: argparse.Namespace) -> int:
-    from asrlora.runs import ledger
+    from asrlora.record import ledger
 
     ledger.archive(args.run_dir, args.reason)
     ledger.write_matrix(args.page, args.archive_page, [args.run_dir])
@@ -824,7 +831,7 @@ def _ledger_archive(args: argparse.Namespace) -> int:
 
 
 def _ledger_verify(args: argparse.Namespace) -> int:
-    from asrlora.runs import ledger
+    from asrlora.record import ledger
 
     odd = ledger.verify(args.run_dir)
     for line in odd:
@@ -834,20 +841,20 @@ def _ledger_verify(args: argparse.Namespace) -> int:
 
 
 def _sweep_plan(args: argparse.Namespace) -> int:
-    from asrlora.runs import programme, slurm, sweep
+    from asrlora.sweep import phases, slurm, sweep_file
 
-    loaded = sweep.load(args.file)
+    loaded = sweep_file.load(args.file)
     allowed = slurm.limits()
     if args.arrays:
-        for name, count in sweep.sizes(loaded).items():
+        for name, count in sweep_file.sizes(loaded).items():
             for part in slurm.parts(count, allowed):
                 print(name, part.array(loaded.at_once), *([part.offset] if part.offset else []))
         return 0
-    for chapter in programme.chapters(loaded):
+    for chapter in phases.chapters(loaded):
         console.print(f"phase {chapter.phase.name}:")
         for number, trial in enumerate(chapter.trials):
             console.print(f"  {number} {trial.id} {trial.label}")
-            console.print(f"    {sweep.typed(sweep.command(loaded, trial))}")
+            console.print(f"    {sweep_file.typed(sweep_file.command(loaded, trial))}")
     for line in slurm.describe(loaded, args.file, allowed):
         console.print(line)
     return 0
@@ -856,33 +863,33 @@ def _sweep_plan(args: argparse.Namespace) -> int:
 def _sweep_run(args: argparse.Namespace) -> int:
     import os
 
-    from asrlora.runs import programme, slurm, sweep
+    from asrlora.sweep import phases, slurm, sweep_file
 
-    loaded = sweep.load(args.file)
-    sweep.check_jobs(loaded, args.jobs if args.trial is None else 1)
-    phases = {phase.name: phase for phase in sweep.phases_of(loaded)}
+    loaded = sweep_file.load(args.file)
+    sweep_file.check_jobs(loaded, args.jobs if args.trial is None else 1)
+    named = {phase.name: phase for phase in sweep_file.phases_of(loaded)}
     if args.phase is None and args.trial is None:
-        return programme.run(loaded, args.jobs)
-    name = args.phase or next(iter(phases))
-    if name not in phases:
-        raise UserError(f"--phase {name}: {args.file} has the phases {', '.join(phases)}")
+        return phases.run(loaded, args.jobs)
+    name = args.phase or next(iter(named))
+    if name not in named:
+        raise UserError(f"--phase {name}: {args.file} has the phases {', '.join(named)}")
     number = args.trial
     if number is not None:
-        count = sweep.sizes(loaded)[name]
+        count = sweep_file.sizes(loaded)[name]
         number = slurm.number_of(number, args.offset, count, args.file, loaded)
         if partly := slurm.note(count, os.environ):
             console.print(partly)
-    programme.check_parity(loaded)
-    return programme.run_phase(loaded, phases[name], args.jobs, number)
+    phases.check_parity(loaded)
+    return phases.run_phase(loaded, named[name], args.jobs, number)
 
 
 def _sweep_status(args: argparse.Namespace) -> int:
     from rich.table import Table
 
-    from asrlora.runs import programme, sweep
+    from asrlora.sweep import phases, sweep_file
 
-    loaded = sweep.load(args.file)
-    for chapter in programme.chapters(loaded):
+    loaded = sweep_file.load(args.file)
+    for chapter in phases.chapters(loaded):
         table = Table("trial")
         table.add_column(chapter.phase.name, overflow="fold")
         label = "/".join(sorted({one.metric.upper() for one in chapter.standings}))
@@ -902,7 +909,7 @@ def _sweep_status(args: argparse.Namespace) -> int:
         for one in chapter.standings:  # whole lines: in a column, sentences would stand a word a line
             if one.why:
                 console.print(f"{one.trial.id}: {one.why}", markup=False)
-    programme.write_outcome(loaded)
+    phases.write_outcome(loaded)
     return 0
 
 

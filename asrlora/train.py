@@ -18,15 +18,18 @@ from typing import TYPE_CHECKING, Any
 
 from asrlora import allocation
 from asrlora.config import RunConfig, parse_run
-from asrlora.data import audit, manifest, plan, shards
-from asrlora.data.findings import Audit
-from asrlora.data.style import restyle
+from asrlora.data import manifest, plan
+from asrlora.data.audit import checks
+from asrlora.data.audit.findings import Audit
+from asrlora.data.audit.transcript_style import restyle
+from asrlora.data.shards import reader
 from asrlora.engine import launcher
 from asrlora.errors import UserError, exit_code, tell
 from asrlora.models import cost
 from asrlora.models.hub import find_model
-from asrlora.runs import record, tracking
-from asrlora.score import choice, text, verdict, words
+from asrlora.record import run_dir
+from asrlora.score import keyword_recall, selection, text, verdict
+from asrlora.tracking import sinks
 
 if TYPE_CHECKING:
     from asrlora.engine.run import Run
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
 class Inputs:
     """What the checks have read: train, replay, domain, guardrails and report part, as far as given."""
 
-    sets: dict[str, list[manifest.Utterance] | shards.Shards]
+    sets: dict[str, list[manifest.Utterance] | reader.Shards]
     audit: Audit
     cost: plan.Cost
 
@@ -46,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     allocation.wait_passively()
     config = parse_run(argv)
     if config.resume == "auto":
-        record.check_resumable(config)
-        if record.is_complete(config.output_dir):
+        run_dir.check_resumable(config)
+        if run_dir.is_complete(config.output_dir):
             print(f"{config.output_dir} holds this run, complete; nothing is left to do")
             return 0
     return train(config, check(config))
@@ -56,44 +59,44 @@ def main(argv: Sequence[str] | None = None) -> int:
 def check(config: RunConfig) -> Inputs:
     """Everything that can be found wrong without a model. Raises UserError."""
     if config.resume == "never" or not (config.output_dir / "run.json").exists():
-        record.check_free(config.output_dir)
+        run_dir.check_free(config.output_dir)
     launcher.check_microbatches(config.gradient_accumulation_steps)
-    tracking.check_environment(config.wandb_mode)
+    sinks.check_environment(config.wandb_mode)
     source, replay = _read(config.dataset_path, config), None
     if config.replay_path:
         replay = _read(config.replay_path, config)
     held = {"domain": config.manifest_path, **config.guardrails}
     if isinstance(config.report_manifest, Path):
-        held[choice.REPORT] = config.report_manifest
+        held[selection.REPORT] = config.report_manifest
     evaluation = {name: manifest.read_manifest(path, config.allow_outside) for name, path in held.items()}
     _check_scores(config, evaluation)
     train = [
         item
         for items in (source, replay)
         if items is not None
-        for item in (items.samples if isinstance(items, shards.Shards) else items)
+        for item in (items.samples if isinstance(items, reader.Shards) else items)
     ]
     costs = cost.of(config.model_id)
-    found = audit.quick(train, evaluation, config, costs).check()
+    found = checks.quick(train, evaluation, config, costs).check()
     find_model(config.model_id)
     if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise UserError("--tensorboard needs the package tensorboard: uv sync --extra tensorboard")
-    sets: dict[str, list[manifest.Utterance] | shards.Shards] = {"train": source, **evaluation}
+    sets: dict[str, list[manifest.Utterance] | reader.Shards] = {"train": source, **evaluation}
     return Inputs(sets if replay is None else {**sets, "replay": replay}, found, costs)
 
 
 def _check_scores(config: RunConfig, evaluation: dict[str, list[manifest.Utterance]]) -> None:
     normaliser = text.normaliser(config.text_normaliser, config.language)
-    words.choose(config.domain_words, config.general_text, [], None, normaliser)
+    keyword_recall.choose(config.domain_words, config.general_text, [], None, normaliser)
     for name, utterances in evaluation.items():
         if config.resample_by == "speaker":
             verdict.check_speakers(f"the {name} manifest", {u.id: u.speaker for u in utterances})
 
 
-def _read(place: Path | str, config: RunConfig) -> list[manifest.Utterance] | shards.Shards:
+def _read(place: Path | str, config: RunConfig) -> list[manifest.Utterance] | reader.Shards:
     if isinstance(place, Path) and not place.is_dir():
         return manifest.read_manifest(place, config.allow_outside)
-    return shards.open_shards(place)
+    return reader.open_shards(place)
 
 
 def train(config: RunConfig, inputs: Inputs) -> int:
@@ -110,26 +113,26 @@ def _train(config: RunConfig, inputs: Inputs, runtime: "Runtime") -> int:
     """Collective. The phases of a run, and its exit code."""
     import torch
 
-    from asrlora.data.batches import padding, read_batches
+    from asrlora.data.loader import padding, read_batches
     from asrlora.engine import longform
     from asrlora.engine.run import Run
     from asrlora.engine.step import learning_rate, train_step
     from asrlora.engine.training_set import augmentation, open_sets
-    from asrlora.models import adapters, families
+    from asrlora.models import adapters, registry
 
     # 1. processes, data, model
     runtime.stop_on_signals(config.max_minutes)
     training, evaluation = open_sets(config, inputs.sets, runtime, inputs.cost)
     samples = training.samples.samples
-    found = audit.deep(inputs.audit, {"train": training.samples, **evaluation}).check()
-    base = families.load_base(config.model_id, config.language, config.load_in_4bit, config.num_beams)
+    found = checks.deep(inputs.audit, {"train": training.samples, **evaluation}).check()
+    base = registry.load_base(config.model_id, config.language, config.load_in_4bit, config.num_beams)
     base.model.to(runtime.device)
     cuts = {name: longform.cut_set(runtime, base, held) for name, held in evaluation.items()}
     texts = {
         s.id: restyle(s.text, config.label_case, config.label_punctuation, config.label_characters)
         for s in samples
     }
-    labels, unlearnable = families.label(base, texts, augmentation(config).extremes(training.samples))
+    labels, unlearnable = registry.label(base, texts, augmentation(config).extremes(training.samples))
     found = found.plus(unlearnable).check()
     run = Run(config, runtime, base, evaluation, cuts)
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from asrlora.config import RunConfig
-from asrlora.runs import record
+from asrlora.record import run_dir
 
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 STEPS = (100, 200, 400)
@@ -44,7 +44,7 @@ def write_run(
         }
     )
     rng = np.random.default_rng(abs(hash((config.seed, config.max_steps, config.learning_rate))) % 2**32)
-    run = record.RunRecord.create(
+    run = run_dir.RunRecord.create(
         folder, command=f"uv run python asrlora/train.py --output-dir {folder}",
         config=config.model_dump(mode="json"), fingerprint=fingerprint, world_size=1, launch="one process",
         training={"set": "9 utterances kept", "content": "0" * 64}, best_step=0, wandb_id=None,
@@ -72,7 +72,7 @@ def write_run(
             best = (step, scores["domain"]["wer"])
     run.update(best_step=best[0], stage_seconds={"training": 0.3 * last})
     if state == "complete":
-        record.judge_run(folder)
+        run_dir.judge_run(folder)
         (folder / "report.html").write_text(f"<title>{folder.name}</title>")
     if state != "running":
         run.end(state, reason)

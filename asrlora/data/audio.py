@@ -22,10 +22,10 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from asrlora.data import decoding
-from asrlora.data.decoding import Fault
-from asrlora.data.filetypes import CUT
-from asrlora.data.filetypes import AudioError as AudioError
+from asrlora.data.decoding import decode
+from asrlora.data.decoding.decode import Fault
+from asrlora.data.decoding.filetypes import CUT
+from asrlora.data.decoding.filetypes import AudioError as AudioError
 
 SAMPLE_RATE = 16_000
 TARGET_RMS = 0.075
@@ -83,11 +83,11 @@ def read_measured(
     recording: Path | bytes, offset: float = 0.0, duration: float | None = None
 ) -> tuple[Pcm, Source]:
     """Like `read_audio`, and reports what the recording was like."""
-    with decoding.open_audio(recording) as opened:
+    with decode.open_audio(recording) as opened:
         channels, rate = opened.read(offset, duration)
         expected = opened.seconds - offset if duration is None else min(duration, opened.seconds - offset)
         faults = opened.faults
-    if len(channels) / rate < expected - decoding.TOLERANCE:
+    if len(channels) / rate < expected - decode.TOLERANCE:
         raise AudioError(
             f"is cut off or damaged: {len(channels) / rate:.2f} s decode of {expected:.2f} s{CUT}"
         )
@@ -101,7 +101,7 @@ def read_measured(
     return normalise(wave, rate), source
 
 
-def mix(channels: "decoding.Samples") -> tuple[Wave, Fault]:
+def mix(channels: "decode.Samples") -> tuple[Wave, Fault]:
     """Channels (T, C) to one wave (T,), without a constant or drifting offset; and what was odd about them.
 
     The mean of the channels that are live. Where one of them is in opposite phase to the loudest, the mean
@@ -122,7 +122,7 @@ def mix(channels: "decoding.Samples") -> tuple[Wave, Fault]:
     return centred[:, live].mean(axis=1) if live.any() else centred[:, 0], faults
 
 
-def _level(channels: "decoding.Samples") -> "decoding.Samples":
+def _level(channels: "decode.Samples") -> "decode.Samples":
     """Takes each channel's mean and linear trend out.
 
     With 0.02 of full scale added, the demo's base has 124 % WER for 8; without the mean 8 again, but 71 where
@@ -144,7 +144,7 @@ def _check(samples: "npt.NDArray[np.float32]") -> None:
         raise AudioError("holds NaN or infinite samples")
 
 
-def _longest_run(channels: "decoding.Samples") -> int:
+def _longest_run(channels: "decode.Samples") -> int:
     """Samples of the longest stretch in which no channel changes."""
     same = np.zeros(len(channels) + 1, np.int8)
     same[1:-1] = 1

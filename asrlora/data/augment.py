@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from asrlora.data import audio, index
-from asrlora.data.shards import Shards
+from asrlora.data import audio
+from asrlora.data.shards import index
+from asrlora.data.shards.reader import Shards
 
 MASKED = 0.05  # the longest silenced stretch, as a share of the utterance
 

@@ -14,15 +14,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from asrlora.data import decoding, fields
+from asrlora.data.decoding import decode
+from asrlora.data.decoding.filetypes import AudioError
 from asrlora.data.fence import Fence
-from asrlora.data.filetypes import AudioError
-from asrlora.data.foreign import foreign_shards
+from asrlora.data.importers import fields
+from asrlora.data.shards.foreign import foreign_shards
 from asrlora.errors import UserError
-from asrlora.files import write_whole
+from asrlora.storage import write_whole
 
 MAX_DEPTH = 100  # of nested JSON: what is read must be writable again, inside Python's recursion limit
-TOLERANCE = decoding.TOLERANCE  # that a segment may end behind its file: rounding of whoever cut it
+TOLERANCE = decode.TOLERANCE  # that a segment may end behind its file: rounding of whoever cut it
 FIELDS = fields.OURS
 
 
@@ -244,7 +245,7 @@ def seconds_field(record: Mapping[str, Any], key: str) -> float | None:
 def audio_length(audio: Path) -> float:
     """Seconds that decode, by the file's structure. Raises ValueError where it cannot be used."""
     try:
-        return decoding.measure(audio)
+        return decode.measure(audio)
     except AudioError as error:
         error.args = (f"the audio file {audio} cannot be read: it {error}",)
         raise
@@ -252,7 +253,7 @@ def audio_length(audio: Path) -> float:
 
 def _channels(audio: Path) -> int:
     try:
-        return decoding.shape(audio)[0]
+        return decode.shape(audio)[0]
     except AudioError as error:
         raise ValueError(f"the audio file {audio} cannot be read: it {error}") from None
 

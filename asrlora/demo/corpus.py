@@ -22,7 +22,7 @@ import soundfile
 from asrlora import allocation
 from asrlora.demo import grammar
 from asrlora.demo.speech import SAMPLE_RATE, Speaker, Voice
-from asrlora.files import write_whole
+from asrlora.storage import write_whole
 
 VERSION = 1  # of the recipe: raise it when the same seed would give other bytes
 CHUNK = 250  # utterances that one fresh process speaks; see Speaker for why it is fixed

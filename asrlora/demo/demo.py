@@ -16,7 +16,7 @@ from rich.table import Table
 from asrlora.console import console, progress
 from asrlora.demo import corpus
 from asrlora.errors import UserError
-from asrlora.runs.record import read_json
+from asrlora.record.run_dir import read_json
 from asrlora.score.verdict import EXIT_CODES
 
 ROOT = Path(__file__).parents[2]

@@ -25,7 +25,7 @@ from transformers import (
 
 from asrlora import allocation
 from asrlora.data import audio, plan
-from asrlora.data.batches import pad
+from asrlora.data.loader import pad
 from asrlora.demo import corpus
 
 BASE = Path(__file__).parent / "base"
@@ -55,7 +55,7 @@ def build_model(vocab_size: int) -> MoonshineForConditionalGeneration:
             encoder_num_hidden_layers=4, decoder_num_hidden_layers=3,
             encoder_num_attention_heads=4, decoder_num_attention_heads=4,
             max_position_embeddings=256, attention_dropout=0.0,
-            max_audio_seconds=4.0,  # the longest clip it is trained on; read by models/families.py
+            max_audio_seconds=4.0,  # the longest clip it is trained on; read by models/registry.py
             pad_token_id=PAD, bos_token_id=BOS, eos_token_id=EOS, decoder_start_token_id=BOS,
             attn_implementation="eager",
         )

@@ -20,7 +20,7 @@ from safetensors.torch import save as serialise
 
 from asrlora.console import console
 from asrlora.errors import UserError
-from asrlora.files import sync, to_json, write_synced
+from asrlora.storage import sync, to_json, write_synced
 
 Tensors = dict[str, torch.Tensor]
 

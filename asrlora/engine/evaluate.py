@@ -5,16 +5,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from asrlora.data import audio, plan
-from asrlora.data.batches import read_batches
-from asrlora.data.shards import Shards
+from asrlora.data.loader import read_batches
+from asrlora.data.shards.reader import Shards
 from asrlora.engine import longform, memory
 from asrlora.engine.runtime import Runtime
 from asrlora.models import decode
-from asrlora.models.families import Base
 from asrlora.models.family import Written
-from asrlora.score import odd
-from asrlora.score.hypotheses import Hypothesis, score
+from asrlora.models.registry import Base
+from asrlora.score import degenerate
 from asrlora.score.metric import Metric
+from asrlora.score.scoring import Hypothesis, score
 from asrlora.score.text import Normaliser
 
 
@@ -33,7 +33,7 @@ def fingerprint(base: Base, normaliser: Normaliser, metric: Metric, windowed: bo
 @dataclass(frozen=True)
 class Evaluation:
     hypotheses: list[Hypothesis]  # sorted by id
-    odd: dict[str, int]  # see score/odd.py
+    odd: dict[str, int]  # see score/degenerate.py
     windows: dict[str, int] = field(default_factory=dict)  # see longform.count
 
 
@@ -90,7 +90,7 @@ def evaluate(
     unfinished = {identity for identity, one in joined if one.unfinished}
     return Evaluation(
         hypotheses,
-        odd.count((h.reference, h.hypothesis, h.id in unfinished) for h in hypotheses),
+        degenerate.count((h.reference, h.hypothesis, h.id in unfinished) for h in hypotheses),
         longform.count(parts.cuts),
     )
 

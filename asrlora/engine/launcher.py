@@ -20,7 +20,7 @@ import yaml
 
 from asrlora.config import parse_run
 from asrlora.errors import UserError
-from asrlora.runs.record import note_failure, redacted
+from asrlora.record.run_dir import note_failure, redacted
 
 USER_ERROR, PREEMPTED = 2, 75  # exit codes: a mistake of the user's; stopped, to be gone on with
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # SLURM and clouds announce the end by these

@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from asrlora.data import audio, batches, plan, windows
+from asrlora.data import audio, loader, plan, windows
 from asrlora.data.audio import SAMPLE_RATE, Pcm
-from asrlora.data.shards import Sample, Shards
+from asrlora.data.shards.reader import Sample, Shards
 from asrlora.data.windows import Windows
 from asrlora.engine.runtime import Runtime
 from asrlora.errors import UserError
-from asrlora.models import decode, families, vad
-from asrlora.models.families import Base
+from asrlora.models import decode, registry, vad
 from asrlora.models.family import Written
+from asrlora.models.registry import Base
 from asrlora.score import metric
 
 Cuts = Mapping[int, Windows]  # by number in a set: how each utterance is cut that is too long
@@ -35,7 +35,7 @@ class Segment:
 
 def check(base: Base, seconds: Mapping[str, float]) -> None:
     """Raises UserError where an utterance is too long for the model and cannot be cut here."""
-    limit = families.longest(base)
+    limit = registry.longest(base)
     long = {name: duration for name, duration in seconds.items() if _is_long(duration, limit)}
     if long and not vad.available():
         name, duration = next(iter(long.items()))
@@ -52,7 +52,7 @@ def cut_set(runtime: Runtime, base: Base, data: Shards) -> dict[int, Windows]:
 
     Each rank looks for speech in a share of them.
     """
-    limit = families.longest(base)
+    limit = registry.longest(base)
     durations = data.durations.tolist()
     long = [number for number, seconds in enumerate(durations) if _is_long(seconds, limit)]
     if not long:
@@ -67,7 +67,7 @@ def cut_set(runtime: Runtime, base: Base, data: Shards) -> dict[int, Windows]:
 
 def cut(base: Base, pcm: Pcm) -> Windows:
     """A recording's windows, each no longer than the model takes at once."""
-    limit = int(families.longest(base) * SAMPLE_RATE)
+    limit = int(registry.longest(base) * SAMPLE_RATE)
     found = windows.cut(vad.speech_probabilities(pcm), len(pcm), limit)
     return replace(found, spans=[windows.trim(span, pcm) for span in found.spans])
 
@@ -76,7 +76,7 @@ def fingerprint(base: Base, used: bool) -> dict[str, Any]:
     """What decides the windows, for the part `decode` of the fingerprint; nothing where none are used."""
     if not used:
         return {}
-    return {"windows": {**windows.FINGERPRINT, "seconds": families.longest(base), "vad": vad.fingerprint()}}
+    return {"windows": {**windows.FINGERPRINT, "seconds": registry.longest(base), "vad": vad.fingerprint()}}
 
 
 def count(cuts: Cuts) -> dict[str, int]:
@@ -162,7 +162,7 @@ def transcribe(
     """
     whole = [(0, len(pcm))]
     cuts: dict[int, Windows] = {}
-    if _is_long(len(pcm) / SAMPLE_RATE, families.longest(base)):
+    if _is_long(len(pcm) / SAMPLE_RATE, registry.longest(base)):
         cuts = {0: cut(base, pcm)}
     spans = cuts[0].spans if cuts else [] if audio.is_silent(pcm) else whole
     pcms = [window(pcm, span) for span in spans] if cuts else [pcm] * len(spans)
@@ -171,7 +171,7 @@ def transcribe(
     texts = [""] * len(spans)
     ids = [f"{start:012d}" for start, _ in spans]
     for batch in plan.plan_evaluation(ids, seconds, batch_seconds, base.cost):
-        waves, mask = batches.pad([pcms[number] for number in batch])
+        waves, mask = loader.pad([pcms[number] for number in batch])
         lengths = [seconds[number] for number in batch]
         written = decode.transcribe(model, base, waves.to(device), mask.to(device), lengths)
         for number, one in zip(batch, written, strict=True):

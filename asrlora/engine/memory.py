@@ -8,7 +8,7 @@ import torch
 
 from asrlora.config import RunConfig
 from asrlora.data.audio import SAMPLE_RATE
-from asrlora.data.batches import Batch
+from asrlora.data.loader import Batch
 from asrlora.errors import UserError
 
 # beside torch.OutOfMemoryError: libraries that allocate by themselves, and the CPU's allocator

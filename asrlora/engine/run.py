@@ -12,9 +12,9 @@ from typing import Any
 from asrlora.config import RunConfig
 from asrlora.console import console, progress, steps_bar
 from asrlora.data import audio, manifest, windows
-from asrlora.data.audit import baseline
-from asrlora.data.findings import Audit
-from asrlora.data.shards import Sample, Shards
+from asrlora.data.audit.checks import baseline
+from asrlora.data.audit.findings import Audit
+from asrlora.data.shards.reader import Sample, Shards
 from asrlora.engine import checkpoint, launcher, logs, longform
 from asrlora.engine.checkpoint import Checkpoint
 from asrlora.engine.evaluate import evaluate, fingerprint
@@ -22,11 +22,14 @@ from asrlora.engine.runtime import Runtime
 from asrlora.engine.step import StepResult
 from asrlora.engine.watchdog import Failure
 from asrlora.errors import UserError
-from asrlora.models import adapters, families
-from asrlora.models.families import Base
-from asrlora.runs import diagnosis, examples, pruning, record, report, status, tracking
-from asrlora.score import choice, metric, odd, resample, text, verdict, words
-from asrlora.score.hypotheses import Hypothesis, summary
+from asrlora.models import adapters, registry
+from asrlora.models.registry import Base
+from asrlora.record import diagnosis, run_dir, status
+from asrlora.report import alignment, page
+from asrlora.score import bootstrap, degenerate, keyword_recall, metric, selection, text, verdict
+from asrlora.score.scoring import Hypothesis, summary
+from asrlora.sweep import pruning
+from asrlora.tracking import sinks
 
 HEARD = 8  # utterances of each set whose audio goes to W&B, the most changed ones
 
@@ -52,8 +55,8 @@ class Run:
         chosen = metric.choose(config.metric, config.language)
         self.metric, self.why_metric = chosen.name, str(chosen)
         self.domain_words: frozenset[str] = frozenset()  # only on rank 0
-        self.record: record.RunRecord | None = None
-        self.tracker = tracking.Tracker()
+        self.record: run_dir.RunRecord | None = None
+        self.tracker = sinks.Tracker()
         self.progress: status.Progress | None = None
         self.to_terminal: Callable[[], None] = lambda: None  # of a rank whose output goes to a file
         self.initial = config.output_dir / "adapter_initial" if adapters.rewrites_base(config) else None
@@ -99,7 +102,7 @@ class Run:
             if data.rejected:
                 self.tell(f"{name}: left out {dict(data.rejected)}")
             if cuts := self.cuts[name]:
-                how = windows.describe(longform.count(cuts), families.longest(self.base))
+                how = windows.describe(longform.count(cuts), registry.longest(self.base))
                 self.tell(f"{name}: {len(cuts):,} of {len(data.samples):,} utterances are {how}")
         self.goes_on: bool = self.runtime.on_main(
             "opening the run directory", lambda: self._open(described, training)
@@ -118,10 +121,10 @@ class Run:
             "training": {"set": described, "content": training.content},
         }
         if self.goes_on:
-            self.record = record.RunRecord.reopen(folder, **same)
-            record.check_resumable(self.config)  # again: nobody else can change it any more
+            self.record = run_dir.RunRecord.reopen(folder, **same)
+            run_dir.check_resumable(self.config)  # again: nobody else can change it any more
             if self.record.identity["state"] == "running":
-                self.tell(f"the attempt before this one {record.LOST}")
+                self.tell(f"the attempt before this one {run_dir.LOST}")
         else:
             self.record = self._create(same)
         self.domain_words = self._choose_words()
@@ -129,18 +132,18 @@ class Run:
         self.tracker = self._track(self.record)
         return self.goes_on
 
-    def _track(self, kept: record.RunRecord) -> tracking.Tracker:
+    def _track(self, kept: run_dir.RunRecord) -> sinks.Tracker:
         """Only rank 0. Before anything is taken back, so that no step is sent twice."""
-        sent = [line["step"] for line in record.read_log(self.config.output_dir / "metrics.jsonl")]
+        sent = [line["step"] for line in run_dir.read_log(self.config.output_dir / "metrics.jsonl")]
         adapter = "dora" if self.config.use_dora else "lora"
-        run = tracking.start(self.config, kept.identity, [self.base.kind, adapter])
+        run = sinks.start(self.config, kept.identity, [self.base.kind, adapter])
         if run is not None:
-            kept.update(wandb_id=run.id, wandb=tracking.place(self.config, run))
+            kept.update(wandb_id=run.id, wandb=sinks.place(self.config, run))
         board = self.runtime.tensorboard(self.config.output_dir) if self.config.tensorboard else None
-        return tracking.Tracker(run, board, max(sent, default=-1))
+        return sinks.Tracker(run, board, max(sent, default=-1))
 
-    def _create(self, same: dict[str, Any]) -> record.RunRecord:
-        created = record.RunRecord.create(
+    def _create(self, same: dict[str, Any]) -> run_dir.RunRecord:
+        created = run_dir.RunRecord.create(
             self.config.output_dir,
             command=launcher.command_as_typed(),
             config=self.config.model_dump(mode="json"),
@@ -153,16 +156,16 @@ class Run:
             **same,
             audit=self.found.as_json(),
         )
-        record.write_whole(self.config.output_dir / "config.yaml", self.config.to_yaml())
+        run_dir.write_whole(self.config.output_dir / "config.yaml", self.config.to_yaml())
         return created
 
     def _held_out(self) -> str:
         """Which domain utterances have no say in which step is best, in a sentence."""
-        if choice.REPORT in self.data:
-            count = len(self.data[choice.REPORT].samples)
+        if selection.REPORT in self.data:
+            count = len(self.data[selection.REPORT].samples)
             return f"held out from choosing the step: {count:,} utterances of {self.config.report_manifest}"
         ids = [sample.id for sample in self.data["domain"].samples]
-        out = choice.held_out(ids) if self.config.report_manifest == "auto" else ()
+        out = selection.held_out(ids) if self.config.report_manifest == "auto" else ()
         if out:
             return (
                 f"held out from choosing the step: {len(out):,} of {len(ids):,} domain utterances, by a hash"
@@ -180,11 +183,11 @@ class Run:
         if self.goes_on and path.exists():
             return frozenset(path.read_text(encoding="utf-8").split())
         spoken = {name: [sample.text for sample in data.samples] for name, data in self.data.items()}
-        chosen = words.choose(
+        chosen = keyword_recall.choose(
             self.config.domain_words, self.config.general_text,
             spoken["domain"], spoken.get("heldout") if self.metric == "wer" else None, self.normaliser,
         )  # fmt: skip
-        record.write_whole(path, "".join(f"{word}\n" for word in sorted(chosen)))
+        run_dir.write_whole(path, "".join(f"{word}\n" for word in sorted(chosen)))
         return chosen
 
     def load_checkpoint(self) -> Checkpoint | None:
@@ -263,21 +266,21 @@ class Run:
         self._spent("training" if step else "start and shards")
         self._bar.close()
         self._show = None
-        path = record.step_folder(self.config.output_dir, step) / "scores.json"
+        path = run_dir.step_folder(self.config.output_dir, step) / "scores.json"
         known = self.runtime.on_main(
             "reading scores",
-            lambda: record.read_step_scores(path) if self.goes_on and path.exists() else None,
+            lambda: run_dir.read_step_scores(path) if self.goes_on and path.exists() else None,
         )
         scores = known or self._score(step, model)
         if scores is None:
             return False
         label = self.metric.upper()
         wers = {name: scores[name][self.metric] for name in self.data}
-        chosen_on = scores.get(choice.CHOSEN_ON, scores["domain"])[self.metric]
+        chosen_on = scores.get(selection.CHOSEN_ON, scores["domain"])[self.metric]
         if step == 0:
             self.baseline, self.best_wer = wers, chosen_on
         guardrails = {name: wers[name] for name in self.config.guardrails}
-        best = step > 0 and choice.is_better(
+        best = step > 0 and selection.is_better(
             chosen_on, self.best_wer, guardrails, self.baseline, self.criteria
         )
         if best:
@@ -296,7 +299,7 @@ class Run:
             + (", best so far" if best else "")
         )
         for name in self.data:
-            if strange := odd.told(scores[name]):
+            if strange := degenerate.told(scores[name]):
                 self.tell(f"{name}: of the hypotheses {strange}")
         if self.stopped is None:
             at = (step, self.config.max_steps, self.config.eval_interval)
@@ -379,9 +382,9 @@ class Run:
         }  # fmt: skip
         for name, hypotheses in results.items():
             scores[name] = {**summary(hypotheses), **strange[name]}
-        scores["domain"] |= words.summary(results["domain"], self.domain_words)
+        scores["domain"] |= keyword_recall.summary(results["domain"], self.domain_words)
         if self.config.report_manifest == "auto":
-            halves = choice.halves({one.id: one for one in results["domain"]})
+            halves = selection.halves({one.id: one for one in results["domain"]})
             scores |= {name: summary(list(half.values())) for name, half in halves.items()}
         for name, hypotheses in results.items():
             scores[name] |= self._intervals(step, name, hypotheses)
@@ -395,15 +398,15 @@ class Run:
         """Only rank 0: 95 % intervals of the metric and, after step 0, of its change since then."""
         now = {h.id: h.tally(self.metric) for h in hypotheses}
         if step == 0:
-            (drawn,) = resample.resample([now])
-            return {"interval": resample.interval(drawn)}
-        before = record.read_counts(
-            record.step_folder(self.config.output_dir, 0) / f"{name}.jsonl", self.metric
+            (drawn,) = bootstrap.resample([now])
+            return {"interval": bootstrap.interval(drawn)}
+        before = run_dir.read_counts(
+            run_dir.step_folder(self.config.output_dir, 0) / f"{name}.jsonl", self.metric
         )
-        old, new = resample.resample([before, now])
-        return {"interval": resample.interval(new), "change_interval": resample.interval(new - old)}
+        old, new = bootstrap.resample([before, now])
+        return {"interval": bootstrap.interval(new), "change_interval": bootstrap.interval(new - old)}
 
-    def _audit_baseline(self, kept: record.RunRecord, results: dict[str, list[Hypothesis]]) -> None:
+    def _audit_baseline(self, kept: run_dir.RunRecord, results: dict[str, list[Hypothesis]]) -> None:
         """Only rank 0: what the base writes, and how its errors vary, complete the audit."""
         found = baseline(self.found, self.texts, results, self.metric, self.criteria)
         for finding in found.findings:
@@ -486,15 +489,14 @@ class Run:
         if adapters.digest_frozen(self.runtime.bare_model()) != self.frozen:
             raise RuntimeError("training has changed weights of the base, and not the adapter alone")
         adapters.check_reloads(self.runtime.bare_model(), self.base, self._best, self.config.model_id)
-        judged = record.judge_run(self.config.output_dir)
+        judged = run_dir.judge_run(self.config.output_dir)
         self._spent("verdict")
         stages = {name: round(seconds, 1) for name, seconds in self.stages.items()}
         self.record.update(stage_seconds=stages, diagnosis=diagnosis.of_run(self.config.output_dir))
         self.tell(f"verdict: {judged['verdict']}. {judged['reason']}")
         if self.config.report_audio:
             self._keep_excerpts(judged)
-        page = report.write_report(self.config.output_dir)
-        self.tell(f"report: {page}")
+        self.tell(f"report: {page.write_report(self.config.output_dir)}")
         for name in self.data if self.tracker.run is not None else ():
             self._track_hypotheses(name, judged["best_step"])
         adapter = self._best if self.config.wandb_artifact else None
@@ -506,25 +508,25 @@ class Run:
         if not audio.writes_mp3():
             self.tell("the report is without audio: libsndfile cannot write MP3 here")
             return
-        for name, ids in report.shown(self.config.output_dir, judged).items():
+        for name, ids in page.shown(self.config.output_dir, judged).items():
             data = self.data[name]
             number = {sample.id: number for number, sample in enumerate(data.samples)}
             for one in ids:
-                pcm = data.read(number[one])[: report.EXCERPT_SECONDS * audio.SAMPLE_RATE]
-                path = examples.excerpt(self.config.output_dir, name, one)
-                record.write_whole(path, audio.encode_mp3(pcm))
+                pcm = data.read(number[one])[: page.EXCERPT_SECONDS * audio.SAMPLE_RATE]
+                path = alignment.excerpt(self.config.output_dir, name, one)
+                run_dir.write_whole(path, audio.encode_mp3(pcm))
 
     def _track_hypotheses(self, name: str, best: int) -> None:
         old, new = (
-            record.read_lines(record.step_folder(self.config.output_dir, step) / f"{name}.jsonl")
+            run_dir.read_lines(run_dir.step_folder(self.config.output_dir, step) / f"{name}.jsonl")
             for step in (0, best)
         )
-        pairs, data = tracking.by_change(old, new, self.metric), self.data[name]
+        pairs, data = sinks.by_change(old, new, self.metric), self.data[name]
         numbers = {sample.id: number for number, sample in enumerate(data.samples)}
         heard = [line["id"] for _, line in pairs[:HEARD]]
         waves = {i: (data.read(numbers[i]), audio.SAMPLE_RATE) for i in heard}
         last = self.progress.values.get("step", 0) if self.progress else 0
-        tracking.log_hypotheses(self.tracker, last, name, pairs, waves, self.metric)
+        sinks.log_hypotheses(self.tracker, last, name, pairs, waves, self.metric)
 
     def _end_tracking(
         self, judged: dict[str, Any] | None = None, adapter: Path | None = None, failed: bool = False
@@ -532,7 +534,7 @@ class Run:
         if self.record is None or self.progress is None:
             return
         self.progress.write()
-        if not tracking.finish(self.tracker, judged, adapter, failed):
+        if not sinks.finish(self.tracker, judged, adapter, failed):
             self.record.update(wandb_unsent=True)
             self.tell(f"W&B did not take all; later: uv run asrlora track sync {self.config.output_dir}")
 
@@ -542,7 +544,7 @@ class Run:
         if self.record is None:
             return
         reason = f"stopped at step {step} on request; go on with --resume auto"
-        if gave_up := record.gave_up():
+        if gave_up := run_dir.gave_up():
             reason = f"{gave_up}; {reason}"
         self.record.end("preempted", reason)
         self.tell(reason)
@@ -564,7 +566,7 @@ class Run:
         self.to_terminal()
         if self.record is None:
             if ours and failure.rank == 0 and not self.runtime.is_main:  # which cannot do it any more
-                record.note_failure(self.config.output_dir, failure.reason)
+                run_dir.note_failure(self.config.output_dir, failure.reason)
         elif self.config.output_dir.exists():
             self.record.end("failed", failure.reason)
             self.record.update(diagnosis=diagnosis.of_run(self.config.output_dir))

@@ -23,7 +23,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from accelerate.utils import DistributedType
 
 from asrlora import allocation
-from asrlora.data.batches import to_device
+from asrlora.data.loader import to_device
 from asrlora.engine import watchdog
 from asrlora.engine.launcher import STOP_SIGNALS, command_line, process_age
 from asrlora.errors import UserError

@@ -8,19 +8,20 @@ import numpy as np
 
 from asrlora.config import RunConfig
 from asrlora.console import console, progress
-from asrlora.data import manifest, plan, shards
+from asrlora.data import manifest, plan
 from asrlora.data.augment import Augment
+from asrlora.data.shards import reader
 from asrlora.engine.runtime import Runtime
 from asrlora.errors import UserError
 
-Source = list[manifest.Utterance] | shards.Shards  # a manifest's utterances, or a folder of shards
+Source = list[manifest.Utterance] | reader.Shards  # a manifest's utterances, or a folder of shards
 
 
 @dataclass(frozen=True)
 class Training:
     """What is trained on: our own samples, and those to replay behind them."""
 
-    samples: shards.Shards
+    samples: reader.Shards
     ours: int
     left_out: Counter[str]
     cost: plan.Cost
@@ -37,14 +38,14 @@ class Training:
 
 def open_sets(
     config: RunConfig, sets: dict[str, Source], runtime: Runtime, cost: plan.Cost
-) -> tuple[Training, dict[str, shards.Shards]]:
+) -> tuple[Training, dict[str, reader.Shards]]:
     """Collective. Shards of all sets; each machine's first process builds those that are missing.
 
     `sets` holds train, replay where it is wanted, and the evaluation sets, which are returned by name.
     """
-    opened: dict[str, shards.Shards] = {}
+    opened: dict[str, reader.Shards] = {}
     for name, source in sets.items():
-        if isinstance(source, shards.Shards):
+        if isinstance(source, reader.Shards):
             opened[name] = source
         else:
             opened[name] = cached(runtime, f"shards of {name}", source)
@@ -69,23 +70,23 @@ def open_sets(
     return training, opened
 
 
-def cached(runtime: Runtime, what: str, utterances: list[manifest.Utterance]) -> shards.Shards:
+def cached(runtime: Runtime, what: str, utterances: list[manifest.Utterance]) -> reader.Shards:
     """Collective. The utterances' shards; each machine's first process builds those that are missing."""
 
-    def open_or_build() -> shards.Shards:
+    def open_or_build() -> reader.Shards:
         total = sum(utterance.duration for utterance in utterances)
         with progress(what, total, runtime.accelerator.is_local_main_process) as advance:
-            return shards.cached(utterances, advance)
+            return reader.cached(utterances, advance)
 
     return runtime.first_of_machine(what, open_or_build)
 
 
-def _usable(config: RunConfig, whole: shards.Shards, runtime: Runtime) -> tuple[shards.Shards, Counter[str]]:
+def _usable(config: RunConfig, whole: reader.Shards, runtime: Runtime) -> tuple[reader.Shards, Counter[str]]:
     """Collective. What can be trained on, the same on all ranks, and what cannot, by reason."""
-    samples, left_out = shards.for_training(whole, config.min_seconds, config.max_seconds)
+    samples, left_out = reader.for_training(whole, config.min_seconds, config.max_seconds)
     left_out.update(whole.rejected)
     if config.on_damage == "skip":
-        samples, damaged = shards.without_damage(
+        samples, damaged = reader.without_damage(
             samples, runtime.rank, runtime.world_size,
             lambda found: runtime.from_main(runtime.gather(found) or []),
         )  # fmt: skip

@@ -15,10 +15,10 @@ from transformers import AutoConfig
 
 from asrlora.config import RunConfig
 from asrlora.errors import UserError
-from asrlora.files import folder_whole
-from asrlora.models import decode, families
+from asrlora.models import decode, registry
 from asrlora.models.family import Base
 from asrlora.models.hub import BASE_FILE, adapter_settings, trained_on
+from asrlora.storage import folder_whole
 
 WEIGHTS = "adapter_model.safetensors"
 WRITTEN = "adapter_sha256"  # of that file, in base.json
@@ -210,7 +210,7 @@ def check_saved(model: Any, base: Base, folder: Path, model_id: str) -> float:
     model.eval()
     with torch.inference_mode():
         live = _probe(model, base)
-        fresh = families.load_base(model_id, base.language, base.in_4bit)
+        fresh = registry.load_base(model_id, base.language, base.in_4bit)
         fresh.model.to(live.device)
         saved = _probe(load(fresh, folder), fresh)
     model.train(was_training)
@@ -238,7 +238,7 @@ def merge(model: Any, base: Base, folder: Path) -> float:
     settings.dtype = torch.float32  # the sum of base and adapter needs it, whatever the base was saved in
     settings.save_pretrained(folder)
     with torch.inference_mode():
-        fresh = families.load_base(str(folder), base.language)
+        fresh = registry.load_base(str(folder), base.language)
         fresh.model.to(active.device)
         merged = _probe(fresh.model, fresh)
     return _same(active, merged, f"the merged model in {folder} is not the base with its adapter")
@@ -258,7 +258,7 @@ def _probe(model: Any, base: Base) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     waves = 0.075 * torch.randn(2, 16_000, generator=generator).to(device)
     labels = torch.randint(4, min(30, base.model.config.vocab_size), (2, 8), generator=generator)
-    return families.logits(
+    return registry.logits(
         model, base, waves, torch.ones_like(waves, dtype=torch.long), labels.to(device)
     )  # fmt: skip
 

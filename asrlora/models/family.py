@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from asrlora.data.audio import SAMPLE_RATE
-from asrlora.data.batches import FRAMES
+from asrlora.data.loader import FRAMES
 from asrlora.data.plan import Cost
 from asrlora.score.characters import names
 

@@ -33,7 +33,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import kill_resume
-from asrlora.runs import record
+from asrlora.record import run_dir
 from conftest import Speech
 from kill_resume import SETTINGS, differences, free_port, result, server
 
@@ -248,7 +248,7 @@ class Bench:
 def reason(run: Path, log: Path) -> str:
     """The one message that names the cause: run.json's reason, and the terminal's lines of error."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if "asrlora: error" in line]
-    told = record.read_json(run / "run.json").get("reason") if (run / "run.json").exists() else None
+    told = run_dir.read_json(run / "run.json").get("reason") if (run / "run.json").exists() else None
     return " | ".join([*lines, str(told)])
 
 
@@ -272,7 +272,7 @@ def fatal(bench: Bench, world: str, act: str, moment: str, rank: int, folder: Pa
     run, log, stamp = folder / "run", folder / "log", folder / "stamp"
     where, nth = MOMENTS[moment]
     if act == "NaN loss":
-        where, nth = "asrlora.models.families:summed_loss", 2 * nth
+        where, nth = "asrlora.models.registry:summed_loss", 2 * nth
 
     attempt = launch(world, bench.flags(run), log, lambda port: Plant(act, where, nth, rank, stamp, port))
     attempt.wait(fault.within + 60)
@@ -294,7 +294,7 @@ def fatal(bench: Bench, world: str, act: str, moment: str, rank: int, folder: Pa
     trial.named = bool(re.search(fault.cause, told)) and names and (everyone or not wrong)
     trial.said = trial.said or ("" if trial.named else told[-400:])
     done = int(max(before, default="step-0").removeprefix("step-"))
-    attempts = record.read_json(run / "run.json")["attempts"]
+    attempts = run_dir.read_json(run / "run.json")["attempts"]
     if attempts[-1]["from_step"] < done:
         trial.lost = f"checkpoint of step {done}: resumed after {attempts[-1]['from_step']}"
     return trial
@@ -361,7 +361,7 @@ def harmless(bench: Bench, world: str, act: str, moment: str, rank: int, folder:
     where, nth = MOMENTS[moment]
     settings: dict[str, object] = {}
     if act == "one NaN loss":
-        where, nth = "asrlora.models.families:summed_loss", 2 * nth
+        where, nth = "asrlora.models.registry:summed_loss", 2 * nth
     if act == "W&B dead":
         settings["wandb_mode"] = "online"
     attempt = launch(
@@ -376,7 +376,7 @@ def harmless(bench: Bench, world: str, act: str, moment: str, rank: int, folder:
         trial.same, trial.said = False, f"ended with {attempt.codes}: {reason(run, log)[-500:]}"
         return trial
     if act == "one NaN loss":  # that step must not be applied, so the bytes are others
-        lines = record.read_lines(run / "nonfinite.jsonl")
+        lines = run_dir.read_lines(run / "nonfinite.jsonl")
         trial.named = len(lines) == 1 and "was not applied" in log.read_text()
     else:
         odd = differences(result(run), bench.expected[world])
@@ -407,7 +407,7 @@ def launcher_killed(bench: Bench, world: str, folder: Path) -> Trial:
 
 def until_step(run: Path, step: int) -> None:
     end = time.monotonic() + 120
-    while not (run / "metrics.jsonl").exists() or len(record.read_log(run / "metrics.jsonl")) < step:
+    while not (run / "metrics.jsonl").exists() or len(run_dir.read_log(run / "metrics.jsonl")) < step:
         assert time.monotonic() < end, "the run makes no steps"
         time.sleep(0.01)
 

@@ -110,18 +110,18 @@ def start(
 
 def before_step(step: int, what: Callable[[], None], rank: int) -> None:
     """A change for `start`: the last rank does `what` before step `step` of its attempt, fast or slow."""
-    from asrlora.data import batches
+    from asrlora.data import loader
 
-    world, whole = int(os.environ.get("WORLD_SIZE", 1)), batches.read_batches
+    world, whole = int(os.environ.get("WORLD_SIZE", 1)), loader.read_batches
 
-    def read(*args: Any, **settings: Any) -> Iterator[batches.Batch]:
+    def read(*args: Any, **settings: Any) -> Iterator[loader.Batch]:
         for number, batch in enumerate(whole(*args, **settings)):
             if number == (step - 1) * SETTINGS["gradient_accumulation_steps"] // world:
                 what()
             yield batch
 
     if rank == world - 1:
-        batches.read_batches = read
+        loader.read_batches = read
 
 
 def to_itself(*numbers: signal.Signals) -> None:

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from asrlora import cli, train
 from asrlora.engine import evaluate
 from asrlora.errors import UserError
-from asrlora.runs import examples, record
-from asrlora.score import choice
+from asrlora.record import run_dir
+from asrlora.report import alignment
+from asrlora.score import selection
 from conftest import Speech
 
 pytestmark = pytest.mark.slow
@@ -21,8 +22,8 @@ pytestmark = pytest.mark.slow
 # Share of utterances without any hypothesis, at steps 0, 2, 4 and 6. Step 4 is the best on the domain, and
 # breaks the second guardrail; step 6 is the best on the whole domain, and not on the half that may choose.
 WRONG = {
-    choice.CHOSEN_ON: (0.8, 0.4, 0.1, 0.5),
-    choice.REPORT: (0.8, 0.4, 0.1, 0.0),
+    selection.CHOSEN_ON: (0.8, 0.4, 0.1, 0.5),
+    selection.REPORT: (0.8, 0.4, 0.1, 0.0),
     "heldout": (0.5, 0.5, 0.5, 0.5),
     "far-field": (0.5, 0.5, 0.9, 0.5),
 }
@@ -55,7 +56,7 @@ def run(speech: Speech, guardrails: str, tmp_path_factory: pytest.TempPathFactor
     def scripted(shards: Any, pairs: Any, *more: Any) -> Any:
         texts = {sample.id: sample.text for sample in shards.samples}
         name = "domain" if min(texts).startswith("domain") else "far-field" if far & set(texts) else "heldout"
-        halves = choice.halves(texts) if name == "domain" else {name: texts}
+        halves = selection.halves(texts) if name == "domain" else {name: texts}
         wrong = {
             i
             for part, members in halves.items()
@@ -66,7 +67,7 @@ def run(speech: Speech, guardrails: str, tmp_path_factory: pytest.TempPathFactor
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "assemble", scripted)
-        patch.setattr(choice, "LARGE_ENOUGH", 30)
+        patch.setattr(selection, "LARGE_ENOUGH", 30)
         settings = {**SETTINGS, "safety_manifest_path": guardrails}
         assert train.main(speech.flags(folder, **settings)) == 0
     return folder
@@ -74,10 +75,10 @@ def run(speech: Speech, guardrails: str, tmp_path_factory: pytest.TempPathFactor
 
 def test_the_last_checkpoint_is_not_reported_instead_of_the_best(run: Path) -> None:
     """Step 2 is the best one inside all guardrails; 4 leaves one of them, and 6 is the last."""
-    assert record.read_json(run / "run.json")["best_step"] == 2
-    judged = record.read_json(run / "verdict.json")
+    assert run_dir.read_json(run / "run.json")["best_step"] == 2
+    judged = run_dir.read_json(run / "verdict.json")
     assert judged["best_step"] == 2
-    scores = {s: record.read_json(record.step_folder(run, s) / "scores.json") for s in (0, 2, 4, 6)}
+    scores = {s: run_dir.read_json(run_dir.step_folder(run, s) / "scores.json") for s in (0, 2, 4, 6)}
     assert judged["domain"]["tuned_wer"] == scores[2]["domain"]["wer"]
     assert scores[4]["domain"]["wer"] < scores[6]["domain"]["wer"] < scores[2]["domain"]["wer"]
     assert "step 2" in (run / "report.html").read_text()
@@ -92,28 +93,28 @@ def test_the_last_checkpoint_is_not_reported_instead_of_the_best(run: Path) -> N
 
 
 def test_every_guardrail_is_judged_by_itself(run: Path) -> None:
-    judged = record.read_json(run / "verdict.json")
+    judged = run_dir.read_json(run / "verdict.json")
     assert list(judged["guardrails"]) == ["far-field"]
     assert judged["judgements"].keys() == {"domain", "heldout", "far-field", "domain_report"}
     assert judged["heldout"]["utterances"] == judged["guardrails"]["far-field"]["utterances"] == 12
     assert "far-field manifest" in judged["fingerprint"]
-    assert (record.step_folder(run, 2) / "far-field.jsonl").is_file()
+    assert (run_dir.step_folder(run, 2) / "far-field.jsonl").is_file()
 
 
 def test_half_of_the_domain_has_no_say(run: Path) -> None:
-    judged, identity = (record.read_json(run / name) for name in ("verdict.json", "run.json"))
-    counts = [judged[name]["utterances"] for name in (choice.CHOSEN_ON, choice.REPORT)]
+    judged, identity = (run_dir.read_json(run / name) for name in ("verdict.json", "run.json"))
+    counts = [judged[name]["utterances"] for name in (selection.CHOSEN_ON, selection.REPORT)]
     assert sum(counts) == judged["domain"]["utterances"] == 64
     assert f"{counts[1]} of 64 domain utterances" in identity["held_out"]
-    for name in (choice.CHOSEN_ON, choice.REPORT):
-        scores = record.read_json(record.step_folder(run, 2) / "scores.json")
+    for name in (selection.CHOSEN_ON, selection.REPORT):
+        scores = run_dir.read_json(run_dir.step_folder(run, 2) / "scores.json")
         assert judged[name]["tuned_wer"] == scores[name]["wer"]
 
 
 def test_the_verdict_and_the_report_are_the_same_from_the_files(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(choice, "LARGE_ENOUGH", 30)
+    monkeypatch.setattr(selection, "LARGE_ENOUGH", 30)
     before = {name: (run / name).read_bytes() for name in ("verdict.json", "report.html")}
     assert cli.main(["verdict", str(run)]) in (0, 3, 4)
     assert "far-field: better with probability" in capsys.readouterr().out
@@ -126,9 +127,9 @@ def test_the_report_can_be_listened_to(run: Path) -> None:
     import soundfile
 
     page, kept = (run / "report.html").read_text(), list((run / "excerpts").iterdir())
-    pair = examples.read_pair(run, "domain", 2, "wer")
+    pair = alignment.read_pair(run, "domain", 2, "wer")
     assert pair.shown()
-    assert all(examples.excerpt(run, "domain", one) in kept for one in pair.shown())
+    assert all(alignment.excerpt(run, "domain", one) in kept for one in pair.shown())
     assert page.count('src="data:audio/mpeg;base64,') == len(kept)
     samples, rate = soundfile.read(io.BytesIO(kept[0].read_bytes()))
     assert rate == 16_000
@@ -149,13 +150,13 @@ def test_a_base_that_is_not_the_known_one_is_not_trained(
     assert train.main(flags) == 2
     told = capsys.readouterr().err
     assert re.search(r"error: --expect-baseline 0.9: the base has a domain WER of .* not of 90.00%", told)
-    identity = record.read_json(folder / "run.json")
+    identity = run_dir.read_json(folder / "run.json")
     assert identity["state"] == "failed"
     assert "--expect-baseline" in identity["reason"]
     assert not (folder / "metrics.jsonl").exists(), "a step was trained"
-    assert (record.step_folder(folder, 0) / "domain.jsonl").is_file(), "what was heard is what helps to mend"
+    assert (run_dir.step_folder(folder, 0) / "domain.jsonl").is_file(), "what was heard is what helps to mend"
     # the same run with the right expectation, at the very edge of what is tolerated
-    wer = record.read_json(record.step_folder(folder, 0) / "scores.json")["domain"]["wer"]
+    wer = run_dir.read_json(run_dir.step_folder(folder, 0) / "scores.json")["domain"]["wer"]
     assert (
         train.main(
             speech.flags(
@@ -164,9 +165,9 @@ def test_a_base_that_is_not_the_known_one_is_not_trained(
         )
         == 0
     )
-    judged = record.read_json(folder / "verdict.json")
-    assert judged[choice.REPORT]["utterances"] == 16
-    assert judged[choice.CHOSEN_ON] == judged["domain"]
+    judged = run_dir.read_json(folder / "verdict.json")
+    assert judged[selection.REPORT]["utterances"] == 16
+    assert judged[selection.CHOSEN_ON] == judged["domain"]
     assert judged["guardrails"] == {}
     assert judged["heldout"] is None
 

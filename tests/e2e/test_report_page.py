@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from asrlora.data import audio
-from asrlora.runs import examples, record, report
+from asrlora.record import run_dir
+from asrlora.report import alignment, page
 from parts import CHROMIUM
 from written import better, draws, same, write_run
 
@@ -32,20 +33,20 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page") / f"run-{'long' * 20}"
     sets = {"domain": better(450), "heldout": same(60), "far-field": (draws(0.1, 60, 7), draws(0.12, 60, 8))}
     write_run(folder, sets, report_manifest="auto")
-    path = record.step_folder(folder, 2) / "domain.jsonl"
+    path = run_dir.step_folder(folder, 2) / "domain.jsonl"
     lines = path.read_text().replace(
         "wrong wrong wrong", "<b>wrong</b> " + "donaudampfschifffahrt" * 4 + " &amp;"
     )
     path.write_text(lines)
-    judged = record.judge_run(folder)
+    judged = run_dir.judge_run(folder)
     tone = (3_000 * np.sin(np.arange(32_000) / 9)).astype(np.int16)
-    for name, ids in report.shown(folder, judged).items():
+    for name, ids in page.shown(folder, judged).items():
         for one in ids:
-            record.write_whole(examples.excerpt(folder, name, one), audio.encode_mp3(tone))
+            run_dir.write_whole(alignment.excerpt(folder, name, one), audio.encode_mp3(tone))
     (folder / "metrics.jsonl").write_text(
         "".join(f'{{"step": {i}, "loss": {2 / i}}}\n' for i in range(1, 60))
     )
-    report.write_report(folder)
+    page.write_report(folder)
     return folder
 
 

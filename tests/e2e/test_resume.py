@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 
 import kill_resume
 from asrlora import train
-from asrlora.data import batches
+from asrlora.data import loader
 from asrlora.engine import runtime, step
 from asrlora.errors import UserError
-from asrlora.runs import record
+from asrlora.record import run_dir
 from conftest import Speech
 from kill_resume import SETTINGS, before_step, result, start, to_itself, wait
 
@@ -69,14 +69,14 @@ def test_a_signal_saves_and_ends_with_75_and_the_run_goes_on(
     assert wait(start(world, flags, tmp_path / "log", change=change), 120) == [75] * world, (
         tmp_path / "log"
     ).read_text()
-    identity = record.read_json(run / "run.json")
+    identity = run_dir.read_json(run / "run.json")
     assert identity["state"] == "preempted"
     assert "go on with --resume auto" in identity["reason"]
     saved = max((run / "checkpoints").iterdir()).name
     assert saved == f"step-{lines_of(run):06d}", "the step that was done is saved"
     assert wait(start(world, flags, tmp_path / "log"), 120) == [0] * world, (tmp_path / "log").read_text()
     assert result(run) == undisturbed.results[world]
-    attempts = record.read_json(run / "run.json")["attempts"]
+    attempts = run_dir.read_json(run / "run.json")["attempts"]
     assert [attempt["from_step"] for attempt in attempts] == [0, int(saved.removeprefix("step-"))]
 
 
@@ -93,14 +93,14 @@ def test_going_on_with_other_numbers_of_processes_reads_the_same(
         assert codes == [75] * world, (tmp_path / "log").read_text()
     assert wait(start(1, flags, tmp_path / "log"), 120) == [0]
     whole = undisturbed.folder / "1"
-    ours, theirs = (record.read_lines(folder / "metrics.jsonl") for folder in (run, whole))
+    ours, theirs = (run_dir.read_lines(folder / "metrics.jsonl") for folder in (run, whole))
     assert [line["read"] for line in ours] == [line["read"] for line in theirs]
     assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in theirs], abs=1e-4)
     path = "checkpoints/step-000012/adapter.safetensors"
     ours, theirs = load_file(run / path), load_file(whole / path)
     for name in theirs:
         assert (ours[name] - theirs[name]).norm() < 1e-2 * theirs[name].norm(), name
-    attempts = record.read_json(run / "run.json")["attempts"]
+    attempts = run_dir.read_json(run / "run.json")["attempts"]
     assert [attempt["world_size"] for attempt in attempts] == [1, 2, 2, 1]
     assert attempts[2]["launch"] == "ZeRO-2"
 
@@ -147,7 +147,7 @@ def test_a_frozen_rank_takes_the_run_down_and_is_named(undisturbed: Undisturbed,
         rank.kill()
     assert codes == [1, -signal.SIGKILL]
     assert f"rank 1 (process {ranks[1].pid} on" in (tmp_path / "log").read_text()
-    identity = record.read_json(tmp_path / "run" / "run.json")
+    identity = run_dir.read_json(tmp_path / "run" / "run.json")
     assert identity["state"] == "failed"
     assert "is stopped, by SIGSTOP or a debugger" in identity["reason"]
 
@@ -192,7 +192,7 @@ def test_a_rank_that_is_killed_is_named_by_the_one_that_is_left(
     change = partial(in_step_3, partial(to_itself, signal.SIGKILL), victim)
     ranks = start(2, flags, tmp_path / "log", change=change)
     assert wait(ranks, 90)[1 - victim] == 1
-    identity = record.read_json(tmp_path / "run" / "run.json")
+    identity = run_dir.read_json(tmp_path / "run" / "run.json")
     assert identity["state"] == "failed"
     assert f"rank {victim} (process {ranks[victim].pid} on" in identity["reason"]
     assert "is gone" in identity["reason"]
@@ -242,7 +242,7 @@ def test_what_ends_another_rank_than_0_is_recorded_with_its_number(
     log = (tmp_path / "log").read_text()
     assert codes[0] == 1, log
     assert codes[1] in (1, -signal.SIGKILL)
-    identity = record.read_json(tmp_path / "run" / "run.json")
+    identity = run_dir.read_json(tmp_path / "run" / "run.json")
     assert identity["state"] == "failed"
     assert f"rank 1 (process {ranks[1].pid} on" in identity["reason"]
     assert "rank 0 (" not in identity["reason"]
@@ -252,14 +252,14 @@ def test_what_ends_another_rank_than_0_is_recorded_with_its_number(
 
 def hang_in_the_last_rank(rank: int) -> None:
     """It gets three batches to train on, and waits for ever for the fourth, as on a source that is locked."""
-    whole = batches.read_batches
+    whole = loader.read_batches
 
-    def locked(*args: Any, **settings: Any) -> Iterator[batches.Batch]:
+    def locked(*args: Any, **settings: Any) -> Iterator[loader.Batch]:
         yield from itertools.islice(whole(*args, **settings), 3)
         threading.Event().wait()
 
     if rank == int(os.environ.get("WORLD_SIZE", 1)) - 1:
-        batches.read_batches = locked
+        loader.read_batches = locked
 
 
 @pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.slow)])
@@ -275,7 +275,7 @@ def test_a_rank_that_hangs_takes_the_run_down_and_is_named(
     said = (tmp_path / "log").read_text() + "".join(p.read_text() for p in tmp_path.glob("run/logs/*.log"))
     assert told in said
     assert "in locked" in said, "the stack of what hangs"
-    identity = record.read_json(tmp_path / "run" / "run.json")
+    identity = run_dir.read_json(tmp_path / "run" / "run.json")
     assert identity["state"] == "failed"
     assert told in identity["reason"]
     assert "while reading a batch" in identity["reason"]
@@ -340,9 +340,9 @@ def test_a_run_is_not_gone_on_with_under_other_settings(
 ) -> None:
     whole, run = undisturbed.folder / "1", tmp_path / "run"
     run.mkdir()
-    identity = record.read_json(whole / "run.json")
+    identity = run_dir.read_json(whole / "run.json")
     identity["config"]["output_dir"] = str(run)
     (run / "run.json").write_text(json.dumps({**identity, "state": "preempted"}))
     with pytest.raises(UserError, match=told):
         train.main(undisturbed.speech.flags(run, **{**SETTINGS, **change}))
-    assert record.read_json(run / "run.json")["state"] == "preempted"
+    assert run_dir.read_json(run / "run.json")["state"] == "preempted"

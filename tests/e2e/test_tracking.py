@@ -17,8 +17,9 @@ import wandb_server
 
 from asrlora import cli, train
 from asrlora.engine.run import Run
-from asrlora.files import lock
-from asrlora.runs import record, status, tracking
+from asrlora.record import run_dir, status
+from asrlora.storage import lock
+from asrlora.tracking import sinks
 from conftest import ROOT, Speech
 
 pytestmark = pytest.mark.slow
@@ -82,7 +83,7 @@ def run(speech: Speech, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_attempts_are_one_run_whose_steps_only_go_up(run: Path) -> None:
     first, second = parts(run)
     ids = {r["run"]["run_id"] for part in (first, second) for r in inspect(part) if r["type"] == "run"}
-    assert ids == {record.read_json(run / "run.json")["wandb_id"]}
+    assert ids == {run_dir.read_json(run / "run.json")["wandb_id"]}
     assert max(history(first)) == 5
     assert min(history(second)) == 6
 
@@ -90,7 +91,7 @@ def test_two_attempts_are_one_run_whose_steps_only_go_up(run: Path) -> None:
 def test_what_wandb_reads_is_metrics_jsonl_number_for_number(run: Path) -> None:
     first, second = map(history, parts(run))
     read = first | second
-    lines = record.read_lines(run / "metrics.jsonl")
+    lines = run_dir.read_lines(run / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     for line in lines:
         again = line["step"] in (4, 5)  # of the second attempt: the machine's figures are not the first's
@@ -98,7 +99,7 @@ def test_what_wandb_reads_is_metrics_jsonl_number_for_number(run: Path) -> None:
             if not (again and name in ("seconds", "memory_gib", "data_wait")):
                 assert read[line["step"]][f"train/{name}"] == line[name]
     for step in (0, 3, 6):
-        scores = record.read_json(record.step_folder(run, step) / "scores.json")
+        scores = run_dir.read_json(run_dir.step_folder(run, step) / "scores.json")
         for name in ("domain", "heldout"):
             assert read[step][f"wer/{name}"] == scores[name]["wer"]
             ends = [read[step][f"wer/{name}_interval_{end}"] for end in ("low", "high")]
@@ -109,7 +110,7 @@ def test_what_wandb_reads_is_metrics_jsonl_number_for_number(run: Path) -> None:
 def test_the_wandb_run_says_what_was_run(run: Path) -> None:
     records = inspect(parts(run)[1])
     (begun,) = [r["run"] for r in records if r["type"] == "run"]
-    identity = record.read_json(run / "run.json")
+    identity = run_dir.read_json(run / "run.json")
     assert (begun["run_group"], begun["job_type"]) == ("rates", "train")
     assert begun["tags"] == ["moonshine", "lora"]
     config = begun["config"]["update"]
@@ -121,7 +122,7 @@ def test_the_wandb_run_says_what_was_run(run: Path) -> None:
     for r in records:
         if r["type"] == "summary":
             summary |= r["summary"].get("update", {})
-    judged = record.read_json(run / "verdict.json")
+    judged = run_dir.read_json(run / "verdict.json")
     assert summary["verdict"] == judged["verdict"]
     assert summary["domain/tuned_wer"] == judged["domain"]["tuned_wer"]
     assert any("adapter_model.safetensors" in json.dumps(r) for r in records if r["type"] == "artifact")
@@ -172,7 +173,7 @@ def test_a_server_that_never_answers_stops_nothing_and_no_key_is_written(
     assert "logging offline" in done.stderr
     (folder,) = parts(run)
     assert len([step for step in history(folder) if step]) == 3, "nothing is lost"
-    assert tracking.unsent(run) == [folder.resolve()]
+    assert sinks.unsent(run) == [folder.resolve()]
     assert KEY not in done.stdout + done.stderr
     for path in run.rglob("*"):
         if path.is_file():
@@ -200,13 +201,13 @@ def test_a_server_that_is_lost_midway_stops_nothing_and_gets_the_rest_later(
             assert time.monotonic() < end
             time.sleep(0.05)
         server.go_away()
-        before = len(record.read_log(run / "metrics.jsonl"))
+        before = len(run_dir.read_log(run / "metrics.jsonl"))
         told, _ = process.communicate(timeout=600)
     assert process.returncode == 0
     assert before < 60, "it was lost midway"
     assert f"asrlora track sync {run}" in " ".join(told.split())
-    assert len(record.read_log(run / "metrics.jsonl")) == 60
-    (folder,) = tracking.unsent(run)
+    assert len(run_dir.read_log(run / "metrics.jsonl")) == 60
+    (folder,) = sinks.unsent(run)
     assert {step for step, row in history(folder).items() if "train/loss" in row} == set(range(1, 61))
 
     back = wandb_server.Server()
@@ -216,8 +217,8 @@ def test_a_server_that_is_lost_midway_stops_nothing_and_gets_the_rest_later(
     )
     back.go_away()
     losses = {step: row["train/loss"] for step, row in back.lines.items() if "train/loss" in row}
-    assert losses == {line["step"]: line["loss"] for line in record.read_log(run / "metrics.jsonl")}
-    assert tracking.unsent(run) == []
+    assert losses == {line["step"]: line["loss"] for line in run_dir.read_log(run / "metrics.jsonl")}
+    assert sinks.unsent(run) == []
 
 
 def test_the_death_of_wandbs_own_process_is_told_and_outlived(capsys: pytest.CaptureFixture[str]) -> None:
@@ -227,17 +228,17 @@ def test_the_death_of_wandbs_own_process_is_told_and_outlived(capsys: pytest.Cap
 
         finish = log
 
-    tracker = tracking.Tracker(Dead())
+    tracker = sinks.Tracker(Dead())
     for step in range(3):
         tracker.log(step, {"train/loss": 1.0})
     assert capsys.readouterr().err.count("W&B: Connection lost; the run goes on without it") == 1
-    assert not tracking.finish(tracker), "`track sync` has something to send"
+    assert not sinks.finish(tracker), "`track sync` has something to send"
 
 
 def test_a_key_that_is_typed_is_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     typed = f"uv run x --name {KEY} --dataset-path https://me:secret@host/shards"
-    assert record.redacted(typed) == "uv run x --name *** --dataset-path https://me:***@host/shards"
+    assert run_dir.redacted(typed) == "uv run x --name *** --dataset-path https://me:***@host/shards"
 
 
 def test_sync_hands_wandb_what_waits(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -252,7 +253,7 @@ def test_sync_hands_wandb_what_waits(run: Path, capfd: pytest.CaptureFixture[str
 
 @pytest.mark.needs("wandb-workspaces")
 def test_a_workspace_shows_settings_against_both_wers() -> None:
-    made = tracking.workspace("team", "asrlora", "rates")
+    made = sinks.workspace("team", "asrlora", "rates")
     columns = made.sections[0].panels[0].columns
     names = [column.metric.name for column in columns]
     assert names[:2] == ["learning_rate", "max_steps"]
@@ -265,8 +266,8 @@ def test_status_tells_the_state_from_the_files(run: Path, capsys: pytest.Capture
     assert "complete" in told
     assert "step 6 of 6: loss" in told
     assert "verdict: " in told
-    identity = record.read_json(run / "run.json")
-    values = record.read_json(run / "progress.json")
+    identity = run_dir.read_json(run / "run.json")
+    values = run_dir.read_json(run / "progress.json")
     (run / "run.json").write_text(json.dumps({**identity, "state": "running"}))
     hour = "but it ended without a word: it was killed (SIGKILL, the kernel for want of memory), or"
     for age, expected in ((1, "last written"), (3600, hour)):
@@ -285,7 +286,7 @@ def test_tensorboard_gets_the_same_numbers(run: Path) -> None:
     board = EventAccumulator(str(run / "tensorboard"))
     board.Reload()
     losses = {event.step: event.value for event in board.Scalars("train/loss")}
-    lines = record.read_lines(run / "metrics.jsonl")
+    lines = run_dir.read_lines(run / "metrics.jsonl")
     assert losses == {line["step"]: pytest.approx(line["loss"], rel=1e-6) for line in lines}
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from asrlora import cli, train
-from asrlora.runs import record
+from asrlora.record import run_dir
 from conftest import BASE, Speech
 
 
@@ -28,24 +28,24 @@ def run(speech: Speech, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_adapter_learns_the_domain(run: Path) -> None:
     """Red when the adapter is frozen."""
-    judged = record.read_json(run / "verdict.json")
+    judged = run_dir.read_json(run / "verdict.json")
     assert judged["best_step"] > 0
     assert judged["domain"]["tuned_wer"] < judged["domain"]["baseline_wer"] - 0.03
-    losses = [line["loss"] for line in record.read_lines(run / "metrics.jsonl")]
+    losses = [line["loss"] for line in run_dir.read_lines(run / "metrics.jsonl")]
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
 
 
 def test_the_saved_adapter_gives_the_scores_of_the_run(run: Path, speech: Speech, tmp_path: Path) -> None:
     """Red when evaluation drops the adapter: on either side the WERs differ then."""
-    judged = record.read_json(run / "verdict.json")
+    judged = run_dir.read_json(run / "verdict.json")
     output = tmp_path / "eval"
     code = cli.main(
         ["eval", "--model-id", str(BASE), "--adapter-dir", str(run / "adapter_best"),
          "--manifest-path", str(speech.domain), "--output-dir", str(output)]
     )  # fmt: skip
     assert code == 0
-    ours = record.read_hypotheses(output / "hypotheses.jsonl")
-    theirs = record.read_hypotheses(record.step_folder(run, judged["best_step"]) / "domain.jsonl")
+    ours = run_dir.read_hypotheses(output / "hypotheses.jsonl")
+    theirs = run_dir.read_hypotheses(run_dir.step_folder(run, judged["best_step"]) / "domain.jsonl")
     assert ours == theirs
     assert json.loads((output / "scores.json").read_text())["wer"] == judged["domain"]["tuned_wer"]
 
@@ -54,9 +54,9 @@ def test_domain_words_and_characters_are_told(run: Path) -> None:
     words = (run / "domain_words.txt").read_text().split()
     assert words == sorted(set(words))
     assert not {"the", "was"} & set(words)
-    judged = record.read_json(run / "verdict.json")
+    judged = run_dir.read_json(run / "verdict.json")
     before, after = (
-        record.read_json(record.step_folder(run, step) / "scores.json")["domain"]
+        run_dir.read_json(run_dir.step_folder(run, step) / "scores.json")["domain"]
         for step in (0, judged["best_step"])
     )
     assert before["domain_words"]["words"] == len(words)
@@ -66,9 +66,9 @@ def test_domain_words_and_characters_are_told(run: Path) -> None:
 
 
 def test_the_best_step_is_kept_and_not_the_last(run: Path) -> None:
-    judged = record.read_json(run / "verdict.json")
+    judged = run_dir.read_json(run / "verdict.json")
     wers = {
-        step: record.read_json(record.step_folder(run, step) / "scores.json")["domain"]["wer"]
+        step: run_dir.read_json(run_dir.step_folder(run, step) / "scores.json")["domain"]["wer"]
         for step in (0, 12, 24)
     }
     assert wers[judged["best_step"]] == min(wers.values()) == judged["domain"]["tuned_wer"]
@@ -79,11 +79,11 @@ def test_the_best_step_is_kept_and_not_the_last(run: Path) -> None:
 def test_the_run_directory_holds_what_is_promised(run: Path) -> None:
     for name in ("run.json", "config.yaml", "metrics.jsonl", "verdict.json", "report.html"):
         assert (run / name).is_file()
-    identity = record.read_json(run / "run.json")
+    identity = run_dir.read_json(run / "run.json")
     assert identity["state"] == "complete"
     assert identity["fingerprint"]["audio"]["rms"] == 0.075
-    assert len(record.read_lines(run / "metrics.jsonl")) == 24
-    line = record.read_lines(run / "eval/step-000000/domain.jsonl")[0]
+    assert len(run_dir.read_lines(run / "metrics.jsonl")) == 24
+    line = run_dir.read_lines(run / "eval/step-000000/domain.jsonl")[0]
     assert set(line) == {
         "id", "reference", "hypothesis", "reference_raw", "hypothesis_raw",
         "substitutions", "deletions", "insertions", "words", "character_errors", "characters",
@@ -123,16 +123,16 @@ def few(speech: Speech) -> dict[str, Path]:
 def test_a_run_that_fails_is_recorded_with_the_reason(
     speech: Speech, few: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from asrlora.models import families
+    from asrlora.models import registry
 
-    honest = families.summed_loss
-    monkeypatch.setattr(families, "summed_loss", lambda *args: honest(*args) * float("nan"))
+    honest = registry.summed_loss
+    monkeypatch.setattr(registry, "summed_loss", lambda *args: honest(*args) * float("nan"))
     with pytest.raises(FloatingPointError, match="3 steps in a row were not finite"):
         train.main(speech.flags(tmp_path / "run", max_steps=9, **few))
-    identity = record.read_json(tmp_path / "run" / "run.json")
+    identity = run_dir.read_json(tmp_path / "run" / "run.json")
     assert identity["state"] == "failed"
     assert "the last one step 3 (loss nan" in identity["reason"]
-    steps = record.read_lines(tmp_path / "run" / "nonfinite.jsonl")
+    steps = run_dir.read_lines(tmp_path / "run" / "nonfinite.jsonl")
     assert [step["step"] for step in steps] == [1, 2, 3]
     assert all(len(set(step["utterances"])) == 8 for step in steps)
 
@@ -140,9 +140,9 @@ def test_a_run_that_fails_is_recorded_with_the_reason(
 def test_a_wer_past_the_threshold_stops_the_run(speech: Speech, few: dict[str, Path], tmp_path: Path) -> None:
     settings = {"max_steps": 40, "eval_interval": 5, "learning_rate": 0.5, "wer_stop_threshold": 1.1, **few}
     assert train.main(speech.flags(tmp_path / "run", **settings)) == 0
-    assert len(record.read_lines(tmp_path / "run" / "metrics.jsonl")) < 40
-    assert "passed 1.1 times its baseline" in record.read_json(tmp_path / "run" / "run.json")["reason"]
-    assert record.read_json(tmp_path / "run" / "verdict.json")["best_step"] == 0
+    assert len(run_dir.read_lines(tmp_path / "run" / "metrics.jsonl")) < 40
+    assert "passed 1.1 times its baseline" in run_dir.read_json(tmp_path / "run" / "run.json")["reason"]
+    assert run_dir.read_json(tmp_path / "run" / "verdict.json")["best_step"] == 0
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from asrlora.data import shards
 from asrlora.data.manifest import read_manifest
+from asrlora.data.shards import reader
 from asrlora.errors import UserError
 from asrlora.score import text
 from conftest import BASE, Speech
@@ -26,12 +26,12 @@ def evaluate_on(rank: int, world: int, port: int, folders: list[Path], seconds: 
         "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
     }  # fmt: skip
     from asrlora.engine import evaluate, runtime
-    from asrlora.models import families
+    from asrlora.models import registry
 
-    started, base = runtime.start(), families.load_base(str(BASE))
+    started, base = runtime.start(), registry.load_base(str(BASE))
     lines = []
     for folder in folders:
-        opened = shards.open_shards(folder)
+        opened = reader.open_shards(folder)
         found = evaluate.evaluate(started, base.model, base, opened, seconds, text.normaliser(None, "en"))
         assert found is not None
         lines += [json.dumps(asdict(hypothesis)) + "\n" for hypothesis in found.hypotheses]
@@ -47,7 +47,7 @@ def test_hypotheses_are_the_same_on_any_number_of_processes(speech: Speech, tmp_
     """With other batches each time, a shuffled manifest, and a set too small to give each rank a batch."""
     lines = speech.domain.read_text().splitlines(keepends=True)[:16]
     small = tmp_path / "small"
-    shards.build(read_manifest(speech.heldout)[:2], small)
+    reader.build(read_manifest(speech.heldout)[:2], small)
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(PRELOAD)
     written = []
@@ -55,7 +55,7 @@ def test_hypotheses_are_the_same_on_any_number_of_processes(speech: Speech, tmp_
         random.Random(world).shuffle(lines)
         mixed = speech.domain.with_name(f"mixed-{world}.jsonl")
         mixed.write_text("".join(lines))
-        shards.build(read_manifest(mixed), tmp_path / mixed.stem)
+        reader.build(read_manifest(mixed), tmp_path / mixed.stem)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

@@ -14,8 +14,11 @@ import pytest
 import soundfile
 
 from asrlora import cli
-from asrlora.data import audio, audit, build, decoding, manifest, shards
-from asrlora.data.decoding import Fault
+from asrlora.data import audio, manifest
+from asrlora.data.audit import checks
+from asrlora.data.decoding import decode
+from asrlora.data.decoding.decode import Fault
+from asrlora.data.shards import reader, writer
 from asrlora.errors import UserError
 
 RATE = 16_000
@@ -238,7 +241,7 @@ def test_read_whole(what: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
     (utterance,) = manifest.read_manifest(lay(tmp_path, name, data()))
     # encoders of phones begin and end with some silence of their own
     assert utterance.duration == pytest.approx(seconds, abs=0.1)
-    pcm, source = build.read_utterance(utterance)
+    pcm, source = writer.read_utterance(utterance)
     assert len(pcm) / RATE == pytest.approx(seconds, abs=0.1)
     assert Fault(source.faults) == faults
     middle = audio.read_audio(utterance.audio, 1.0, 1.0)  # the samples of a segment are those of the whole
@@ -254,7 +257,7 @@ def test_refused_with_file_and_line(what: str, tmp_path: Path, capfd: pytest.Cap
     path = lay(tmp_path, name, data())
 
     def use() -> None:
-        shards.build(manifest.read_manifest(path), tmp_path / "out")
+        reader.build(manifest.read_manifest(path), tmp_path / "out")
 
     with pytest.raises(UserError, match=rf"line 2\b.*\b{name}\b.*{message}"):
         use()
@@ -326,8 +329,8 @@ SIGNALS: dict[str, tuple[np.ndarray, str, np.ndarray]] = {  # samples, the findi
 def test_faults_of_the_signal_are_reported_and_taken_out(what: str, tmp_path: Path) -> None:
     samples, finding, right = SIGNALS[what]
     (utterance,) = manifest.read_manifest(lay(tmp_path, "a.wav", wav(samples, "FLOAT")))
-    built = shards.build([utterance], tmp_path / "out")
-    found = list(audit.sound("domain", list(built.samples), audit.HARMLESS))
+    built = reader.build([utterance], tmp_path / "out")
+    found = list(checks.sound("domain", list(built.samples), checks.HARMLESS))
     assert finding in [one.numbers["what"] for one in found]
     assert all("'x'" in one.message and not one.stops for one in found)
     heard = audio.to_float(built.read(0))
@@ -337,13 +340,13 @@ def test_faults_of_the_signal_are_reported_and_taken_out(what: str, tmp_path: Pa
 
 def test_silence_under_an_offset_is_silence(tmp_path: Path) -> None:
     path = lay(tmp_path, "a.wav", wav(np.full(16_000, 0.1)))
-    assert shards.build(manifest.read_manifest(path), tmp_path / "out").rejected == {"silent": 1}
+    assert reader.build(manifest.read_manifest(path), tmp_path / "out").rejected == {"silent": 1}
 
 
 def test_sound_recordings_give_no_finding(tmp_path: Path) -> None:
     wave = np.stack([LEFT, 0.7 * LEFT + 0.3 * speech(seed=1)], 1)
-    built = shards.build(manifest.read_manifest(lay(tmp_path, "a.wav", wav(wave))), tmp_path / "out")
-    assert not list(audit.sound("domain", list(built.samples), audit.HARMLESS))
+    built = reader.build(manifest.read_manifest(lay(tmp_path, "a.wav", wav(wave))), tmp_path / "out")
+    assert not list(checks.sound("domain", list(built.samples), checks.HARMLESS))
 
 
 # --- folders of recordings, with PyAV and without
@@ -371,7 +374,7 @@ def test_without_pyav_the_extra_and_the_files_are_named(
     recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "av", None)
-    decoding._measured.cache_clear()
+    decode._measured.cache_clear()
     assert cli.main(["manifest", "import", str(recordings), "--output", str(tmp_path / "m.jsonl")]) == 0
     said = " ".join(capsys.readouterr().out.split())
     for suffix in (".m4a", ".amr", ".webm"):

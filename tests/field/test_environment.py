@@ -14,7 +14,8 @@ import wandb_server
 from asrlora import train
 from asrlora.config import RunConfig
 from asrlora.errors import exit_code
-from asrlora.runs import record, tracking
+from asrlora.record import run_dir
+from asrlora.tracking import sinks
 from conftest import ROOT
 
 IDENTITY: dict[str, Any] = {
@@ -43,12 +44,12 @@ def attempt(folder: Path, told: dict[str, Any] | None = None, mode: str | None =
     """
     kept = {**IDENTITY, **(told or {})}
     folder.mkdir(exist_ok=True)
-    run = tracking.start(config(folder, mode), kept, ["moonshine"])
+    run = sinks.start(config(folder, mode), kept, ["moonshine"])
     if run is not None:
-        record.write_whole(folder / "run.json", "{}")
-        now = {"wandb_id": run.id, "wandb": tracking.place(config(folder), run)}
-        record.write_whole(folder / "run.json", record.json.dumps(now))
-        tracking.finish(tracking.Tracker(run))
+        run_dir.write_whole(folder / "run.json", "{}")
+        now = {"wandb_id": run.id, "wandb": sinks.place(config(folder), run)}
+        run_dir.write_whole(folder / "run.json", run_dir.json.dumps(now))
+        sinks.finish(sinks.Tracker(run))
     return run
 
 
@@ -99,7 +100,7 @@ def test_names_are_followed(
         monkeypatch.setenv(name, value)
     run = attempt(tmp_path / "run")
     assert (run.project, run.group or None, run.name, run.job_type, run.tags) == told
-    kept = record.read_json(tmp_path / "run" / "run.json")["wandb"]
+    kept = run_dir.read_json(tmp_path / "run" / "run.json")["wandb"]
     assert kept["entity"] == environment.get("WANDB_ENTITY")
 
 
@@ -108,13 +109,13 @@ def test_a_resumed_directory_keeps_its_run_and_project(
 ) -> None:
     monkeypatch.setenv("WANDB_PROJECT", "first")
     begun = attempt(tmp_path / "run")
-    kept = record.read_json(tmp_path / "run" / "run.json")
+    kept = run_dir.read_json(tmp_path / "run" / "run.json")
     monkeypatch.setenv("WANDB_PROJECT", "second")
     monkeypatch.setenv("WANDB_RUN_ID", "night")
     again = attempt(tmp_path / "run", kept)
     assert (again.id, again.project) == (begun.id, "first")
     old = {"wandb_id": "abcd1234"}  # before projects were kept in run.json
-    assert attempt(tmp_path / "old", old).project == tracking.PROJECT
+    assert attempt(tmp_path / "old", old).project == sinks.PROJECT
 
 
 @pytest.mark.parametrize("original", ["stays", "is moved"])
@@ -123,7 +124,7 @@ def test_a_copy_of_a_directory_is_another_run_and_a_moved_one_is_not(
 ) -> None:
     begun = attempt(tmp_path / "first")
     (shutil.copytree if original == "stays" else shutil.move)(tmp_path / "first", tmp_path / "second")
-    kept = record.read_json(tmp_path / "second" / "run.json")
+    kept = run_dir.read_json(tmp_path / "second" / "run.json")
     again = attempt(tmp_path / "second", kept)
     assert (again.id == begun.id) == (original == "is moved")
     assert (f"is a copy of {tmp_path / 'first'}" in capsys.readouterr().err) == (original == "stays")
@@ -151,7 +152,7 @@ def test_the_flag_wins_over_the_environment(
     monkeypatch.delenv("WANDB_MODE")
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert tracking.chosen_mode(flag) == mode
+    assert sinks.chosen_mode(flag) == mode
 
 
 @pytest.mark.parametrize("environment", [{"WANDB_MODE": "disabled"}, {"WANDB_DISABLED": "1"}])
@@ -199,11 +200,11 @@ def test_sync_sends_a_run_as_it_was_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: wandb_server.Server
 ) -> None:
     monkeypatch.setenv("WANDB_PROJECT", "first")
-    run = tracking.start(config(tmp_path), IDENTITY, [])
-    record.write_whole(tmp_path / "run.json", "{}")
-    tracker = tracking.Tracker(run)
+    run = sinks.start(config(tmp_path), IDENTITY, [])
+    run_dir.write_whole(tmp_path / "run.json", "{}")
+    tracker = sinks.Tracker(run)
     tracker.log(1, {"train/loss": 2.0})
-    tracking.finish(tracker)
+    sinks.finish(tracker)
     job = {
         "WANDB_MODE": "disabled", "WANDB_RUN_ID": "night", "WANDB_RESUME": "must", "WANDB_PROJECT": "second",
         "WANDB_DIR": "/nowhere", "WANDB_API_KEY": "f00dcafe" * 5, "WANDB_BASE_URL": server.address,
@@ -212,4 +213,4 @@ def test_sync_sends_a_run_as_it_was_logged(
     subprocess.run(program, cwd=ROOT, env={**os.environ, **job}, check=True, timeout=300)
     assert server.runs == {("first", run.id)}
     assert server.lines[1]["train/loss"] == 2.0
-    assert tracking.unsent(tmp_path) == []
+    assert sinks.unsent(tmp_path) == []

@@ -15,7 +15,7 @@ import pytest
 import soundfile
 
 from asrlora import cli
-from asrlora.data.importers import Imported, import_source
+from asrlora.data.importers.convert import Imported, import_source
 from asrlora.data.manifest import Utterance, read_manifest
 from asrlora.errors import UserError
 

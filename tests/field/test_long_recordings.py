@@ -17,14 +17,15 @@ import soundfile
 
 import tiny
 from asrlora import cli, train
-from asrlora.data import audio, shards, windows
+from asrlora.data import audio, windows
 from asrlora.data.manifest import read_manifest
+from asrlora.data.shards import reader
 from asrlora.engine import longform
 from asrlora.engine import runtime as runtimes
 from asrlora.engine.evaluate import evaluate
 from asrlora.errors import UserError
-from asrlora.models import families, vad
-from asrlora.runs.record import read_lines
+from asrlora.models import registry, vad
+from asrlora.record.run_dir import read_lines
 from asrlora.score import metric
 from asrlora.score import text as texts
 from conftest import BASE, Speech
@@ -51,7 +52,7 @@ class Talk:
 def talk(speech: Speech) -> Talk:
     utterances = [u for u in read_manifest(speech.heldout) if u.duration > 1.5][:6]
     pcms = [audio.read_audio(u.audio) for u in utterances]
-    base = families.load_base(str(BASE))
+    base = registry.load_base(str(BASE))
     alone = [longform.transcribe(base.model, base, pcm, 160.0)[0][0].text for pcm in pcms]
     return Talk([audio.to_float(pcm) for pcm in pcms], [u.text for u in utterances], alone)
 
@@ -283,8 +284,8 @@ def test_eval_scores_what_transcribe_writes_and_counts_the_windows(
 
 
 def test_scores_do_not_depend_on_ranks_or_batches(manifest: Path) -> None:
-    base = families.load_base(str(BASE))
-    data = shards.cached(read_manifest(manifest))
+    base = registry.load_base(str(BASE))
+    data = reader.cached(read_manifest(manifest))
     normaliser = texts.normaliser(None, "en")
     runtime = runtimes.start()
     wide, narrow = (evaluate(runtime, base.model, base, data, s, normaliser) for s in (160.0, 4.0))
@@ -338,7 +339,7 @@ def test_a_window_is_what_its_segment_in_a_manifest_is(
         0.01
     )  # level and offset matter
     soundfile.write(tmp_path / "talk.wav", wave, rate, subtype="FLOAT")
-    base = families.load_base(str(BASE))
+    base = registry.load_base(str(BASE))
     pcm = audio.read_audio(tmp_path / "talk.wav")
     spans = longform.cut(base, pcm).spans
     assert len(spans) == len(talk.clips)
@@ -364,8 +365,8 @@ def test_a_window_is_what_its_segment_in_a_manifest_is(
 )
 def test_every_family_knows_how_much_it_takes_at_once(kind: str, seconds: float, tmp_path: Path) -> None:
     """The small models of the tests: Whisper with 2 s of features, decoders with 200 positions."""
-    base = families.load_base(tiny.save(kind, tmp_path / kind))
-    assert families.longest(base) == seconds
+    base = registry.load_base(tiny.save(kind, tmp_path / kind))
+    assert registry.longest(base) == seconds
     base.family.check(base, seconds, [])  # what is taken at once is never refused
 
 
@@ -373,7 +374,7 @@ def test_a_model_may_state_that_it_takes_less(tmp_path: Path, capsys: pytest.Cap
     folder = Path(tiny.save("wav2vec2", tmp_path / "model"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "max_audio_seconds": 12}))
-    assert families.longest(families.load_base(str(folder))) == 12.0
+    assert registry.longest(registry.load_base(str(folder))) == 12.0
     (folder / "config.json").write_text(json.dumps({**config, "max_audio_seconds": "12 s"}))
     soundfile.write(tmp_path / "a.wav", noise(1, 0.1), RATE)
     assert transcribe(capsys, tmp_path / "a.wav", "--model-id", str(folder))[0] == 2

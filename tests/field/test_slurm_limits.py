@@ -11,9 +11,9 @@ import yaml
 
 from asrlora import cli
 from asrlora.errors import UserError
-from asrlora.runs import conduct, slurm, sweep
-from asrlora.runs.slurm import Limits, Part
-from asrlora.runs.sweep import Sweep, Trial
+from asrlora.sweep import runner, slurm, sweep_file
+from asrlora.sweep.slurm import Limits, Part
+from asrlora.sweep.sweep_file import Sweep, Trial
 
 FIXED = {"model_id": "m", "dataset_path": "t.jsonl", "manifest_path": "d.jsonl"}
 CONFIG = "Configuration data as of 2026-11-25T12:00:00\nMaxArraySize   = {}\nMaxJobCount    = {}\n"
@@ -144,7 +144,7 @@ def faked(tools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def command(loaded: Sweep, trial: Trial) -> list[str]:
         return [sys.executable, "-c", ""]
 
-    monkeypatch.setattr(conduct, "command", command)
+    monkeypatch.setattr(runner, "command", command)
     return tmp_path
 
 
@@ -158,7 +158,7 @@ def test_any_piece_of_a_grid_runs(
 ) -> None:  # fmt: skip
     """As sbatch --array=ARRAY slurm/sweep.sh FILE [--offset N] runs its tasks."""
     file = grid(faked, 10)
-    loaded = sweep.load(file)
+    loaded = sweep_file.load(file)
     for index in indices:
         size = 10 if array == "0-9" else 5 if ":" in array else len(indices)
         for name, value in {
@@ -172,7 +172,9 @@ def test_any_piece_of_a_grid_runs(
         shown = capsys.readouterr().out
         assert (f"this array has {size} of the sweep's 10 trials" in shown) == (size < 10)
     begun = [
-        n for n, trial in enumerate(sweep.trials_of(loaded, loaded)) if (trial.folder / "log.txt").exists()
+        n
+        for n, trial in enumerate(sweep_file.trials_of(loaded, loaded))
+        if (trial.folder / "log.txt").exists()
     ]
     assert begun == [index + offset for index in indices]
 

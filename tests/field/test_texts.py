@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asrlora import cli
-from asrlora.data.style import restyle
+from asrlora.data.audit.transcript_style import restyle
 from asrlora.score import characters, metric, text, wer
-from asrlora.score.hypotheses import score
+from asrlora.score.scoring import score
 
 ENGLISH = [name for name in text.NAMES if not name.startswith("basic-")]
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import parts
-from asrlora.data import batches
-from asrlora.data.batches import Batch, pack
+from asrlora.data import loader
+from asrlora.data.loader import Batch, pack
 from asrlora.engine import runtime as runtimes
 from asrlora.engine import step
-from asrlora.models import adapters, decode, families
+from asrlora.models import adapters, decode, registry
 from asrlora.models.family import Base
 from test_adapters import config
 from test_families import batch
@@ -42,12 +42,12 @@ def attached(base: Base, device: torch.device, **settings: Any) -> Any:
 
 def loss_of(model: Any, base: Base, device: torch.device, bf16: bool = False) -> torch.Tensor:
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        return families.summed_loss(model, base, *(tensor.to(device) for tensor in batch(base)))
+        return registry.summed_loss(model, base, *(tensor.to(device) for tensor in batch(base)))
 
 
 def gradients(model: Any, base: Base, device: torch.device, bf16: bool) -> tuple[float, torch.Tensor]:
     """The loss, and all gradients end to end, of an adapter whose B is not the zeros that it starts with."""
-    families.set_training(model)
+    registry.set_training(model)
     generator = torch.Generator().manual_seed(1)
     trained = sorted((name, p) for name, p in model.named_parameters() if p.requires_grad)
     with torch.no_grad():
@@ -62,7 +62,7 @@ def gradients(model: Any, base: Base, device: torch.device, bf16: bool) -> tuple
 def test_losses_and_gradients_are_those_of_the_cpu_in_fp32(folder: str, bf16: bool) -> None:
     found = []
     for device, lower in ((torch.device("cpu"), False), (DEVICE, bf16)):
-        base = families.load_base(folder)
+        base = registry.load_base(folder)
         found.append(gradients(attached(base, device), base, device, lower))
     (wanted, along), (loss, ours) = found
     tolerance = BF16 if bf16 else FP32
@@ -73,7 +73,7 @@ def test_losses_and_gradients_are_those_of_the_cpu_in_fp32(folder: str, bf16: bo
 def learns(base: Base, bf16: bool, **settings: Any) -> bool:
     """Whether twenty steps bring the loss down by a tenth from its own start."""
     model = attached(base, DEVICE, **settings)
-    families.set_training(model)
+    registry.set_training(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, 3e-3)
     losses = []
@@ -90,25 +90,25 @@ def learns(base: Base, bf16: bool, **settings: Any) -> bool:
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_steps_learn(folder: str, recipe: str, bf16: bool) -> None:
-    assert learns(families.load_base(folder), bf16, **RECIPES[recipe])
+    assert learns(registry.load_base(folder), bf16, **RECIPES[recipe])
 
 
 @pytest.mark.needs("CUDA", "bitsandbytes")
 @pytest.mark.parametrize("bf16", [False, True])
 def test_steps_on_a_base_in_4_bits_learn(folder: str, bf16: bool) -> None:
-    assert learns(families.load_base(folder, in_4bit=True), bf16)
+    assert learns(registry.load_base(folder, in_4bit=True), bf16)
 
 
 @torch.inference_mode()
 def test_hypotheses_are_the_same_between_batch_sizes(folder: str) -> None:
-    base = families.load_base(folder)
+    base = registry.load_base(folder)
     base.model.to(DEVICE)
     rng = np.random.default_rng(0)
     pcms = [(2_000 * rng.standard_normal(n)).astype(np.int16) for n in (16_037, 24_000, 20_123, 8_001, 2_000)]
     seconds = [len(pcm) / 16_000 for pcm in pcms]
 
     def texts(rows: list[int]) -> dict[int, str]:
-        waves, mask = (tensor.to(DEVICE) for tensor in batches.pad([pcms[row] for row in rows]))
+        waves, mask = (tensor.to(DEVICE) for tensor in loader.pad([pcms[row] for row in rows]))
         written = decode.transcribe(base.model, base, waves, mask, [seconds[row] for row in rows])
         return {row: one.text for row, one in zip(rows, written, strict=True)}
 
@@ -120,12 +120,12 @@ def test_hypotheses_are_the_same_between_batch_sizes(folder: str) -> None:
 def test_a_step_never_waits_for_the_device(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """From its first microbatch to its update, which reads the norm of the gradients: in between torch raises
     where it would wait. The first step may wait, for libraries that are set up then."""
-    base = families.load_base(folder)
+    base = registry.load_base(folder)
     runtime = runtimes.start()
     model = attached(base, DEVICE)
     runtime.prepare(model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3))
     samples = [type("Sample", (), {"id": name}) for name in "ab"]
-    labels = {name: families.label_ids(base, "hello") for name in "ab"}
+    labels = {name: registry.label_ids(base, "hello") for name in "ab"}
     pcm, lengths = pack([np.full(16_000, 100, np.int16), np.full(12_000, -100, np.int16)])
     one = Batch(samples, pcm, lengths)  # type: ignore[arg-type]  # stand-ins with an id
     settings, honest = config(learning_rate=1e-3, max_steps=3), runtime.update
@@ -150,7 +150,7 @@ def test_a_step_never_waits_for_the_device(folder: str, monkeypatch: pytest.Monk
 
 @pytest.mark.needs("CUDA")
 def test_a_compiled_step_has_the_same_loss(folder: str) -> None:
-    base = families.load_base(folder)
+    base = registry.load_base(folder)
     model = attached(base, DEVICE)
     plain = float(loss_of(model, base, DEVICE))
     assert float(loss_of(torch.compile(model), base, DEVICE)) == pytest.approx(plain, rel=1e-3)

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 
 import parts
 from asrlora import cli, train
-from asrlora.data import batches
+from asrlora.data import loader
 from asrlora.errors import exit_code
-from asrlora.models import families
-from asrlora.runs import record
+from asrlora.models import registry
+from asrlora.record import run_dir
 from conftest import Speech
 from kill_resume import before_step, start, to_itself, wait
 
@@ -59,7 +59,7 @@ def tones(tmp_path_factory: pytest.TempPathFactory) -> Speech:
 
 
 def losses(run: Path) -> list[float]:
-    return [line["loss"] for line in record.read_lines(run / "metrics.jsonl")]
+    return [line["loss"] for line in run_dir.read_lines(run / "metrics.jsonl")]
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
@@ -72,27 +72,27 @@ def test_a_run_stops_resumes_and_is_used(
     run, settings = tmp_path / "run", {**SETTINGS, **RECIPES[recipe]}
     flags = tones.flags(run, model_id=folders[kind], mixed_precision=precision, **settings)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batches, "read_batches", batches.read_batches)  # to have it back afterwards
+        patch.setattr(loader, "read_batches", loader.read_batches)  # to have it back afterwards
         before_step(4, partial(to_itself, signal.SIGTERM), 0)
         assert train.main(flags) == 75
     assert train.main(flags) == 0
-    attempts = record.read_json(run / "run.json")["attempts"]
+    attempts = run_dir.read_json(run / "run.json")["attempts"]
     assert [one["from_step"] for one in attempts] == [0, 4]
     assert len(losses(run)) == 6
-    judged = record.read_json(run / "verdict.json")
+    judged = run_dir.read_json(run / "verdict.json")
 
     words = ["--model-id", folders[kind], "--adapter-dir", str(run / "adapter_best")]
     output = tmp_path / "eval"
     manifest = ["--manifest-path", str(tones.domain), "--output-dir", str(output)]
     assert cli.main(["eval", *words, *manifest]) == 0
-    assert record.read_json(output / "scores.json")["wer"] == judged["domain"]["tuned_wer"]
-    ours = record.read_hypotheses(output / "hypotheses.jsonl")
-    assert ours == record.read_hypotheses(record.step_folder(run, judged["best_step"]) / "domain.jsonl")
+    assert run_dir.read_json(output / "scores.json")["wer"] == judged["domain"]["tuned_wer"]
+    ours = run_dir.read_hypotheses(output / "hypotheses.jsonl")
+    assert ours == run_dir.read_hypotheses(run_dir.step_folder(run, judged["best_step"]) / "domain.jsonl")
 
     capsys.readouterr()
     file = next(tones.domain.parent.glob("domain*-0.wav"))
     assert cli.main(["transcribe", str(file), *words]) == 0
-    written = {line["id"]: line["hypothesis_raw"] for line in record.read_lines(output / "hypotheses.jsonl")}
+    written = {line["id"]: line["hypothesis_raw"] for line in run_dir.read_lines(output / "hypotheses.jsonl")}
     assert capsys.readouterr().out.rstrip("\n").endswith(written[file.stem])
 
 
@@ -123,7 +123,7 @@ def test_other_ways_train_what_one_device_trains(
     """Ranks add gradients in another order; a mean of means would be off by 1e-2."""
     run = tmp_path / "run"
     run_ranks(world, tones.flags(run, **SETTINGS), tmp_path / "log", zero2=zero2)
-    identity = record.read_json(run / "run.json")
+    identity = run_dir.read_json(run / "run.json")
     assert (identity["world_size"], identity["launch"]) == (world, "ZeRO-2" if zero2 else "DDP")
     assert losses(run) == pytest.approx(losses(one), rel=1e-3, abs=1e-4)
     last = "checkpoints/step-000006/adapter.safetensors"
@@ -131,7 +131,7 @@ def test_other_ways_train_what_one_device_trains(
     for key in theirs:
         assert (ours[key] - theirs[key]).norm() < 1e-2 * theirs[key].norm(), key
     first = "eval/step-000000/domain.jsonl"
-    assert record.read_hypotheses(run / first) == record.read_hypotheses(one / first)
+    assert run_dir.read_hypotheses(run / first) == run_dir.read_hypotheses(one / first)
 
 
 @pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.needs("two GPUs"))])
@@ -145,7 +145,7 @@ def test_a_killed_run_resumes_and_ends_alike(world: int, one: Path, tones: Speec
         rank.kill()
     assert codes[-1] == -signal.SIGKILL, (tmp_path / "log").read_text()[-3000:]
     run_ranks(world, flags, tmp_path / "log")
-    attempts = record.read_json(tmp_path / "run" / "run.json")["attempts"]
+    attempts = run_dir.read_json(tmp_path / "run" / "run.json")["attempts"]
     assert attempts[1]["from_step"] in (2, 3), "where it was saved last"
     assert losses(tmp_path / "run") == pytest.approx(losses(one), rel=1e-3, abs=1e-4)
 
@@ -155,13 +155,13 @@ def test_memory_that_is_out_is_a_message_that_says_what_helps(
 ) -> None:
     if parts.DEVICE == "cuda":
         free, _ = torch.cuda.mem_get_info()
-        monkeypatch.setattr(families, "summed_loss", hungry(families.summed_loss, free))
+        monkeypatch.setattr(registry, "summed_loss", hungry(registry.summed_loss, free))
     else:
 
         def out(*args: Any) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-        monkeypatch.setattr(families, "summed_loss", out)
+        monkeypatch.setattr(registry, "summed_loss", out)
     flags = tones.flags(tmp_path / "run", **{**SETTINGS, "batch_size": None, "batch_seconds": 4})
     assert exit_code(lambda: train.main(flags)) == 2
     told = capsys.readouterr().err

@@ -20,8 +20,9 @@ from safetensors.torch import load_file
 
 import tiny
 from asrlora import bench_together
-from asrlora.runs import programme, record, sweep
-from asrlora.runs.trials import standing
+from asrlora.record import run_dir
+from asrlora.sweep import phases, sweep_file
+from asrlora.sweep.trials import standing
 from conftest import ROOT, speak
 
 pytestmark = [
@@ -49,11 +50,11 @@ class Cluster:
         log = self.folder / "logs" / "%x-%A_%a.log"
         return self.slurm("sbatch", "--parsable", f"--output={log}", *words).strip()
 
-    def write(self, name: str, **content: Any) -> tuple[Path, sweep.Sweep]:
+    def write(self, name: str, **content: Any) -> tuple[Path, sweep_file.Sweep]:
         path = self.folder / f"{name}.yaml"
         everything = {"output_dir": str(self.folder / name), "fixed": self.fixed, **content}
         path.write_text(yaml.safe_dump(everything))
-        return path, sweep.load(path)
+        return path, sweep_file.load(path)
 
     def logs(self) -> str:
         return "\n".join(
@@ -72,12 +73,12 @@ class Cluster:
 
 
 def steps(run: Path) -> int:
-    return len(record.read_log(run / "metrics.jsonl"))
+    return len(run_dir.read_log(run / "metrics.jsonl"))
 
 
-def causes(trial: sweep.Trial) -> list[str | None]:
+def causes(trial: sweep_file.Trial) -> list[str | None]:
     """Why each attempt of a trial ended; None while it goes on."""
-    return [attempt["cause"] for attempt in record.read_json(trial.folder / "trial.json")["attempts"]]
+    return [attempt["cause"] for attempt in run_dir.read_json(trial.folder / "trial.json")["attempts"]]
 
 
 def adapter(run: Path) -> bytes:
@@ -123,12 +124,12 @@ class Jobs:
     """What was submitted, and the trials of the array and of the job whose node dies."""
 
     array: str
-    trials: list[sweep.Trial]
+    trials: list[sweep_file.Trial]
     two_nodes: Path
     undisturbed: Path
     programme: Path
-    lost: sweep.Trial
-    loaded: sweep.Sweep
+    lost: sweep_file.Trial
+    loaded: sweep_file.Sweep
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +139,7 @@ def jobs(cluster: Cluster) -> Jobs:
     trials = [{"seed": 1}, {"seed": 2, **missing}, {"seed": 3, "max_steps": 40, "eval_interval": 40}]
     file, loaded = cluster.write("sweep", trials=trials)
     array = cluster.submit("--array=0-2%2", "--nodelist=n1", "slurm/sweep.sh", file)
-    found = sweep.trials_of(loaded, loaded)
+    found = sweep_file.trials_of(loaded, loaded)
 
     run = cluster.folder / "two nodes"
     flags = {**cluster.fixed, "max_steps": 20, "output_dir": run, "eval_interval": 20}
@@ -148,7 +149,7 @@ def jobs(cluster: Cluster) -> Jobs:
     training = cluster.submit("--nodes=2", "--cpus-per-task=1", "slurm/train.sh", "cpu", *words)
 
     lost_file, lost_sweep = cluster.write("lost", trials=[{"max_steps": FOR_EVER, "eval_interval": FOR_EVER}])
-    lost = sweep.trials_of(lost_sweep, lost_sweep)[0]
+    lost = sweep_file.trials_of(lost_sweep, lost_sweep)[0]
     dying = cluster.submit("--array=0-0", "--nodelist=n2", "slurm/sweep.sh", lost_file)
 
     phases = [{"name": "one", "grid": {"seed": [1, 2]}}, {"name": "two"}]
@@ -173,7 +174,7 @@ def jobs(cluster: Cluster) -> Jobs:
     cluster.until("the array", lambda: cluster.ended(array))
 
     def attempts() -> list[dict[str, Any]]:
-        return list(record.read_json(lost.folder / "run.json")["attempts"])
+        return list(run_dir.read_json(lost.folder / "run.json")["attempts"])
 
     cluster.until("the second attempt", lambda: len(attempts()) == 2)
     after = attempts()[1]["from_step"]
@@ -182,7 +183,7 @@ def jobs(cluster: Cluster) -> Jobs:
     cluster.until("the end of the programme", lambda: (cluster.folder / "programme/outcome.json").exists())
     cluster.until("the end", lambda: cluster.ended(dying))
     return Jobs(
-        array, found, run, sweep.trials_of(loaded, loaded)[0].folder.parent.parent / "undisturbed",
+        array, found, run, sweep_file.trials_of(loaded, loaded)[0].folder.parent.parent / "undisturbed",
         cluster.folder / "programme", lost, loaded,
     )  # fmt: skip
 
@@ -209,11 +210,11 @@ def _kill_node(name: str) -> None:
 
 def test_a_preempted_task_requeues_itself_and_ends_in_the_same_adapter(jobs: Jobs) -> None:
     trial = jobs.trials[0]
-    attempts = record.read_json(trial.folder / "trial.json")["attempts"]
+    attempts = run_dir.read_json(trial.folder / "trial.json")["attempts"]
     assert causes(trial) == ["preempted", "complete"]
     assert [one["restart"] for one in attempts] == [0, 1]
     assert all(one["owner"].startswith(f"job {jobs.array}_0 on n1") for one in attempts)
-    begun = [one["from_step"] for one in record.read_json(trial.folder / "run.json")["attempts"]]
+    begun = [one["from_step"] for one in run_dir.read_json(trial.folder / "run.json")["attempts"]]
     assert begun[0] == 0
     assert 30 <= begun[1] < 300
     assert adapter(trial.folder) == adapter(jobs.undisturbed / trial.id)
@@ -241,7 +242,7 @@ def test_a_grid_longer_than_an_array_may_be_is_submitted_in_parts(cluster: Clust
     logs = f"export SBATCH_OUTPUT={shlex.quote(str(cluster.folder / 'logs' / '%x-%A_%a.log'))}"
     job = cluster.slurm("bash", "-euc", "\n".join([logs, *lines, "echo $job"])).strip()
     cluster.until("the end of the second part", lambda: cluster.ended(job))
-    found = sweep.trials_of(loaded, loaded)
+    found = sweep_file.trials_of(loaded, loaded)
     assert [causes(trial) for trial in found] == [["refused"]] * 12
     assert "this array has 2 of the sweep's 12 trials (indices 0 to 1)" in (
         (cluster.folder / "logs" / f"asrlora-sweep-{job}_1.log").read_text()
@@ -289,20 +290,20 @@ def test_phases_run_one_after_another_and_end_with_what_stands_in_the_way(jobs: 
 
 
 def test_a_node_that_fails_loses_an_attempt_and_not_the_run(jobs: Jobs) -> None:
-    attempts = record.read_json(jobs.lost.folder / "trial.json")["attempts"]
+    attempts = run_dir.read_json(jobs.lost.folder / "trial.json")["attempts"]
     assert [one["cause"] for one in attempts] == ["lost", "cancelled"]
     assert attempts[0]["owner"].endswith("n2")
     assert attempts[1]["owner"].endswith("n1")
-    assert record.read_json(jobs.lost.folder / "run.json")["attempts"][1]["from_step"] >= 20
+    assert run_dir.read_json(jobs.lost.folder / "run.json")["attempts"][1]["from_step"] >= 20
 
 
 def test_scancel_is_told_from_other_ends(jobs: Jobs) -> None:
     assert standing(jobs.lost, jobs.loaded.criteria).state == "cancelled"
-    assert record.read_json(jobs.lost.folder / "run.json")["state"] == "preempted", "it was saved"
+    assert run_dir.read_json(jobs.lost.folder / "run.json")["state"] == "preempted", "it was saved"
 
 
 def test_a_run_on_two_nodes_is_one_run(jobs: Jobs) -> None:
-    identity = record.read_json(jobs.two_nodes / "run.json")
+    identity = run_dir.read_json(jobs.two_nodes / "run.json")
     assert (identity["state"], identity["world_size"], identity["launch"]) == ("complete", 2, "DDP")
     assert load_file(jobs.two_nodes / "adapter_best" / "adapter_model.safetensors")
 
@@ -319,7 +320,7 @@ def test_eight_trials_with_two_preemptions_and_a_lost_node_end_as_without_faults
     subprocess.run(program, cwd=ROOT, check=True, timeout=1200)
 
     file, loaded = cluster.write("eight", **content)
-    found = sweep.trials_of(loaded, loaded)
+    found = sweep_file.trials_of(loaded, loaded)
     # two CPUs a trial, so that two run on each node
     array = cluster.submit("--array=0-7%4", "--cpus-per-task=2", "slurm/sweep.sh", file)
     for number in (0, 1):
@@ -335,7 +336,7 @@ def test_eight_trials_with_two_preemptions_and_a_lost_node_end_as_without_faults
         """Whether a trial there is under way, with something to lose."""
         for trial in found:
             with contextlib.suppress(FileNotFoundError):
-                attempt = record.read_json(trial.folder / "trial.json")["attempts"][-1]
+                attempt = run_dir.read_json(trial.folder / "trial.json")["attempts"][-1]
                 if attempt["ended"] is None and attempt["owner"].endswith("n2") and steps(trial.folder) >= 25:
                     return True
         return False
@@ -348,7 +349,7 @@ def test_eight_trials_with_two_preemptions_and_a_lost_node_end_as_without_faults
     assert ends.count("complete") == 8, ends
     assert ends.count("preempted") == 2, ends
     assert ends.count("lost") >= 1, ends
-    outcomes = [programme.write_outcome(one)["phases"][0]["winner"] for one in (loaded, calm)]
+    outcomes = [phases.write_outcome(one)["phases"][0]["winner"] for one in (loaded, calm)]
     assert outcomes[0] == outcomes[1]
-    for trial, other in zip(found, sweep.trials_of(calm, calm), strict=True):
+    for trial, other in zip(found, sweep_file.trials_of(calm, calm), strict=True):
         assert adapter(trial.folder) == adapter(other.folder)

@@ -9,7 +9,7 @@ import fake_cuda
 import tiny
 from asrlora.config import RunConfig
 from asrlora.errors import UserError
-from asrlora.models import adapters, families, hub
+from asrlora.models import adapters, hub, registry
 from conftest import BASE
 
 KINDS = {
@@ -38,10 +38,10 @@ def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return waves, torch.ones_like(waves, dtype=torch.long), torch.randint(4, 30, (2, 8), generator=generator)
 
 
-def train(model: torch.nn.Module, base: families.Base) -> None:
+def train(model: torch.nn.Module, base: registry.Base) -> None:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-2)
     for _ in range(3):
-        families.summed_loss(model, base, *batch()).backward()
+        registry.summed_loss(model, base, *batch()).backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -50,25 +50,25 @@ def train(model: torch.nn.Module, base: families.Base) -> None:
 def test_an_adapter_starts_as_nothing_learns_and_is_saved_as_it_is(kind: str, tmp_path: Path) -> None:
     """PEFT saves pissa_niter silently wrong where it is not converted (logit error 0.2)."""
     torch.manual_seed(0)
-    base = families.load_base(str(BASE))
+    base = registry.load_base(str(BASE))
     with torch.inference_mode():
-        untouched = families.logits(base.model, base, *batch())
+        untouched = registry.logits(base.model, base, *batch())
     settings = config(**KINDS[kind])
     model = adapters.attach(base, settings)
     with torch.inference_mode():
-        attached = families.logits(model, base, *batch())
+        attached = registry.logits(model, base, *batch())
     assert torch.allclose(attached, untouched, atol=1e-4 * untouched.abs().max())
     initial = tmp_path / "initial" if adapters.rewrites_base(settings) else None
     if initial:
         adapters.save_initial(model, initial)
     train(model, base)
     with torch.inference_mode():
-        trained = families.logits(model.eval(), base, *batch())
+        trained = registry.logits(model.eval(), base, *batch())
     assert (trained - untouched).abs().max() > 0.05 * untouched.abs().max(), "the adapter is frozen"
     adapters.save(model, tmp_path / "adapter", initial)
     assert adapters.check_saved(model, base, tmp_path / "adapter", str(BASE)) < 1e-4
     with torch.inference_mode():
-        again = families.logits(model, base, *batch())
+        again = registry.logits(model, base, *batch())
     assert torch.equal(again, trained), "saving changed the live adapter"
     assert sorted(p.name for p in (tmp_path / "adapter").iterdir()) == [
         "adapter_config.json",
@@ -77,7 +77,7 @@ def test_an_adapter_starts_as_nothing_learns_and_is_saved_as_it_is(kind: str, tm
 
 
 def test_a_saved_adapter_that_is_not_the_live_one_is_noticed(tmp_path: Path) -> None:
-    base = families.load_base(str(BASE))
+    base = registry.load_base(str(BASE))
     model = adapters.attach(base, config())
     adapters.save(model, tmp_path / "adapter", None)
     train(model, base)
@@ -87,7 +87,7 @@ def test_a_saved_adapter_that_is_not_the_live_one_is_noticed(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("kind", ["lora", "dora", "pissa", "olora"])
 def test_a_saved_adapter_is_compared_bit_by_bit_and_reloaded_at_the_end(kind: str, tmp_path: Path) -> None:
-    base = families.load_base(str(BASE))
+    base = registry.load_base(str(BASE))
     settings = config(**KINDS[kind])
     model = adapters.attach(base, settings)
     initial = tmp_path / "initial" if adapters.rewrites_base(settings) else None
@@ -109,11 +109,11 @@ def test_a_saved_adapter_is_compared_bit_by_bit_and_reloaded_at_the_end(kind: st
 
 
 def test_an_adapter_is_used_on_the_base_it_was_trained_on_or_refused_by_name(tmp_path: Path) -> None:
-    base = families.load_base(str(BASE))
+    base = registry.load_base(str(BASE))
     adapters.save(adapters.attach(base, config()), tmp_path, None, base)
     recorded = {"sha256": base.sha256, "weights": "float32", "matmul_precision": "highest"}
     assert hub.trained_on(tmp_path).items() > recorded.items()
-    adapters.load(families.load_base(str(BASE)), tmp_path)
+    adapters.load(registry.load_base(str(BASE)), tmp_path)
     for name, told in (
         ("sha256", f"weights of sha256 other, .* is {base.sha256}"),
         ("weights", "weights in other, .* is float32"),
@@ -121,28 +121,28 @@ def test_an_adapter_is_used_on_the_base_it_was_trained_on_or_refused_by_name(tmp
     ):
         (tmp_path / "base.json").write_text(json.dumps({**recorded, name: "other"}))
         with pytest.raises(UserError, match=told):
-            adapters.load(families.load_base(str(BASE)), tmp_path)
+            adapters.load(registry.load_base(str(BASE)), tmp_path)
     (tmp_path / "base.json").unlink()  # of another trainer: nothing is known
-    adapters.load(families.load_base(str(BASE)), tmp_path)
+    adapters.load(registry.load_base(str(BASE)), tmp_path)
 
 
 @pytest.mark.parametrize("base_file", [True, False])
 def test_a_damaged_adapter_is_refused(tmp_path: Path, base_file: bool) -> None:
     """One flipped bit, which safetensors does not notice, and a file that was cut off, which it does."""
-    base = families.load_base(str(BASE))
+    base = registry.load_base(str(BASE))
     adapters.save(adapters.attach(base, config()), tmp_path, None, base if base_file else None)
     path = tmp_path / "adapter_model.safetensors"
     data = bytearray(path.read_bytes())
     data[-9] ^= 1
     path.write_bytes(data if base_file else data[:-100])
     with pytest.raises(UserError, match="is damaged" if base_file else "does not fit"):
-        adapters.load(families.load_base(str(BASE)), tmp_path)
+        adapters.load(registry.load_base(str(BASE)), tmp_path)
 
 
 @pytest.mark.parametrize("init", ["pissa", "olora"])
 def test_a_resumed_initialisation_is_moved_on_the_bases_device(init: str, tmp_path: Path) -> None:
     settings = config(init_lora_weights=init)
-    model = adapters.attach(families.load_base(str(BASE)), settings)
+    model = adapters.attach(registry.load_base(str(BASE)), settings)
     adapters.save_initial(model, tmp_path)
     moved = load_file(tmp_path / "adapter_model.safetensors")
     with fake_cuda.mode():
@@ -151,7 +151,7 @@ def test_a_resumed_initialisation_is_moved_on_the_bases_device(init: str, tmp_pa
 
 
 def test_pissa_saved_without_conversion_is_noticed(tmp_path: Path) -> None:
-    base = families.load_base(str(BASE))
+    base = registry.load_base(str(BASE))
     model = adapters.attach(base, config(init_lora_weights="pissa"))
     train(model, base)
     adapters.save(model, tmp_path / "adapter", None)
@@ -165,19 +165,19 @@ def test_pissa_saved_without_conversion_is_noticed(tmp_path: Path) -> None:
 
 
 def test_merging_changes_nothing(tmp_path: Path) -> None:
-    base = families.load_base(str(BASE))
+    base = registry.load_base(str(BASE))
     model = adapters.attach(base, config(use_dora=True))
     train(model, base)
     model.eval()
     with torch.inference_mode():
-        active = families.logits(model, base, *batch())
-        merged = families.logits(model.merge_and_unload(), base, *batch())
+        active = registry.logits(model, base, *batch())
+        merged = registry.logits(model.merge_and_unload(), base, *batch())
     assert torch.allclose(active, merged, atol=1e-4)
 
 
 def test_the_files_of_the_base_are_untouched_by_training(tmp_path: Path) -> None:
     before = hub.hash_weights(BASE)
-    base = families.load_base(str(BASE))
+    base = registry.load_base(str(BASE))
     frozen = {n: p.detach().clone() for n, p in base.model.named_parameters()}
     model = adapters.attach(base, config())
     train(model, base)
@@ -199,23 +199,23 @@ def test_the_files_of_the_base_are_untouched_by_training(tmp_path: Path) -> None
     ],
 )
 def test_targets(targets: str, module_filter: str | None, leaves: set[str]) -> None:
-    found = adapters.find_targets(families.load_base(str(BASE)), targets, module_filter)
+    found = adapters.find_targets(registry.load_base(str(BASE)), targets, module_filter)
     assert {name.rpartition(".")[2] for name in found} == leaves
     assert module_filter is None or all(module_filter in name for name in found)
 
 
 def test_targets_that_match_nothing_list_what_there_is() -> None:
     with pytest.raises(UserError, match=r"fc1, fc2, k_proj, o_proj"):
-        adapters.find_targets(families.load_base(str(BASE)), "query", None)
+        adapters.find_targets(registry.load_base(str(BASE)), "query", None)
 
 
 def test_an_adapter_of_another_base_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no adapter_config\.json"):
-        adapters.load(families.load_base(str(BASE)), tmp_path)
+        adapters.load(registry.load_base(str(BASE)), tmp_path)
 
 
 def test_a_change_of_what_is_frozen_changes_the_digest(tmp_path: Path) -> None:
-    base = families.load_base(tiny.save("parakeet", tmp_path))
+    base = registry.load_base(tiny.save("parakeet", tmp_path))
     model = adapters.attach(base, config())
     before = adapters.digest_frozen(model)
     with torch.no_grad():

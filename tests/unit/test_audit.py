@@ -19,12 +19,13 @@ from scipy import special
 
 from asrlora import cli
 from asrlora.config import RunConfig
-from asrlora.data import audit, check, leakage, plan
-from asrlora.data.audit import quick
-from asrlora.data.decoding import Fault
-from asrlora.data.findings import Audit, Finding
+from asrlora.data import plan
+from asrlora.data.audit import checks, leakage, manifest_check
+from asrlora.data.audit.checks import quick
+from asrlora.data.audit.findings import Audit, Finding
+from asrlora.data.audit.transcript_style import MARKS, restyle, style
+from asrlora.data.decoding.decode import Fault
 from asrlora.data.manifest import BadLine, read_manifest
-from asrlora.data.style import MARKS, restyle, style
 from asrlora.errors import UserError
 from asrlora.score import power, verdict
 from asrlora.score.metric import Metric
@@ -81,7 +82,7 @@ def look(train: Sequence[Any], domain: Sequence[Any], heldout: Sequence[Any] = (
 
 def listen(train: list[Said], domain: list[Said], silent: int = 0) -> Audit:
     rejected = {"silent": silent} if silent else {}
-    return audit.deep(Audit({}, []), {"train": Decoded(train), "domain": Decoded(domain, rejected)})
+    return checks.deep(Audit({}, []), {"train": Decoded(train), "domain": Decoded(domain, rejected)})
 
 
 def of(found: Audit | Sequence[Finding], kind: str, what: str | None = None) -> list[Finding]:
@@ -205,7 +206,7 @@ def test_deep_finds_copies_beyond_what_the_files_showed_and_tells_it_once() -> N
     known = Audit({}, list(leakage.leak("audio", "train", "domain", {"domain-0"}, 40)))
     both = [replace(s, sha256=f"train{i}") if i < 2 else s for i, s in enumerate(DOMAIN)]
     for domain, count in ((with_first(DOMAIN, sha256="train0"), 1), (both, 2), (DOMAIN, 1)):
-        found = audit.deep(known, {"train": Decoded(TRAIN), "domain": Decoded(domain)})
+        found = checks.deep(known, {"train": Decoded(TRAIN), "domain": Decoded(domain)})
         assert [f.numbers["utterances"] for f in of(found, "leakage")] == [count]
 
 
@@ -251,7 +252,7 @@ def test_a_run_starves_exactly_where_the_plan_has_no_step(
     planned = plan.plan_epoch(
         seconds, seed=42, epoch=0, microbatches_per_step=microbatches, **recipe.microbatch
     )
-    assert math.isfinite(audit._epochs(seconds, recipe)) == bool(len(planned))
+    assert math.isfinite(checks._epochs(seconds, recipe)) == bool(len(planned))
 
 
 def test_epochs_and_what_each_filter_keeps() -> None:
@@ -289,20 +290,20 @@ PLAIN = [text.lower() for text in SHOUTED]
 def test_a_foreign_style_is_told_with_a_mend_that_silences_it(
     labels: list[str], model: list[str], case: str | None, punctuation: str | None
 ) -> None:
-    found = audit.label_style(style(labels), style(model))
+    found = checks.label_style(style(labels), style(model))
     mends = [f.message.split("--label-")[1] for f in found]
     expected = [f"case {case}"] * bool(case) + [f"punctuation {punctuation}"] * bool(punctuation)
     assert mends == expected
     assert not any(f.stops for f in found)
     mended = [restyle(text, case or "keep", punctuation or "keep") for text in labels]
-    assert audit.label_style(style(mended), style(model)) == []
+    assert checks.label_style(style(mended), style(model)) == []
 
 
 def test_digits_and_symbols_are_told() -> None:
     odd = ["it costs 12 $", *PLAIN]
-    assert [f.numbers["what"] for f in audit.label_style(style(odd), style(PLAIN))] == ["digits", "symbols"]
-    assert "($)" in audit.label_style(style(odd), style(PLAIN))[1].message
-    assert [f.numbers["what"] for f in audit.label_style(style(PLAIN), style(odd))] == ["digits", "symbols"]
+    assert [f.numbers["what"] for f in checks.label_style(style(odd), style(PLAIN))] == ["digits", "symbols"]
+    assert "($)" in checks.label_style(style(odd), style(PLAIN))[1].message
+    assert [f.numbers["what"] for f in checks.label_style(style(PLAIN), style(odd))] == ["digits", "symbols"]
 
 
 def test_style_counts_shares() -> None:
@@ -359,10 +360,10 @@ def test_restyling_keeps_the_words_and_a_second_time_changes_nothing(
     ],
 )
 def test_texts_the_model_cannot_write_stop_the_run(text: str, seconds: float, why: str | None) -> None:
-    from asrlora.models import families
+    from asrlora.models import registry
 
-    base = families.load_base(str(BASE))
-    labels, found = families.label(base, {"a": "a cab", "b": text}, {1.0: [2.0, seconds]})
+    base = registry.load_base(str(BASE))
+    labels, found = registry.label(base, {"a": "a cab", "b": text}, {1.0: [2.0, seconds]})
     assert set(labels) == ({"a"} if why else {"a", "b"})
     assert [(f.kind, f.stops, f.numbers["utterances"]) for f in found] == [("tokens", True, 1)] * bool(why)
     assert all(why in f.message and "'b'" in f.message for f in found if why)
@@ -453,11 +454,11 @@ class Scored:
 def test_the_baseline_replaces_assumptions_and_shows_the_style() -> None:
     found = look(TRAIN, DOMAIN, HELDOUT)
     perfect = [Scored("Yes, it is.", Tally(0, 1000))] * 40
-    after = audit.baseline(found, ["YES IT IS"] * 3, {"domain": perfect, "heldout": perfect}, "wer")
+    after = checks.baseline(found, ["YES IT IS"] * 3, {"domain": perfect, "heldout": perfect}, "wer")
     assert [f.numbers["what"] for f in after.findings] == ["case", "punctuation"]
     assert after.sets["domain"]["margin"] < 0.001 < found.sets["domain"]["margin"]
     poor = [Scored("yes it is", Tally(i % 3, 3)) for i in range(40)]
-    again = audit.baseline(found, ["yes it is"], {"domain": poor, "heldout": perfect}, "wer")
+    again = checks.baseline(found, ["yes it is"], {"domain": poor, "heldout": perfect}, "wer")
     assert [f.kind for f in again.findings] == ["detectable effect"]
     assert "measured on the baseline" in again.findings[0].message
 
@@ -490,11 +491,11 @@ def test_speaking_rate_and_level_count_as_well() -> None:
 
 def test_chance_is_told_once_in_a_thousand() -> None:
     """The critical value against scipy's, and the test against a shuffled null."""
-    assert special.kolmogorov(audit.DRIFT) == pytest.approx(0.001, rel=0.01)
+    assert special.kolmogorov(checks.DRIFT) == pytest.approx(0.001, rel=0.01)
     rng = np.random.default_rng(0)
     values = rng.lognormal(1, 1, 300)
     alarms = sum(
-        bool(list(audit._heterogeneity("domain", "length", rng.permutation(values)))) for _ in range(2000)
+        bool(list(checks._heterogeneity("domain", "length", rng.permutation(values)))) for _ in range(2000)
     )
     assert alarms <= 8  # 2 are expected
 
@@ -561,7 +562,7 @@ def test_no_finding_but_heterogeneity_depends_on_the_order(
     def findings(sets: list[list[Said]]) -> list[str]:
         named = dict(zip(("train", "domain", "heldout"), sets, strict=True))
         found = quick(named["train"], {name: named[name] for name in ("domain", "heldout")}, config())
-        found = audit.deep(found, {name: Decoded(samples) for name, samples in named.items()})
+        found = checks.deep(found, {name: Decoded(samples) for name, samples in named.items()})
         json.dumps(found.as_json(), allow_nan=False)
         return [repr(f) for f in found.findings if f.kind != "heterogeneity"]
 
@@ -620,7 +621,7 @@ def faulty(folder: Path) -> dict[str, Path]:
 
 
 def test_bad_lines_are_collected_with_their_numbers(faulty: dict[str, Path]) -> None:
-    found, opened = check.check(faulty, config(gradient_accumulation_steps=1), decode=False)
+    found, opened = manifest_check.check(faulty, config(gradient_accumulation_steps=1), decode=False)
     assert not opened
     bad = {f.numbers["what"]: list(f.numbers["lines"]) for f in found.stops}
     assert bad == {
@@ -633,7 +634,7 @@ def test_bad_lines_are_collected_with_their_numbers(faulty: dict[str, Path]) -> 
 
 
 def test_what_decoding_shows(faulty: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    found, opened = check.check(faulty, config(gradient_accumulation_steps=1))
+    found, opened = manifest_check.check(faulty, config(gradient_accumulation_steps=1))
     assert [s.id for s in opened["domain"].samples] == ["sound", "loud", "telephone", "stereo", "copy"]
     (nan,) = of(found, "audio", "audio holds NaN or infinite samples")
     assert (nan.stops, list(nan.numbers["lines"])) == (True, [2])
@@ -653,7 +654,7 @@ def test_what_decoding_shows(faulty: dict[str, Path], monkeypatch: pytest.Monkey
 
 def test_many_bad_lines_are_counted_and_the_first_are_shown() -> None:
     bad = {number: BadLine("not JSON", f"fault {number}") for number in range(1, 31)}
-    (finding,) = audit.bad_lines("domain", bad)
+    (finding,) = checks.bad_lines("domain", bad)
     assert "line 5: fault 5; and 25 more" in finding.message
     assert "fault 6" not in finding.message
     assert len(finding.numbers["lines"]) == 30

@@ -6,20 +6,21 @@ import pytest
 import torch
 
 from asrlora import bench
-from asrlora.data import audio, shards
+from asrlora.data import audio
 from asrlora.data.augment import Augment
-from asrlora.data.batches import pad, read_batches
+from asrlora.data.loader import pad, read_batches
+from asrlora.data.shards import reader
 from asrlora.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> shards.Shards:
+def built(tmp_path_factory: pytest.TempPathFactory) -> reader.Shards:
     folder = tmp_path_factory.mktemp("batches")
     lengths = np.linspace(0.4, 2.0, 40)
-    return shards.build(bench.write_corpus(folder / "wav", lengths, 16_000), folder / "shards")
+    return reader.build(bench.write_corpus(folder / "wav", lengths, 16_000), folder / "shards")
 
 
-def test_waves_and_mask_are_the_samples(built: shards.Shards) -> None:
+def test_waves_and_mask_are_the_samples(built: reader.Shards) -> None:
     pcms = [built.read(0), built.read(30)]
     waves, mask = pad(pcms)
     assert waves.shape == mask.shape == (2, 32_000)
@@ -30,7 +31,7 @@ def test_waves_and_mask_are_the_samples(built: shards.Shards) -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_batches_come_in_order_however_long_each_takes(built: shards.Shards, workers: int) -> None:
+def test_batches_come_in_order_however_long_each_takes(built: reader.Shards, workers: int) -> None:
     """The first batch is held up until another thread has read the second."""
     plan = [(0, [39 - n, n]) for n in range(20)]
     second = threading.Event()
@@ -49,7 +50,7 @@ def test_batches_come_in_order_however_long_each_takes(built: shards.Shards, wor
     assert all(batch.waited >= 0 for batch in read)
 
 
-def test_an_error_is_raised_at_its_batch(built: shards.Shards) -> None:
+def test_an_error_is_raised_at_its_batch(built: reader.Shards) -> None:
     def fail(pcm: audio.Pcm, identity: str, epoch: int) -> audio.Pcm:
         if identity == built.samples[5].id:
             raise UserError("spoilt")
@@ -62,7 +63,7 @@ def test_an_error_is_raised_at_its_batch(built: shards.Shards) -> None:
         next(batches)
 
 
-def test_the_plan_is_run_through_only_as_far_as_is_read_ahead(built: shards.Shards) -> None:
+def test_the_plan_is_run_through_only_as_far_as_is_read_ahead(built: reader.Shards) -> None:
     asked = []
 
     def endless():
@@ -77,17 +78,17 @@ def test_the_plan_is_run_through_only_as_far_as_is_read_ahead(built: shards.Shar
     assert len(asked) <= 3 + 4
 
 
-def test_memory_holds_what_was_read_and_no_more_than_allowed(built: shards.Shards, monkeypatch) -> None:
-    reopened = shards.open_shards(built.folder)
-    memory = shards.Memory()
+def test_memory_holds_what_was_read_and_no_more_than_allowed(built: reader.Shards, monkeypatch) -> None:
+    reopened = reader.open_shards(built.folder)
+    memory = reader.Memory()
     memory.left = built.read(0).nbytes + built.read(1).nbytes
-    monkeypatch.setattr(shards, "memory", memory)
+    monkeypatch.setattr(reader, "memory", memory)
     for _ in range(2):
         for number in range(4):
             assert np.array_equal(reopened.read(number), built.read(number))
     assert sorted(reopened.folders[0].kept) == [0, 1]
     assert memory.left == 0
-    shards.forget(reopened)
+    reader.forget(reopened)
     assert not reopened.folders[0].kept
     assert memory.left == built.read(0).nbytes + built.read(1).nbytes
 
@@ -95,7 +96,7 @@ def test_memory_holds_what_was_read_and_no_more_than_allowed(built: shards.Shard
 ALL = Augment(3, speeds=(0.9, 1.0, 1.1), noise_snr=(10.0, 30.0), time_masks=2)
 
 
-def test_augmentation_depends_on_seed_epoch_and_id_alone(built: shards.Shards) -> None:
+def test_augmentation_depends_on_seed_epoch_and_id_alone(built: reader.Shards) -> None:
     pcm = built.read(7)
     heard = ALL.apply(pcm, "a", 0)
     assert np.array_equal(ALL.apply(pcm, "a", 0), heard)
@@ -104,7 +105,7 @@ def test_augmentation_depends_on_seed_epoch_and_id_alone(built: shards.Shards) -
     assert np.array_equal(Augment(3).apply(pcm, "a", 0), pcm)
 
 
-def test_planned_durations_are_those_heard(built: shards.Shards) -> None:
+def test_planned_durations_are_those_heard(built: reader.Shards) -> None:
     speeds = Augment(1, speeds=(0.8, 0.9, 1.0, 1.15))
     chosen = set()
     for epoch in (0, 1):
@@ -116,7 +117,7 @@ def test_planned_durations_are_those_heard(built: shards.Shards) -> None:
     assert chosen == {0.8, 0.9, 1.0, 1.15}
 
 
-def test_noise_has_the_snr_asked_for_and_masks_silence(built: shards.Shards) -> None:
+def test_noise_has_the_snr_asked_for_and_masks_silence(built: reader.Shards) -> None:
     pcm = built.read(39)
     clean = audio.to_float(pcm)
     noisy = audio.to_float(Augment(0, noise_snr=(10.0, 10.0)).apply(pcm, "a", 0))
@@ -128,7 +129,7 @@ def test_noise_has_the_snr_asked_for_and_masks_silence(built: shards.Shards) -> 
     assert 0 < silenced.mean() <= 0.2
 
 
-def test_ranks_leave_out_the_same_damaged_samples(built: shards.Shards, tmp_path: Path) -> None:
+def test_ranks_leave_out_the_same_damaged_samples(built: reader.Shards, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     folder.mkdir()
     for path in built.folder.iterdir():
@@ -139,13 +140,13 @@ def test_ranks_leave_out_the_same_damaged_samples(built: shards.Shards, tmp_path
         data = bytearray((folder / sample.shard).read_bytes())
         data[sample.offset + 30] ^= 4  # in a field that no decoder looks at: only the sha256 tells
         (folder / sample.shard).write_bytes(data)
-    opened = shards.open_shards(folder)
+    opened = reader.open_shards(folder)
     assert len(opened.samples) == 40
     sound = [sample.id for n, sample in enumerate(built.samples) if n not in damaged]
     for world in (1, 2, 4):
         everyone: list[tuple[int, str]] = []
         for rank in range(world):  # what gathering would bring together
-            everyone += shards.damaged_samples(opened, range(rank, 40, world)).items()
+            everyone += reader.damaged_samples(opened, range(rank, 40, world)).items()
         for rank in range(world):
             asked = []
 
@@ -153,7 +154,7 @@ def test_ranks_leave_out_the_same_damaged_samples(built: shards.Shards, tmp_path
                 asked.append(found)
                 return everyone
 
-            kept, told = shards.without_damage(opened, rank, world, together)
+            kept, told = reader.without_damage(opened, rank, world, together)
             assert [sample.id for sample in kept.samples] == sound
             assert len(told) == 3
             assert all(built.samples[n].id in message for n, message in zip(damaged, told, strict=True))

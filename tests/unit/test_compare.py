@@ -10,8 +10,10 @@ import yaml
 import written
 from asrlora import cli
 from asrlora.errors import UserError
-from asrlora.runs import compare, ledger, record, sweep
+from asrlora.record import ledger, run_dir
+from asrlora.report import compare
 from asrlora.score import verdict
+from asrlora.sweep import sweep_file
 from sweeps import FINGERPRINT, write_run, write_sweep
 
 
@@ -36,13 +38,13 @@ def groups(folder: Path) -> list[compare.Group]:
 def test_every_pair_has_the_interval_that_comparing_the_two_alone_gives(groups: list[compare.Group]) -> None:
     """The oracle is the verdict's own function, on the files of two runs."""
     group = groups[0]
-    folders = {run.name: record.step_folder(run.folder, run.best_step) for run in group.runs}
-    folders[compare.BASE] = record.step_folder(group.runs[0].folder, 0)
+    folders = {run.name: run_dir.step_folder(run.folder, run.best_step) for run in group.runs}
+    folders[compare.BASE] = run_dir.step_folder(group.runs[0].folder, 0)
     pairs = list(itertools.combinations(group.paired, 2))
     assert len(pairs) == len(group.pairs["domain"]) == 66
     for name in ("domain", "heldout"):
         for (a, b), (change, low, high) in list(zip(pairs, group.pairs[name], strict=True))[::7]:
-            counts = (record.read_counts(folders[run] / f"{name}.jsonl") for run in (a, b))
+            counts = (run_dir.read_counts(folders[run] / f"{name}.jsonl") for run in (a, b))
             alone = verdict.compare(*counts)
             assert change == pytest.approx(alone.change, abs=1e-12)
             assert (low, high) == pytest.approx(alone.change_interval, abs=1e-12)
@@ -50,8 +52,8 @@ def test_every_pair_has_the_interval_that_comparing_the_two_alone_gives(groups: 
 
 def test_a_run_without_a_verdict_gets_the_intervals_that_one_would_give(groups: list[compare.Group]) -> None:
     run = next(run for run in groups[0].runs if run.name == "running")
-    old, new = (record.step_folder(run.folder, step) / "heldout.jsonl" for step in (0, run.best_step))
-    alone = verdict.compare(record.read_counts(old), record.read_counts(new))
+    old, new = (run_dir.step_folder(run.folder, step) / "heldout.jsonl" for step in (0, run.best_step))
+    alone = verdict.compare(run_dir.read_counts(old), run_dir.read_counts(new))
     assert run.scores["heldout"].interval == pytest.approx(alone.tuned_interval, abs=1e-12)
     assert run.scores["heldout"].change_interval == pytest.approx(alone.change_interval, abs=1e-12)
     assert not (run.folder / "verdict.json").exists(), "somebody else's run is only read"
@@ -81,7 +83,7 @@ def test_settings_that_differ_are_named(groups: list[compare.Group]) -> None:
 def test_every_guardrail_has_a_column(tmp_path: Path) -> None:
     sets = {"domain": written.better(), "heldout": written.same(), "quiet": written.worse()}
     judged = written.write_run(tmp_path / "judged", sets)
-    section = record.judge_run(judged)["guardrails"]["quiet"]
+    section = run_dir.judge_run(judged)["guardrails"]["quiet"]
     written.write_run(tmp_path / "unjudged", sets)
     (group,) = compare.grouped(compare.read_runs(compare.find([tmp_path])))
     assert group.sets == ["domain", "heldout", "quiet"]
@@ -118,8 +120,8 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
 
 def test_hypotheses_of_other_utterances_are_refused(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / f"r{i}", {"max_steps": 4, "seed": i}, utterances=5) for i in range(2)]
-    step = record.read_json(runs[1] / "run.json")["best_step"]
-    path = record.step_folder(runs[1], step) / "domain.jsonl"
+    step = run_dir.read_json(runs[1] / "run.json")["best_step"]
+    path = run_dir.step_folder(runs[1], step) / "domain.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(UserError, match="hold different utterances, such as 'domain-0004'"):
         compare.grouped(compare.read_runs(runs))
@@ -132,8 +134,8 @@ def test_a_sweep_is_compared_while_it_runs(tmp_path: Path, capsys: pytest.Captur
     file.write_text(yaml.safe_dump(content))
     assert cli.main(["compare", "--sweep", str(file)]) == 2
     assert "none of its trials has begun" in capsys.readouterr().err
-    loaded = sweep.load(file)
-    begun = sweep.trials_of(loaded, loaded)[:2]
+    loaded = sweep_file.load(file)
+    begun = sweep_file.trials_of(loaded, loaded)[:2]
     for trial in begun:
         write_run(trial.folder, {"max_steps": 4, **trial.own}, utterances=4)
     write_run(tmp_path / "trials" / "another", {"max_steps": 4}, utterances=4)

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 import tiny
-from asrlora.data import audit, batches, plan
+from asrlora.data import loader, plan
+from asrlora.data.audit import checks
 from asrlora.data.augment import Augment
 from asrlora.data.manifest import Utterance
 from asrlora.errors import UserError
-from asrlora.models import cost, families
+from asrlora.models import cost, registry
 from conftest import BASE
 from test_adapters import config
 
@@ -32,7 +33,7 @@ def whisper(tmp_path: Path) -> plan.Cost:
 
 def test_whisper_costs_its_window_and_other_models_the_audio(whisper: plan.Cost, tmp_path: Path) -> None:
     assert whisper(np.array([0.3, 4.0, 30.0])).tolist() == [30.0, 30.0, 30.0]
-    for kind in set(families.FAMILIES) - {"whisper"}:
+    for kind in set(registry.FAMILIES) - {"whisper"}:
         assert cost.of(model(tmp_path, model_type=kind))(LENGTHS) is LENGTHS
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(UserError, match="is not a JSON object"):
@@ -55,9 +56,9 @@ def test_a_budget_of_seconds_holds_whole_windows(budget: float, utterances: int,
 
 def test_padding_is_a_share_of_what_is_computed_on(whisper: plan.Cost) -> None:
     pcms = [np.ones(16_000 * seconds, np.int16) for seconds in (6, 3)]
-    batch = batches.Batch([], *batches.pack(pcms))
-    assert batches.padding([batch]) == pytest.approx(1 - 9 / 12)
-    assert batches.padding([batch], whisper) == pytest.approx(1 - 9 / 60)
+    batch = loader.Batch([], *loader.pack(pcms))
+    assert loader.padding([batch]) == pytest.approx(1 - 9 / 12)
+    assert loader.padding([batch], whisper) == pytest.approx(1 - 9 / 60)
     planned = plan.plan_epoch(LENGTHS, seed=1, epoch=0, microbatches_per_step=1, batch_size=8, cost=whisper)
     assert plan.padding(planned, LENGTHS, whisper) == pytest.approx(1 - LENGTHS.mean() / 30)
 
@@ -67,15 +68,15 @@ def test_starvation_is_told_by_the_models_cost(whisper: plan.Cost, tmp_path: Pat
     train = [Utterance(str(i), tmp_path / "a.wav", "some words", 5.0) for i in range(64)]
     settings = config(batch_seconds=160, gradient_accumulation_steps=1, max_steps=64)
     for one, seconds in ((plan.by_length, 5), (whisper, 30)):
-        epochs = audit.quick(train, {}, settings, one).sets["train"]["epochs"]
+        epochs = checks.quick(train, {}, settings, one).sets["train"]["epochs"]
         assert epochs == pytest.approx(64 / (64 * seconds / 160), rel=0.01)
 
 
 def test_the_family_of_a_loaded_model_says_the_same(tmp_path: Path) -> None:
-    base = families.load_base(tiny.save("whisper", tmp_path))
+    base = registry.load_base(tiny.save("whisper", tmp_path))
     seconds = base.extractor.n_samples / 16_000
     assert base.cost(LENGTHS).tolist() == [seconds] * len(LENGTHS)
-    assert families.load_base(str(BASE)).cost is plan.by_length
+    assert registry.load_base(str(BASE)).cost is plan.by_length
 
 
 class Two:
@@ -98,14 +99,14 @@ class Two:
 def test_speeds_that_take_audio_past_the_models_limits_are_told_before_the_first_step(
     kind: str, speeds: tuple[float, ...], text: str, told: str | None, tmp_path: Path
 ) -> None:
-    base = families.load_base(tiny.save(kind, tmp_path))
+    base = registry.load_base(tiny.save(kind, tmp_path))
     shards = Two()
     played = Augment(42, speeds).extremes(shards)  # type: ignore[arg-type]
     for epoch in range(20):  # the extremes are what the plan draws from
         drawn = Augment(42, speeds).durations(shards, epoch)  # type: ignore[arg-type]
         assert (drawn <= np.max(list(played.values()), 0)).all()
         assert (drawn >= np.min(list(played.values()), 0)).all()
-    labels, findings = families.label(base, {"a": text, "b": "be"}, played)
+    labels, findings = registry.label(base, {"a": text, "b": "be"}, played)
     assert set(labels) == ({"a", "b"} if told is None else {"b"})
     assert [finding.stops for finding in findings] == [True] * (told is not None)
     assert told is None or re.search(told, findings[0].message)

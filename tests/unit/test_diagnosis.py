@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from asrlora.runs.diagnosis import Curves, diagnose
+from asrlora.record.diagnosis import Curves, diagnose
 
 FALLING = {step: 2.0 - step / 100 for step in range(1, 101)}
 SOUND = Curves(FALLING, {0: 0.30, 50: 0.25, 100: 0.20}, {0: 0.05, 50: 0.05, 100: 0.05}, 2.0)

@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from asrlora.data import shards
 from asrlora.data.manifest import read_manifest
-from asrlora.engine import evaluate, offline
-from asrlora.models import families
+from asrlora.data.shards import reader
+from asrlora.engine import evaluate, inference
+from asrlora.models import registry
 from asrlora.score import text
 from conftest import BASE, Speech
 
@@ -14,18 +14,18 @@ ENGLISH = text.normaliser(None, "en")
 
 
 @pytest.fixture(scope="module")
-def heldout(speech: Speech) -> shards.Shards:
-    return shards.cached(read_manifest(speech.heldout))
+def heldout(speech: Speech) -> reader.Shards:
+    return reader.cached(read_manifest(speech.heldout))
 
 
-def test_an_utterance_evaluated_twice_is_an_error(heldout: shards.Shards) -> None:
+def test_an_utterance_evaluated_twice_is_an_error(heldout: reader.Shards) -> None:
     pairs = [(sample.id, sample.text) for sample in heldout.samples]
     assert len(evaluate.assemble(heldout, pairs, ENGLISH)) == len(pairs)
     with pytest.raises(RuntimeError, match=f"evaluated twice, such as '{pairs[3][0]}'"):
         evaluate.assemble(heldout, [*pairs, pairs[3]], ENGLISH)
 
 
-def test_a_missing_or_foreign_utterance_is_an_error(heldout: shards.Shards) -> None:
+def test_a_missing_or_foreign_utterance_is_an_error(heldout: reader.Shards) -> None:
     pairs = [(sample.id, sample.text) for sample in heldout.samples]
     with pytest.raises(RuntimeError, match="missing or foreign"):
         evaluate.assemble(heldout, pairs[1:], ENGLISH)
@@ -35,7 +35,7 @@ def test_a_missing_or_foreign_utterance_is_an_error(heldout: shards.Shards) -> N
 
 def test_the_base_hears_general_speech(speech: Speech, tmp_path: Path) -> None:
     """The whole path of `asrlora eval`, against `asrlora transcribe` on each file by itself."""
-    scores = offline.evaluate_manifest(
+    scores = inference.evaluate_manifest(
         str(BASE), None, read_manifest(speech.heldout), tmp_path / "eval", 160.0
     )
     assert scores["wer"] < 0.15
@@ -46,8 +46,8 @@ def test_the_base_hears_general_speech(speech: Speech, tmp_path: Path) -> None:
         assert sum(part["words"] for part in parts.values()) == scores["words"]
     assert set(scores["by_speaker"]) == {u.speaker for u in read_manifest(speech.heldout)}
     files = [u.audio for u in read_manifest(speech.heldout)]
-    alone = {found.path: found.text for found in offline.transcribe_files(str(BASE), None, files)}
-    from asrlora.runs.record import read_lines
+    alone = {found.path: found.text for found in inference.transcribe_files(str(BASE), None, files)}
+    from asrlora.record.run_dir import read_lines
 
     written = {line["id"]: line["hypothesis_raw"] for line in read_lines(tmp_path / "eval/hypotheses.jsonl")}
     assert written == {u.id: alone[u.audio] for u in read_manifest(speech.heldout)}
@@ -60,7 +60,7 @@ def test_silence_is_an_empty_text(tmp_path: Path) -> None:
     import soundfile
 
     soundfile.write(tmp_path / "silent.wav", np.zeros(16_000), 16_000)
-    (found,) = offline.transcribe_files(None, None, [tmp_path / "silent.wav"])
+    (found,) = inference.transcribe_files(None, None, [tmp_path / "silent.wav"])
     assert (found.path, found.text, found.segments) == (tmp_path / "silent.wav", "", [])
 
 
@@ -76,7 +76,7 @@ def test_the_base_ships_in_transformers_own_format() -> None:
 
 
 def test_labels_end_with_the_end_token_and_pad_with_ignored() -> None:
-    base = families.load_base(str(BASE))
-    labels = families.pad_labels([families.label_ids(base, "abc"), families.label_ids(base, "a")])
-    assert labels.shape == (2, families.LABEL_QUANTUM)
-    assert labels[1].tolist() == [4, 2, *[families.IGNORED] * 6]
+    base = registry.load_base(str(BASE))
+    labels = registry.pad_labels([registry.label_ids(base, "abc"), registry.label_ids(base, "a")])
+    assert labels.shape == (2, registry.LABEL_QUANTUM)
+    assert labels[1].tolist() == [4, 2, *[registry.IGNORED] * 6]

@@ -13,13 +13,14 @@ import transformers
 
 import tiny
 from asrlora import allocation, cli
-from asrlora.data import batches, shards
+from asrlora.data import loader
 from asrlora.data.manifest import read_manifest
+from asrlora.data.shards import reader
 from asrlora.engine import watchdog
 from asrlora.engine.evaluate import Evaluation, evaluate, fingerprint
-from asrlora.models import decode, families, moonshine, padding, seq2seq, whisper
+from asrlora.models import decode, moonshine, padding, registry, seq2seq, whisper
 from asrlora.models.family import Base, Written
-from asrlora.score import odd, text
+from asrlora.score import degenerate, text
 from conftest import BASE, Speech
 
 NORMALISER = text.normaliser(None, "en")
@@ -30,17 +31,17 @@ KINDS = [*tiny.KINDS, "hubert-group", "wavlm-group"]
 
 @pytest.fixture(scope="module", params=KINDS)
 def base(request: pytest.FixtureRequest, folders: dict[str, str]) -> Base:
-    return families.load_base(folders[request.param])
+    return registry.load_base(folders[request.param])
 
 
 @pytest.fixture(scope="module")
 def demo_base() -> Base:
-    return families.load_base(str(BASE))
+    return registry.load_base(str(BASE))
 
 
 @pytest.fixture(scope="module")
-def heldout(speech: Speech) -> shards.Shards:
-    return shards.cached(read_manifest(speech.heldout)[:20])
+def heldout(speech: Speech) -> reader.Shards:
+    return reader.cached(read_manifest(speech.heldout)[:20])
 
 
 def noise(base: Base) -> list[np.ndarray[Any, np.dtype[np.int16]]]:
@@ -59,8 +60,8 @@ def test_a_batch_is_heard_as_transformers_hears_each_utterance_alone(base: Base)
     """Unpadded, and without a mask where the model was trained without. Red when a norm runs over padding,
     or when attention sees a frame of it."""
     plain, pcms = plain_transformers(base), noise(base)
-    labels = families.pad_labels([families.label_ids(base, "abc")] * len(pcms))
-    together = families.logits(base.model, base, *batches.pad(pcms), labels)
+    labels = registry.pad_labels([registry.label_ids(base, "abc")] * len(pcms))
+    together = registry.logits(base.model, base, *loader.pad(pcms), labels)
     for row, pcm in enumerate(pcms):
         # Moonshine Streaming's own processor fills up its last 5 ms
         extra = -len(pcm) % 80 if base.kind == "moonshine_streaming" else 0
@@ -99,7 +100,7 @@ class Rank:
         return values
 
 
-def hear(base: Base, data: shards.Shards, seconds: float, world: int = 1) -> Evaluation:
+def hear(base: Base, data: reader.Shards, seconds: float, world: int = 1) -> Evaluation:
     gathered: list[Any] = []
     for rank in reversed(range(world)):
         found = evaluate(Rank(rank, world, gathered), base.model, base, data, seconds, NORMALISER)  # type: ignore[arg-type]  # a stand-in
@@ -108,7 +109,7 @@ def hear(base: Base, data: shards.Shards, seconds: float, world: int = 1) -> Eva
 
 
 def test_hypotheses_are_the_same_at_any_budget_world_size_and_order(
-    demo_base: Base, heldout: shards.Shards, speech: Speech
+    demo_base: Base, heldout: reader.Shards, speech: Speech
 ) -> None:
     """Red when the padding is heard: then one in five differs."""
     alone = hear(demo_base, heldout, 0.1)  # each utterance is longer: batches of one
@@ -116,7 +117,7 @@ def test_hypotheses_are_the_same_at_any_budget_world_size_and_order(
     random.Random(0).shuffle(lines)
     shuffled = speech.heldout.with_name("shuffled.jsonl")
     shuffled.write_text("".join(lines))
-    mixed = shards.cached(read_manifest(shuffled))
+    mixed = reader.cached(read_manifest(shuffled))
     assert [s.id for s in mixed.samples] != [s.id for s in heldout.samples]
     for data, seconds, world in (
         (heldout, 7.0, 1), (heldout, 20.0, 2), (mixed, 20.0, 3), (heldout, 1e4, 1), (mixed, 1e4, 3),
@@ -130,7 +131,7 @@ def test_texts_of_every_family_are_the_same_in_any_batch(base: Base) -> None:
     seconds = [len(pcm) / 16_000 for pcm in pcms]
 
     def texts(rows: list[int]) -> dict[int, str]:
-        waves, mask = batches.pad([pcms[row] for row in rows])
+        waves, mask = loader.pad([pcms[row] for row in rows])
         written = decode.transcribe(base.model, base, waves, mask, [seconds[row] for row in rows])
         return {row: one.text for row, one in zip(rows, written, strict=True)}
 
@@ -149,7 +150,7 @@ def test_a_near_tie_is_decided_by_the_utterance_alone(base: Base) -> None:
             asked.append(tuple(waves.shape))
             return [Written(f"{s} among {len(waves)}", margin=0.9e-3 if s < 1 else 0.1) for s in seconds]
 
-    waves, mask = batches.pad([np.ones(n, np.int16) for n in (20_000, 4_000)])
+    waves, mask = loader.pad([np.ones(n, np.int16) for n in (20_000, 4_000)])
     written = decode.transcribe(
         base.model, replace(base, family=Rounding), waves, mask, [1.25, 0.25]  # type: ignore[arg-type]  # a stand-in
     )  # fmt: skip
@@ -157,16 +158,16 @@ def test_a_near_tie_is_decided_by_the_utterance_alone(base: Base) -> None:
     assert asked == [(2, 24_000), (1, 8_000)]
 
 
-def test_margins_are_those_of_the_logits(demo_base: Base, heldout: shards.Shards) -> None:
+def test_margins_are_those_of_the_logits(demo_base: Base, heldout: reader.Shards) -> None:
     """Of teacher forcing along the hypothesis, in a batch with a longer one that goes on after its end."""
     order = sorted(range(len(heldout.samples)), key=lambda i: heldout.samples[i].duration)
     numbers = [order[0], order[-1]]
-    waves, mask = batches.pad([heldout.read(n) for n in numbers])
+    waves, mask = loader.pad([heldout.read(n) for n in numbers])
     seconds = [heldout.samples[n].duration for n in numbers]
     short = decode.transcribe(demo_base.model, demo_base, waves, mask, seconds)[0]
-    labels = families.pad_labels([families.label_ids(demo_base, short.text)])
+    labels = registry.pad_labels([registry.label_ids(demo_base, short.text)])
     with torch.inference_mode():
-        scores = families.logits(demo_base.model, demo_base, waves[:1], mask[:1], labels)[0]
+        scores = registry.logits(demo_base.model, demo_base, waves[:1], mask[:1], labels)[0]
     best, second = scores[labels[0] >= 0].topk(2).values.unbind(1)
     assert short.margin == pytest.approx(float((best - second).min()), abs=1e-3)
 
@@ -176,7 +177,7 @@ def test_the_decode_configuration_knows_no_batch(demo_base: Base) -> None:
 
 
 def test_a_decoder_that_runs_to_its_limit_is_counted(
-    demo_base: Base, heldout: shards.Shards, monkeypatch: pytest.MonkeyPatch
+    demo_base: Base, heldout: reader.Shards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each at its own limit, whoever shares the batch; what was written until then stands."""
     whole = hear(demo_base, heldout, 160.0)
@@ -207,24 +208,24 @@ def test_a_decoder_that_runs_to_its_limit_is_counted(
     ],
 )
 def test_a_loop_is_the_same_words_four_times_in_a_row(text: str, loop: bool) -> None:
-    assert odd.loops(text) == loop
-    assert odd.count([("something else", text, False)])["runaway"] == loop
+    assert degenerate.loops(text) == loop
+    assert degenerate.count([("something else", text, False)])["runaway"] == loop
 
 
 def test_what_the_speaker_repeats_is_no_runaway() -> None:
-    assert odd.count([("no no no no", "no no no no no", False), ("", "", False)]) == {
+    assert degenerate.count([("no no no no", "no no no no no", False), ("", "", False)]) == {
         "empty": 0,
         "runaway": 0,
     }
-    assert odd.told({"empty": 2, "runaway": 1}) == "2 empty, 1 ran away"
-    assert odd.told({"empty": 0, "runaway": 0}) == ""
+    assert degenerate.told({"empty": 2, "runaway": 1}) == "2 empty, 1 ran away"
+    assert degenerate.told({"empty": 0, "runaway": 0}) == ""
 
 
-def test_beams_are_transformers_own_in_any_batch(heldout: shards.Shards) -> None:
-    base = families.load_base(str(BASE), num_beams=3)
+def test_beams_are_transformers_own_in_any_batch(heldout: reader.Shards) -> None:
+    base = registry.load_base(str(BASE), num_beams=3)
     pcms = [heldout.read(n) for n in range(6)]
     seconds = [heldout.samples[n].duration for n in range(6)]
-    together = decode.transcribe(base.model, base, *batches.pad(pcms), seconds)
+    together = decode.transcribe(base.model, base, *loader.pad(pcms), seconds)
     plain = plain_transformers(base)
     for pcm, one, length in zip(pcms, together, seconds, strict=True):
         wave = torch.from_numpy(pcm / 32768).float()[None]
@@ -237,7 +238,7 @@ def test_beams_are_transformers_own_in_any_batch(heldout: shards.Shards) -> None
             max_new_tokens=limit,
         )
         assert one.text == base.tokenizer.batch_decode(own, skip_special_tokens=True)[0].strip()
-    assert decode.fingerprint(base) != decode.fingerprint(families.load_base(str(BASE)))
+    assert decode.fingerprint(base) != decode.fingerprint(registry.load_base(str(BASE)))
 
 
 def test_ctc_has_no_beams(tmp_path: Path, speech: Speech, capsys: pytest.CaptureFixture[str]) -> None:
@@ -276,14 +277,14 @@ def test_the_masked_norm_is_torchs_own_on_each_utterance_in_fp32_and_bf16() -> N
 @pytest.mark.parametrize("kind", ["moonshine", "moonshine_streaming", "wav2vec2-group"])
 def test_a_compiled_step_hears_no_padding_either(kind: str, tmp_path: Path) -> None:
     """Traced only (backend eager): what hooks leave on a module must not become a constant."""
-    base = families.load_base(tiny.save(kind, tmp_path))
+    base = registry.load_base(tiny.save(kind, tmp_path))
     traced = torch.compile(base.model, backend="eager")
     pcms = noise(base)
     for some in (pcms[:2], [pcms[1], pcms[0]], [pcms[3], pcms[1]]):
-        waves, mask = batches.pad(some)
-        labels = families.pad_labels([families.label_ids(base, "abc")] * 2)
+        waves, mask = loader.pad(some)
+        labels = registry.pad_labels([registry.label_ids(base, "abc")] * 2)
         with torch.no_grad():
-            plain = families.summed_loss(base.model, base, waves, mask, labels)
-            assert float(families.summed_loss(traced, base, waves, mask, labels)) == pytest.approx(
+            plain = registry.summed_loss(base.model, base, waves, mask, labels)
+            assert float(registry.summed_loss(traced, base, waves, mask, labels)) == pytest.approx(
                 float(plain), rel=1e-5
             )

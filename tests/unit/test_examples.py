@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asrlora.runs import examples, figures
+from asrlora.report import alignment, figures
 from asrlora.score import power, wer
 from asrlora.score.wer import Tally
 
 sentences = st.lists(st.sampled_from("a b c d".split()), max_size=9).map(" ".join)
 
 
-def line(identity: str, reference: str, hypothesis: str) -> examples.Line:
+def line(identity: str, reference: str, hypothesis: str) -> alignment.Line:
     counts = wer.count(reference, hypothesis)
     return {
         "id": identity, "reference": reference, "hypothesis": hypothesis, "words": counts.words,
@@ -22,10 +22,10 @@ def line(identity: str, reference: str, hypothesis: str) -> examples.Line:
     }  # fmt: skip
 
 
-def pair(*texts: tuple[str, str, str]) -> examples.Pair:
+def pair(*texts: tuple[str, str, str]) -> alignment.Pair:
     before = [line(f"u{i}", said, old) for i, (said, old, _) in enumerate(texts)]
     after = [line(f"u{i}", said, new) for i, (said, _, new) in enumerate(texts)]
-    return examples.pair(before, after, "wer")
+    return alignment.pair(before, after, "wer")
 
 
 @given(sentences, sentences, sentences)
@@ -47,9 +47,12 @@ def test_an_alignment_holds_every_word_of_all_three(said: str, old: str, new: st
 def test_confusions_are_counted_on_both_sides() -> None:
     one = pair(("a b c", "a x c", "a b c"), ("a b c", "a x c d", "a b"), ("b", "b", "y"))
     found = one.confusions()
-    assert found["substitutions"] == [examples.Confusion("b", "x", 2, 0), examples.Confusion("b", "y", 0, 1)]
-    assert found["deletions"] == [examples.Confusion("c", "", 0, 1)]
-    assert found["insertions"] == [examples.Confusion("", "d", 1, 0)]
+    assert found["substitutions"] == [
+        alignment.Confusion("b", "x", 2, 0),
+        alignment.Confusion("b", "y", 0, 1),
+    ]
+    assert found["deletions"] == [alignment.Confusion("c", "", 0, 1)]
+    assert found["insertions"] == [alignment.Confusion("", "d", 1, 0)]
 
 
 def test_the_most_changed_utterances_come_first() -> None:
@@ -61,7 +64,7 @@ def test_a_running_wer_ends_in_the_whole_sets() -> None:
     rng = np.random.default_rng(1)
     words = rng.integers(1, 30, 500)
     wrong = rng.binomial(words, 0.2)
-    lines: list[examples.Line] = [
+    lines: list[alignment.Line] = [
         {"errors": int(e), "length": int(w)} for e, w in zip(wrong, words, strict=True)
     ]
     for count in (500, 77):

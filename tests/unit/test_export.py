@@ -11,27 +11,28 @@ import torch
 from transformers import MoonshineForConditionalGeneration
 
 from asrlora import cli
-from asrlora.data import batches, shards
+from asrlora.data import loader
 from asrlora.data.audio import read_audio
 from asrlora.data.manifest import read_manifest
-from asrlora.engine import offline
+from asrlora.data.shards import reader
+from asrlora.engine import inference
 from asrlora.engine import runtime as runtimes
 from asrlora.engine.evaluate import evaluate
 from asrlora.errors import UserError
-from asrlora.models import adapters, decode, families, hub, seq2seq
-from asrlora.runs.record import read_lines
+from asrlora.models import adapters, decode, hub, registry, seq2seq
+from asrlora.record.run_dir import read_lines
 from asrlora.score import text
 from conftest import BASE, Speech
 from test_adapters import config, train
 
 NORMALISER = text.normaliser(None, "en")
-Trained = tuple[torch.nn.Module, families.Base, Path]  # the live model, and where its adapter is saved
+Trained = tuple[torch.nn.Module, registry.Base, Path]  # the live model, and where its adapter is saved
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     torch.manual_seed(0)
-    base = families.load_base(str(BASE))
+    base = registry.load_base(str(BASE))
     model = adapters.attach(base, config(use_dora=True, lora_targets="attention"))
     train(model, base)
     folder = tmp_path_factory.mktemp("run") / "adapter_best"
@@ -68,7 +69,7 @@ def test_merged_active_and_saved_adapter_write_the_same(
         flags = ["--manifest-path", str(few), "--output-dir", str(output)]
         assert cli.main(["eval", "--model-id", *words, *flags]) == 0
         written[name] = read_lines(output / "hypotheses.jsonl")
-    active = evaluate(runtimes.start(), model, base, shards.cached(read_manifest(few)), 4.0, NORMALISER)
+    active = evaluate(runtimes.start(), model, base, reader.cached(read_manifest(few)), 4.0, NORMALISER)
     assert active is not None
     assert written["saved"] == written["merged"] == [h.line() for h in active.hypotheses]
     assert written["saved"] != written["base"]
@@ -82,8 +83,8 @@ def test_plain_transformers_hears_the_merged_model_as_the_active_adapter_is_hear
     model, base, _ = trained
     plain = MoonshineForConditionalGeneration.from_pretrained(merged, attn_implementation="eager").eval()
     pcms = [read_audio(u.audio) for u in read_manifest(speech.heldout)[:3]]
-    labels = families.pad_labels([families.label_ids(base, "the merged model")] * 3)
-    ours = families.logits(model, base, *batches.pad(pcms), labels)
+    labels = registry.pad_labels([registry.label_ids(base, "the merged model")] * 3)
+    ours = registry.logits(model, base, *loader.pad(pcms), labels)
     for row, pcm in enumerate(pcms):
         wave = torch.from_numpy(pcm / 32768).float()[None]
         features = {"input_values": wave, "attention_mask": torch.ones_like(wave, dtype=torch.long)}
@@ -97,7 +98,7 @@ def test_an_exported_adapter_names_its_base_from_anywhere(
 ) -> None:
     assert cli.main(["export", str(adapter), str(tmp_path / "adapter")]) == 0
     monkeypatch.chdir(tmp_path)
-    _, base = offline.open_model(None, Path("adapter"))
+    _, base = inference.open_model(None, Path("adapter"))
     assert base.folder == BASE
     assert adapters.digest(tmp_path / "adapter") is not None
 
@@ -110,7 +111,7 @@ def test_a_relative_base_is_found_from_another_directory(
     digests = set()
     for name, model_id in (("one", BASE.name), ("two", f"../{BASE.parent.name}/{BASE.name}")):
         torch.manual_seed(0)
-        model = adapters.attach(families.load_base(model_id), config(lora_targets="attention"))
+        model = adapters.attach(registry.load_base(model_id), config(lora_targets="attention"))
         adapters.save(model, tmp_path / name, None)
         digests.add(adapters.digest(tmp_path / name))
     monkeypatch.chdir(tmp_path)
@@ -161,9 +162,9 @@ def test_an_adapter_of_a_4_bit_base_is_followed_or_refused_by_name(
     assert f"{quantised} was trained on its base in 4 bits, and merged" in capsys.readouterr().err
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match=r"quantised was trained on its base in 4 bits: .* needs a GPU"):
-            offline.open_model(None, quantised)
+            inference.open_model(None, quantised)
     with pytest.raises(UserError, match=r"weights in nf4, and that of .* is float32"):
-        offline.open_model(None, quantised, in_4bit=False)
+        inference.open_model(None, quantised, in_4bit=False)
     assert cli.main(["export", str(quantised), str(tmp_path / "copy")]) == 0
     assert hub.trained_on(tmp_path / "copy") == {"weights": "nf4"}
 
@@ -173,13 +174,13 @@ def test_an_adapters_precision_is_followed_or_refused_by_name(adapter: Path, tmp
     shutil.copytree(adapter, lowered)
     (lowered / "base.json").write_text(json.dumps({"matmul_precision": "high"}))
     try:
-        _, base = offline.open_model(None, lowered)
+        _, base = inference.open_model(None, lowered)
         assert decode.fingerprint(base)["matmul_precision"] == "high"
         with pytest.raises(UserError, match=r"matrix products in high, and that of .* is highest"):
-            offline.open_model(None, lowered, matmul_precision="highest")
+            inference.open_model(None, lowered, matmul_precision="highest")
     finally:
         runtimes.set_matmul_precision("highest")
-    _, base = offline.open_model(None, adapter)
+    _, base = inference.open_model(None, adapter)
     assert "matmul_precision" not in decode.fingerprint(base)
 
 

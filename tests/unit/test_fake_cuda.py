@@ -7,19 +7,19 @@ import torch
 
 import fake_cuda
 import tiny
-from asrlora.models import ctc, families
+from asrlora.models import ctc, registry
 from test_families import attach, batch
 
 
 @pytest.fixture(params=tiny.KINDS)
-def base(request: pytest.FixtureRequest, tmp_path: Path) -> families.Base:
+def base(request: pytest.FixtureRequest, tmp_path: Path) -> registry.Base:
     """As a machine with a GPU loads it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: True)
-        return families.load_base(tiny.save(request.param, tmp_path))
+        return registry.load_base(tiny.save(request.param, tmp_path))
 
 
-def test_a_model_gets_the_attention_that_its_class_has(base: families.Base) -> None:
+def test_a_model_gets_the_attention_that_its_class_has(base: registry.Base) -> None:
     """Asked for SDPA, WavLM did not load."""
     assert base.model.config._attn_implementation == ("eager" if base.kind == "wavlm" else "sdpa")
 
@@ -34,26 +34,26 @@ def ctc_loss(
 
 
 def test_a_training_step_neither_mixes_devices_nor_waits(
-    base: families.Base, monkeypatch: pytest.MonkeyPatch
+    base: registry.Base, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waves, mask, labels = batch(base)
-    lengths = families.Lengths(mask.sum(1).tolist(), (labels >= 0).sum(1).tolist())
+    lengths = registry.Lengths(mask.sum(1).tolist(), (labels >= 0).sum(1).tolist())
     model = attach(base)
-    families.set_training(model)
+    registry.set_training(model)
     with fake_cuda.no_waits():
-        families.summed_loss(model, base, waves, mask, labels, lengths)
+        registry.summed_loss(model, base, waves, mask, labels, lengths)
     monkeypatch.setattr(ctc, "ctc_loss", ctc_loss)
     with fake_cuda.mode(), fake_cuda.bf16_autocast():
         fake_cuda.move(model)
         on_device = fake_cuda.on_cuda(waves, mask.bool(), labels)
-        families.summed_loss(model, base, *on_device, lengths)  # brings constants there
+        registry.summed_loss(model, base, *on_device, lengths)  # brings constants there
         with fake_cuda.no_waits():
-            loss = families.summed_loss(model, base, *on_device, lengths)
+            loss = registry.summed_loss(model, base, *on_device, lengths)
     assert loss.device.type == "cuda"
     assert loss.dtype == torch.float32
 
 
-def test_features_are_fp32_in_bf16_steps(base: families.Base, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_are_fp32_in_bf16_steps(base: registry.Base, monkeypatch: pytest.MonkeyPatch) -> None:
     """As evaluation computes them; a bf16 product with the mel filters would be another input."""
     seen: list[torch.Tensor] = []
     monkeypatch.setattr(
@@ -61,6 +61,6 @@ def test_features_are_fp32_in_bf16_steps(base: families.Base, monkeypatch: pytes
     )
     for bf16 in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            families.logits(base.model, base, *batch(base))
+            registry.logits(base.model, base, *batch(base))
     plain, under_autocast = seen[: len(seen) // 2], seen[len(seen) // 2 :]
     assert all(torch.equal(one, other) for one, other in zip(plain, under_autocast, strict=True))

@@ -10,7 +10,7 @@ import torch
 import tiny
 from asrlora.config import RunConfig
 from asrlora.errors import UserError
-from asrlora.models import adapters, decode, families, hub
+from asrlora.models import adapters, decode, hub, registry
 from asrlora.models.family import Base
 from test_adapters import config
 
@@ -25,7 +25,7 @@ ADAPTERS = {
 
 @pytest.fixture(params=tiny.KINDS)
 def base(request: pytest.FixtureRequest, folders: dict[str, str]) -> Base:
-    return families.load_base(folders[request.param])
+    return registry.load_base(folders[request.param])
 
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -39,7 +39,7 @@ def batch(base: Base, rows: slice = slice(None)) -> Batch:
     waves = 0.1 * torch.sin(torch.cumsum(2 * torch.pi * pitch / 16_000, 1))[rows, :longest]
     lengths = torch.tensor([round(16_000 * s) for s in SECONDS[rows]])
     mask = (torch.arange(longest) < lengths[:, None]).long()
-    labels = families.pad_labels([families.label_ids(base, text) for text in TEXTS[rows]])
+    labels = registry.pad_labels([registry.label_ids(base, text) for text in TEXTS[rows]])
     return waves * mask, mask, labels
 
 
@@ -55,10 +55,10 @@ def train(model: torch.nn.Module, base: Base, steps: int, rate: float, enough: f
     returns the losses."""
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, rate)
-    families.set_training(model)
+    registry.set_training(model)
     losses = list[float]()
     for step in range(steps):
-        loss = families.summed_loss(model, base, *batch(base))
+        loss = registry.summed_loss(model, base, *batch(base))
         losses.append(float(loss.detach()))
         if losses[-1] < enough:
             break
@@ -81,21 +81,21 @@ def test_the_loss_is_the_models_own_mean_times_the_tokens(base: Base) -> None:
             base.model.config.ctc_loss_reduction = "mean"
             own = base.model(**features, labels=labels).loss
         elif base.kind == "whisper":
-            prompt = torch.tensor([families.whisper.prompt(base)])
+            prompt = torch.tensor([registry.whisper.prompt(base)])
             whole = torch.cat([torch.full_like(prompt[:, 1:], -100), labels], 1)
             previous = torch.cat([prompt, labels.clamp(min=0)], 1)[:, : whole.shape[1]]
             own = base.model(**features, decoder_input_ids=previous, labels=whole).loss
         else:
             own = base.model(**features, labels=labels).loss
-        ours = families.summed_loss(base.model, base, waves, mask, labels)
+        ours = registry.summed_loss(base.model, base, waves, mask, labels)
         assert float(ours) == pytest.approx(float(own) * count, rel=1e-5)
 
 
 @torch.inference_mode()
 def test_a_batch_costs_the_sum_of_its_utterances(base: Base) -> None:
-    together = float(families.summed_loss(base.model, base, *batch(base)))
+    together = float(registry.summed_loss(base.model, base, *batch(base)))
     alone = sum(
-        float(families.summed_loss(base.model, base, *batch(base, slice(row, row + 1)))) for row in range(2)
+        float(registry.summed_loss(base.model, base, *batch(base, slice(row, row + 1)))) for row in range(2)
     )
     assert together == pytest.approx(alone, rel=1e-5)
 
@@ -112,7 +112,7 @@ def test_greedy_hypotheses_are_transformers_own(base: Base) -> None:
     else:
         settings = {"num_beams": 1, "do_sample": False}
         if base.kind == "whisper":
-            settings["max_new_tokens"] = min(38, 48 - len(families.whisper.prompt(base)))
+            settings["max_new_tokens"] = min(38, 48 - len(registry.whisper.prompt(base)))
             if base.model.generation_config.is_multilingual:
                 settings |= {"language": "en", "task": "transcribe"}
         else:
@@ -131,7 +131,7 @@ def test_two_utterances_can_be_learned_and_are_then_written(kind: str, folders: 
     learn the texts: below ln 2 in all, each token of a decoder has a probability above one half, so that
     greedy decoding cannot choose another."""
     for seed in range(3):
-        base = families.load_base(folders[kind])
+        base = registry.load_base(folders[kind])
         model = attach(base, seed, lora_r=16, lora_alpha=32)
         frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
         statistics = {n: b.clone() for n, b in model.named_buffers()}
@@ -156,10 +156,10 @@ def test_two_utterances_can_be_learned_and_are_then_written(kind: str, folders: 
 def test_adapters_start_as_nothing_and_reload_and_merge(base: Base, adapter: str, tmp_path: Path) -> None:
     settings = ADAPTERS[adapter]
     with torch.inference_mode():
-        untouched = families.logits(base.model, base, *batch(base))
+        untouched = registry.logits(base.model, base, *batch(base))
     model = attach(base, **settings)
     with torch.inference_mode():
-        attached = families.logits(model, base, *batch(base))
+        attached = registry.logits(model, base, *batch(base))
     assert torch.allclose(attached, untouched, atol=float(1e-4 * untouched.abs().max()))
     initial = tmp_path / "initial" if "init_lora_weights" in settings else None
     if initial:
@@ -168,9 +168,9 @@ def test_adapters_start_as_nothing_and_reload_and_merge(base: Base, adapter: str
     adapters.save(model, tmp_path / "adapter", initial)
     assert adapters.check_saved(model, base, tmp_path / "adapter", str(base.folder)) < 1e-4
     with torch.inference_mode():
-        active = families.logits(model, base, *batch(base))
+        active = registry.logits(model, base, *batch(base))
         assert (active - untouched).abs().max() > 1e-2 * untouched.abs().max(), "the adapter is frozen"
-        merged = families.logits(model.merge_and_unload(), base, *batch(base))
+        merged = registry.logits(model.merge_and_unload(), base, *batch(base))
     assert torch.allclose(active, merged, atol=float(1e-4 * untouched.abs().max()))
 
 
@@ -181,9 +181,9 @@ def test_every_adapter_tensor_learns_the_same_with_checkpointing(base: Base) -> 
     for checkpointing in (False, True):
         if checkpointing:
             base.model.gradient_checkpointing_enable({"use_reentrant": False})
-        families.set_training(model)
+        registry.set_training(model)
         torch.manual_seed(3)
-        families.summed_loss(model, base, *batch(base)).backward()
+        registry.summed_loss(model, base, *batch(base)).backward()
         gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
         model.zero_grad()
     adapter = {n for n, p in model.named_parameters() if p.requires_grad}
@@ -205,7 +205,7 @@ def test_default_targets_are_there_and_no_convolution_or_output_is_one(base: Bas
 
 
 def test_adapters_that_wavlms_attention_would_pass_by_are_refused(folders: dict[str, str]) -> None:
-    base = families.load_base(folders["wavlm"])
+    base = registry.load_base(folders["wavlm"])
     for targets in ("attention", "q_proj,v_proj"):
         with pytest.raises(
             UserError, match="adapters on wavlm's q_proj, k_proj, v_proj, out_proj do nothing"
@@ -215,36 +215,36 @@ def test_adapters_that_wavlms_attention_would_pass_by_are_refused(folders: dict[
 
 def test_batchnorm_would_drift_in_plain_training_mode(folders: dict[str, str]) -> None:
     """What set_training is for; were it model.train(), the test of learning above would be red."""
-    base = families.load_base(folders["parakeet"])
+    base = registry.load_base(folders["parakeet"])
     before = {n: b.clone() for n, b in base.model.named_buffers() if "running" in n}
-    families.summed_loss(base.model.train(), base, *batch(base))
+    registry.summed_loss(base.model.train(), base, *batch(base))
     assert any(not torch.equal(b, before[n]) for n, b in base.model.named_buffers() if n in before)
 
 
 def test_labels_are_in_the_models_case_and_never_unknown(folders: dict[str, str]) -> None:
-    capitals, small = (families.load_base(folders[kind]) for kind in ("wav2vec2", "parakeet"))
-    assert capitals.tokenizer.decode(families.label_ids(capitals, "to be"), group_tokens=False) == "TO BE"
-    assert small.tokenizer.decode(families.label_ids(small, "TO BE"), group_tokens=False) == "to be"
+    capitals, small = (registry.load_base(folders[kind]) for kind in ("wav2vec2", "parakeet"))
+    assert capitals.tokenizer.decode(registry.label_ids(capitals, "to be"), group_tokens=False) == "TO BE"
+    assert small.tokenizer.decode(registry.label_ids(small, "TO BE"), group_tokens=False) == "to be"
     for base in (capitals, small):
         with pytest.raises(ValueError, match=r"cannot be written .* whose vocabulary lacks 9, [éÉ] "):
-            families.label_ids(base, "é 99")
+            registry.label_ids(base, "é 99")
 
 
 def test_whispers_labels_begin_with_a_space_only_as_part_of_a_word(folders: dict[str, str]) -> None:
-    base = families.load_base(folders["whisper"])
-    first = [base.tokenizer.convert_ids_to_tokens(families.label_ids(base, t))[0] for t in ("hat", "bat")]
+    base = registry.load_base(folders["whisper"])
+    first = [base.tokenizer.convert_ids_to_tokens(registry.label_ids(base, t))[0] for t in ("hat", "bat")]
     assert first == ["Ġh", "b"]
     forbidden = decode.fingerprint(base)["begin_suppress_tokens"]
-    assert not {families.label_ids(base, text)[0] for text in TEXTS} & set(forbidden)
+    assert not {registry.label_ids(base, text)[0] for text in TEXTS} & set(forbidden)
 
 
 def test_whispers_language_is_in_the_prompt_and_the_fingerprint(folders: dict[str, str]) -> None:
-    german = families.load_base(folders["whisper"], "de")
+    german = registry.load_base(folders["whisper"], "de")
     assert decode.fingerprint(german)["prompt"][1:3] == ["<|de|>", "<|transcribe|>"]
-    english_only = families.load_base(folders["whisper.en"], "de")
+    english_only = registry.load_base(folders["whisper.en"], "de")
     assert decode.fingerprint(english_only)["prompt"] == ["<|startoftranscript|>", "<|notimestamps|>"]
     with pytest.raises(UserError, match=r"--language xx: .* no token <\|xx\|>"):
-        decode.fingerprint(families.load_base(folders["whisper"], "xx"))
+        decode.fingerprint(registry.load_base(folders["whisper"], "xx"))
 
 
 @pytest.mark.parametrize(
@@ -253,15 +253,15 @@ def test_whispers_language_is_in_the_prompt_and_the_fingerprint(folders: dict[st
 def test_longer_audio_than_the_model_takes_names_the_utterance(
     kind: str, seconds: float, folders: dict[str, str]
 ) -> None:
-    base = families.load_base(folders[kind])
-    labels, found = families.label(base, {"fits": "ab", "long": "ab"}, {1.0: [1.9, seconds]})
+    base = registry.load_base(folders[kind])
+    labels, found = registry.label(base, {"fits": "ab", "long": "ab"}, {1.0: [1.9, seconds]})
     assert set(labels) == {"fits"}
     assert f"lasts {seconds:.2f} s, and this model is trained on at most" in found[0].message
     assert "long" in found[0].message
 
 
 def test_whisper_never_cuts_audio(folders: dict[str, str]) -> None:
-    base = families.load_base(folders["whisper"])
+    base = registry.load_base(folders["whisper"])
     waves = torch.zeros(1, 40_000)
     with pytest.raises(ValueError, match="would be cut"):
         base.family.features(base, waves, torch.ones_like(waves, dtype=torch.long))
@@ -270,16 +270,16 @@ def test_whisper_never_cuts_audio(folders: dict[str, str]) -> None:
 @pytest.mark.parametrize("kind", ["wav2vec2", "hubert", "wavlm", "parakeet"])
 def test_a_text_that_ctc_cannot_spread_over_its_frames_is_refused(kind: str, folders: dict[str, str]) -> None:
     """Exactly the texts whose loss would be infinite: room for a blank between equal tokens counts."""
-    base = families.load_base(folders[kind])
+    base = registry.load_base(folders[kind])
     waves = torch.randn(1, 16_000) * 0.075
     mask = torch.ones_like(waves, dtype=torch.long)
     frames = base.family.frames(base, 1.0)
     assert frames == base.model(**base.family.features(base, waves, mask)).logits.shape[1]
-    first, second = families.label_ids(base, "ab")[-2:]
+    first, second = registry.label_ids(base, "ab")[-2:]
     for labels in ([first, second] * frames, [first] * frames):
         most = frames if labels[1] == second else (frames + 1) // 2
         for length, fits in ((most, True), (most + 1, False)):
-            loss = families.summed_loss(base.model, base, waves, mask, torch.tensor([labels[:length]]))
+            loss = registry.summed_loss(base.model, base, waves, mask, torch.tensor([labels[:length]]))
             assert bool(torch.isfinite(loss)) == fits
             if fits:
                 base.family.check(base, 1.0, labels[:length])
@@ -290,15 +290,15 @@ def test_a_text_that_ctc_cannot_spread_over_its_frames_is_refused(kind: str, fol
 
 def test_a_model_without_a_trained_head_is_refused(folders: dict[str, str], tmp_path: Path) -> None:
     """A pretrained wav2vec2 has none, and Transformers would make one up."""
-    base = families.load_base(folders["wav2vec2"])
+    base = registry.load_base(folders["wav2vec2"])
     base.model.wav2vec2.save_pretrained(tmp_path)
     base.tokenizer.save_pretrained(tmp_path)
     base.extractor.save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"its weights lack lm_head\.bias, lm_head\.weight"):
-        families.load_base(str(tmp_path))
+        registry.load_base(str(tmp_path))
 
 
 def test_4_bits_need_a_gpu(folders: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="--load-in-4bit needs a GPU"):
-        families.load_base(folders["moonshine"], in_4bit=True)
+        registry.load_base(folders["moonshine"], in_4bit=True)

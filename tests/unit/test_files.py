@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from asrlora.files import LOST, Claim
+from asrlora.storage import LOST, Claim
 
 PROCESSES, ROUNDS = 4, 150
 

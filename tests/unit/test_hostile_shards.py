@@ -21,8 +21,8 @@ import pytest
 import soundfile
 
 from asrlora import bench
-from asrlora.data import build as builder
-from asrlora.data import index, shards
+from asrlora.data.shards import index, reader
+from asrlora.data.shards import writer as builder
 from asrlora.errors import UserError
 
 WATCHED = ("open", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "pickle.find_class",
@@ -50,7 +50,7 @@ def watch() -> Watch:
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sound")
-    shards.build(bench.write_corpus(folder / "wav", np.full(3, 0.3), 16_000), folder / "shards")
+    reader.build(bench.write_corpus(folder / "wav", np.full(3, 0.3), 16_000), folder / "shards")
     return folder / "shards"
 
 
@@ -68,10 +68,10 @@ Harm = Callable[[Path], object]
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    meta = json.loads((folder / shards.META).read_text())
+    meta = json.loads((folder / reader.META).read_text())
     meta.pop("sha256")
     change(meta)
-    (folder / shards.META).write_text(json.dumps({**meta, "sha256": builder.digest(meta)}))
+    (folder / reader.META).write_text(json.dumps({**meta, "sha256": builder.digest(meta)}))
 
 
 def refresh(folder: Path) -> None:
@@ -101,7 +101,7 @@ def fact(name: str, **changes: Any) -> Harm:
 
 
 def raw_meta(data: bytes) -> Harm:
-    return lambda folder: (folder / shards.META).write_bytes(data)
+    return lambda folder: (folder / reader.META).write_bytes(data)
 
 
 def row(texts: bytes | None = None, frames: int | None = None, **changes: Any) -> Harm:
@@ -190,7 +190,7 @@ HARMLESS = {  # the samples are right; what else the tar holds is never looked a
     "member-torch": member("00000000000.pth", data=pickle.dumps(Boom())),
 }
 HARMFUL = {
-    "meta-missing": lambda folder: (folder / shards.META).unlink(),
+    "meta-missing": lambda folder: (folder / reader.META).unlink(),
     "meta-empty": raw_meta(b""),
     "meta-list": raw_meta(b"[]"),
     "meta-deep": raw_meta(b"[" * 100_000),
@@ -203,7 +203,7 @@ HARMFUL = {
     "meta-rejected-nested": meta(rejected={"silent": {"a": 1}}),
     "meta-nan": meta(utterances=float("nan")),
     "meta-no-index": meta(files={}),
-    "meta-symlink": linked(shards.META, "../../secret"),
+    "meta-symlink": linked(reader.META, "../../secret"),
     "file-climbs": listed("../../secret"),
     "file-absolute": listed("/etc/passwd"),
     "file-pipe": listed("pipe:touch canary"),
@@ -248,11 +248,11 @@ HARMFUL = {
 def use(folder: Path) -> Iterator[str]:
     """All that a run and `shards verify` do with a folder; yields what they complain of."""
     try:
-        opened = shards.open_shards(folder)
+        opened = reader.open_shards(folder)
     except UserError as error:
         yield str(error)
         return
-    yield from shards.verify(folder)
+    yield from reader.verify(folder)
     for number in range(len(opened.samples)):
         try:
             opened.read(number)

@@ -7,18 +7,21 @@ import pytest
 
 from asrlora import cli
 from asrlora.errors import UserError
-from asrlora.runs import compare, diagnosis, ledger, record, report, status, tracking, trials
-from asrlora.runs.sweep import Criteria, Trial
-from asrlora.score import odd, text, verdict
-from asrlora.score.hypotheses import score, summary
+from asrlora.record import diagnosis, ledger, run_dir, status
+from asrlora.report import compare, page
+from asrlora.score import degenerate, text, verdict
 from asrlora.score.metric import Metric
+from asrlora.score.scoring import score, summary
+from asrlora.sweep import trials
+from asrlora.sweep.sweep_file import Criteria, Trial
+from asrlora.tracking import sinks
 
 SAID = "我们星期三十点在 harbour 出发"  # 10 characters of Chinese and a word
 
 
 def write_run(folder: Path, metric: Metric, count: int = 200) -> Path:
     """The baseline writes two characters of each domain sentence wrong, step 2 one of every tenth."""
-    run = record.RunRecord.create(
+    run = run_dir.RunRecord.create(
         folder, command="uv run python asrlora/train.py", config={"max_steps": 2, "learning_rate": 1e-4,
         "manifest_path": "d.jsonl"}, fingerprint={"base": "b", "metric": metric}, metric=metric,
         world_size=1, launch="one process", training={"set": "9 utterances kept", "content": "0"},
@@ -68,7 +71,7 @@ def test_the_verdict_is_of_the_metric_and_tells_the_true_wer(
 
 
 def test_by_words_the_sections_are_as_they_always_were(tmp_path: Path) -> None:
-    judged = record.judge_run(write_run(tmp_path / "run", "wer"))
+    judged = run_dir.judge_run(write_run(tmp_path / "run", "wer"))
     assert list(judged["domain"]) == [
         "baseline_wer", "baseline_interval", "tuned_wer", "tuned_interval", "reduction", "interval",
         "utterances", "words", "improvement_probability", "resampled", "mapsswe",
@@ -78,7 +81,7 @@ def test_by_words_the_sections_are_as_they_always_were(tmp_path: Path) -> None:
 def test_records_of_earlier_versions_are_by_words() -> None:
     for name in ("demo-seed1", "predecessor-recipe"):
         folder = Path(__file__).parents[2] / "docs" / "runs" / name
-        judged = record.read_json(folder / "verdict.json")
+        judged = run_dir.read_json(folder / "verdict.json")
         assert "metric" not in judged
         assert verdict.metric_of(judged) == "wer"
         assert ledger.row(folder).count("CER") == 0
@@ -87,14 +90,14 @@ def test_records_of_earlier_versions_are_by_words() -> None:
 
 def test_report_matrix_and_tracking_are_by_the_metric(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", "cer")
-    judged = record.judge_run(run)
-    page = report.write_report(run).read_text()
-    assert "Domain CER 11.76 % before" in page
-    assert "errors: 2 before" in page
-    assert "0 after, of 17 characters" in page
-    assert "WER of 33.33 %" in page  # said beside it
+    judged = run_dir.judge_run(run)
+    html = page.write_report(run).read_text()
+    assert "Domain CER 11.76 % before" in html
+    assert "errors: 2 before" in html
+    assert "0 after, of 17 characters" in html
+    assert "WER of 33.33 %" in html  # said beside it
     assert "CER 11.76%" in ledger.row(run)
-    summed = tracking._summary(judged)
+    summed = sinks._summary(judged)
     assert summed["domain/tuned_cer"] == pytest.approx(0.1 / 17)
     assert summed["domain/tuned_wer"] == pytest.approx(0.1 / 3)
     assert diagnosis.read_curves(run).domain == pytest.approx({0: 2 / 17, 2: 0.1 / 17})
@@ -109,7 +112,7 @@ def test_runs_of_two_metrics_are_never_ranked_together(tmp_path: Path) -> None:
     metrics: tuple[Metric, ...] = ("cer", "mer", "wer")
     folders = [write_run(tmp_path / metric, metric) for metric in metrics]
     for folder in folders:
-        record.judge_run(folder)
+        run_dir.judge_run(folder)
     groups = compare.grouped(compare.read_runs(folders))
     assert [[run.metric for run in group.runs] for group in groups] == [["cer"], ["mer"], ["wer"]]
     assert "other metric" in str(compare.tables(groups)[1].title)
@@ -126,11 +129,11 @@ def test_runs_of_two_metrics_are_never_ranked_together(tmp_path: Path) -> None:
 
 def test_scores_by_another_metric_are_not_judged(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", "cer")
-    path = record.step_folder(run, 2) / "scores.json"
-    scores = record.read_json(path)
+    path = run_dir.step_folder(run, 2) / "scores.json"
+    scores = run_dir.read_json(path)
     path.write_text(json.dumps({**scores, "fingerprint": {**scores["fingerprint"], "metric": "wer"}}))
     with pytest.raises(UserError, match="differ in metric"):
-        record.judge_run(run)
+        run_dir.judge_run(run)
 
 
 @pytest.mark.parametrize(
@@ -138,4 +141,4 @@ def test_scores_by_another_metric_are_not_judged(tmp_path: Path) -> None:
     [("好的好的好的好的好的", 1), ("好的好的", 0), ("no no no no no", 1), ("我很好谢谢你", 0)],
 )
 def test_a_loop_is_seen_without_spaces(written: str, runaway: int) -> None:
-    assert odd.count([("好", written, False)])["runaway"] == runaway
+    assert degenerate.count([("好", written, False)])["runaway"] == runaway

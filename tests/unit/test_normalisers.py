@@ -4,7 +4,7 @@ import pytest
 
 from asrlora.errors import UserError
 from asrlora.score import text
-from asrlora.score.hypotheses import score
+from asrlora.score.scoring import score
 
 
 @pytest.mark.parametrize(

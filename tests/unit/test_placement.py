@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from asrlora.engine import offline
+from asrlora.engine import inference
 from asrlora.engine import runtime as runtimes
-from asrlora.models import adapters, families
+from asrlora.models import adapters, registry
 from conftest import BASE
 from test_adapters import config
 
@@ -30,7 +30,7 @@ def test_a_model_opened_for_use_is_on_the_device(
     adapter = None
     if with_adapter:
         adapter = tmp_path / "adapter"
-        adapters.save(adapters.attach(families.load_base(str(BASE)), config()), adapter, None)
+        adapters.save(adapters.attach(registry.load_base(str(BASE)), config()), adapter, None)
     monkeypatch.setattr(runtimes, "device", lambda: torch.device("meta"))
-    model, _ = offline.open_model(str(BASE), adapter)
+    model, _ = inference.open_model(str(BASE), adapter)
     assert {p.device.type for p in model.parameters()} == {"meta"}

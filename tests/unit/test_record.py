@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from asrlora.errors import UserError
-from asrlora.runs import diagnosis, ledger, record, status
-from asrlora.runs.report import write_report
+from asrlora.record import diagnosis, ledger, run_dir, status
+from asrlora.report.page import write_report
 from asrlora.score import text
-from asrlora.score.hypotheses import Hypothesis, score
+from asrlora.score.scoring import Hypothesis, score
 
 CONFIG = {"max_steps": 4, "learning_rate": 1e-4, "manifest_path": "d|x.jsonl"}
 
@@ -22,9 +22,9 @@ def scored(identity: str, reference: str, hypothesis: str, speaker: str | None =
     return score(identity, reference, hypothesis, text.normaliser(None, "en"), speaker, 1.0)
 
 
-def make_run(folder: Path, best_step: int = 2, **fingerprint: Any) -> record.RunRecord:
+def make_run(folder: Path, best_step: int = 2, **fingerprint: Any) -> run_dir.RunRecord:
     """A finished run: the baseline has 40 wrong words of 120, step 2 has none."""
-    run = record.RunRecord.create(
+    run = run_dir.RunRecord.create(
         folder,
         command="uv run python asrlora/train.py --max-steps 4",
         config=CONFIG, fingerprint={"base": "b"}, world_size=1, launch="one process",
@@ -41,7 +41,7 @@ def make_run(folder: Path, best_step: int = 2, **fingerprint: Any) -> record.Run
 
 def test_the_verdict_comes_from_the_files_alone(tmp_path: Path) -> None:
     make_run(tmp_path / "run")
-    judged = record.judge_run(tmp_path / "run")
+    judged = run_dir.judge_run(tmp_path / "run")
     assert judged["verdict"] == "accept"
     assert judged["domain"]["baseline_wer"] == pytest.approx(1 / 3)
     assert judged["domain"]["tuned_wer"] == 0
@@ -55,13 +55,13 @@ def test_the_best_step_is_judged_and_not_the_last(tmp_path: Path) -> None:
     worse = [asdict(scored(f"u{i}", "a b c", "all is wrong")) for i in range(40)]
     scores = {"fingerprint": {"base": "b"}, "domain": {"wer": 1.0}, "heldout": {"wer": 1.0}}
     run.write_evaluation(4, {"domain": worse, "heldout": worse}, scores)
-    assert record.judge_run(tmp_path / "run")["domain"]["tuned_wer"] == 0
+    assert run_dir.judge_run(tmp_path / "run")["domain"]["tuned_wer"] == 0
 
 
 def test_scores_with_other_fingerprints_are_not_compared(tmp_path: Path) -> None:
     make_run(tmp_path / "run", text={"name": "other"})
     with pytest.raises(UserError, match="differ in text"):
-        record.judge_run(tmp_path / "run")
+        run_dir.judge_run(tmp_path / "run")
 
 
 def test_scores_of_another_normalisation_are_not_compared(tmp_path: Path) -> None:
@@ -72,34 +72,34 @@ def test_scores_of_another_normalisation_are_not_compared(tmp_path: Path) -> Non
     english = dict(text.normaliser("whisper-english", "en").fingerprint)
     for number, other in enumerate((text.normaliser("basic", "en").fingerprint, english | {"version": "0"})):
         run = make_run(tmp_path / f"run{number}", text=dict(other))
-        path = record.step_folder(run.folder, 0) / "scores.json"
-        scores = record.read_json(path)
+        path = run_dir.step_folder(run.folder, 0) / "scores.json"
+        scores = run_dir.read_json(path)
         scores["fingerprint"]["text"] = english
         path.write_text(json.dumps(scores))
         with pytest.raises(UserError, match="differ in text"):
-            record.judge_run(run.folder)
+            run_dir.judge_run(run.folder)
 
 
 def test_hypotheses_scored_against_another_reference_are_not_compared(tmp_path: Path) -> None:
     """The same mistake where fingerprints are silent: the references themselves differ."""
     make_run(tmp_path / "run")
-    file = record.step_folder(tmp_path / "run", 2) / "domain.jsonl"
-    lines = record.read_lines(file)
+    file = run_dir.step_folder(tmp_path / "run", 2) / "domain.jsonl"
+    lines = run_dir.read_lines(file)
     lines[7]["reference"] = "A b c"
-    file.write_text(record.to_lines(lines))
+    file.write_text(run_dir.to_lines(lines))
     with pytest.raises(UserError, match=r"reference of 'u7' differs.*normalised in two ways"):
-        record.judge_run(tmp_path / "run")
+        run_dir.judge_run(tmp_path / "run")
 
 
 def test_a_run_is_judged_again_by_speakers(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    assert record.judge_run(tmp_path / "run")["domain"]["resampled"] == {"by": "utterance", "units": 40}
-    judged = record.judge_run(tmp_path / "run", "speaker")
+    assert run_dir.judge_run(tmp_path / "run")["domain"]["resampled"] == {"by": "utterance", "units": 40}
+    judged = run_dir.judge_run(tmp_path / "run", "speaker")
     assert judged["domain"]["resampled"] == {"by": "speaker", "units": 20}
     assert judged["domain"]["mapsswe"]["segments"] == 40
     assert judged["domain"]["improvement_probability"] == 1
     run.update(config={**CONFIG, "resample_by": "speaker"})
-    assert record.judge_run(tmp_path / "run") == judged
+    assert run_dir.judge_run(tmp_path / "run") == judged
 
 
 def test_lines_of_an_older_run_are_judged_as_before(tmp_path: Path) -> None:
@@ -107,36 +107,36 @@ def test_lines_of_an_older_run_are_judged_as_before(tmp_path: Path) -> None:
     make_run(tmp_path / "run")
     for file in (tmp_path / "run" / "eval").rglob("*.jsonl"):
         old = ("character_errors", "characters", "speaker", "duration")
-        lines = [{k: v for k, v in line.items() if k not in old} for line in record.read_lines(file)]
-        file.write_text(record.to_lines(lines))
-    assert record.judge_run(tmp_path / "run")["verdict"] == "accept"
+        lines = [{k: v for k, v in line.items() if k not in old} for line in run_dir.read_lines(file)]
+        file.write_text(run_dir.to_lines(lines))
+    assert run_dir.judge_run(tmp_path / "run")["verdict"] == "accept"
     with pytest.raises(UserError, match="names no speaker of 40 utterances, such as 'u0'"):
-        record.judge_run(tmp_path / "run", "speaker")
+        run_dir.judge_run(tmp_path / "run", "speaker")
 
 
 def test_an_utterance_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     make_run(tmp_path / "run")
-    file = record.step_folder(tmp_path / "run", 2) / "domain.jsonl"
+    file = run_dir.step_folder(tmp_path / "run", 2) / "domain.jsonl"
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join([*lines, lines[0]]))
     with pytest.raises(UserError, match="twice"):
-        record.judge_run(tmp_path / "run")
+        run_dir.judge_run(tmp_path / "run")
 
 
 def test_a_run_directory_is_not_taken_twice(tmp_path: Path) -> None:
     make_run(tmp_path / "run")
     with pytest.raises(UserError, match="holds another run"):
-        record.check_free(tmp_path / "run")
+        run_dir.check_free(tmp_path / "run")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file"):
-        record.check_free(tmp_path / "file")
-    record.check_free(tmp_path / "new" / "deep")
+        run_dir.check_free(tmp_path / "file")
+    run_dir.check_free(tmp_path / "new" / "deep")
 
 
 def test_the_ledger_keeps_failures_with_their_reason(tmp_path: Path) -> None:
     make_run(tmp_path / "runs" / "good")
-    record.judge_run(tmp_path / "runs" / "good")
-    failed = record.RunRecord.create(
+    run_dir.judge_run(tmp_path / "runs" / "good")
+    failed = run_dir.RunRecord.create(
         tmp_path / "runs" / "bad", command="uv run python asrlora/train.py", config=CONFIG
     )
     failed.end("failed", "FloatingPointError: the loss of step 3 is nan")
@@ -167,7 +167,7 @@ def test_many_that_draw_the_ledger_at_once_lose_nothing(tmp_path: Path) -> None:
     runs = []
     for number in range(8):
         runs.append(tmp_path / f"run{number}")
-        record.RunRecord.create(runs[-1], command=f"uv run {number}", config=CONFIG)
+        run_dir.RunRecord.create(runs[-1], command=f"uv run {number}", config=CONFIG)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda run: ledger.write_matrix(page, tmp_path / "a.md", [run]), runs))
@@ -177,7 +177,7 @@ def test_many_that_draw_the_ledger_at_once_lose_nothing(tmp_path: Path) -> None:
 
 def test_many_runs_are_drawn_once_each(tmp_path: Path) -> None:
     made = make_run(tmp_path / "runs" / "0")
-    record.judge_run(tmp_path / "runs" / "0")
+    run_dir.judge_run(tmp_path / "runs" / "0")
     for number in range(1, 50):
         folder = tmp_path / "runs" / str(number)
         folder.mkdir()
@@ -203,7 +203,7 @@ def test_the_command_of_a_record_runs_again_into_another_folder(tmp_path: Path) 
 def test_a_run_that_comes_out_otherwise_is_told(tmp_path: Path) -> None:
     for name in ("one", "other"):
         make_run(tmp_path / name)
-        judged = record.judge_run(tmp_path / name)
+        judged = run_dir.judge_run(tmp_path / name)
     assert ledger.compare(tmp_path / "one", tmp_path / "other") == []
     judged["domain"]["tuned_wer"] = 0.01
     (tmp_path / "other" / "verdict.json").write_text(json.dumps({**judged, "verdict": "reject"}))
@@ -214,7 +214,7 @@ def test_a_run_that_comes_out_otherwise_is_told(tmp_path: Path) -> None:
 
 def test_the_report_is_one_page_with_the_figures(tmp_path: Path) -> None:
     make_run(tmp_path / "run")
-    record.judge_run(tmp_path / "run")
+    run_dir.judge_run(tmp_path / "run")
     page = write_report(tmp_path / "run").read_text()
     assert "<svg" in page
     assert "33.33 %" in page
@@ -227,12 +227,12 @@ def test_the_report_is_one_page_with_the_figures(tmp_path: Path) -> None:
 
 
 def test_two_attempts_at_once_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record, "LEFT_BEHIND", 0.0)
-    first = record.RunRecord.create(tmp_path / "run")
+    monkeypatch.setattr(run_dir, "LEFT_BEHIND", 0.0)
+    first = run_dir.RunRecord.create(tmp_path / "run")
     with pytest.raises(UserError, match="in use by another attempt"):
-        record.RunRecord.reopen(tmp_path / "run")
+        run_dir.RunRecord.reopen(tmp_path / "run")
     first.end("preempted", None)
-    record.RunRecord.reopen(tmp_path / "run").end("complete", None)
+    run_dir.RunRecord.reopen(tmp_path / "run").end("complete", None)
 
 
 def strictly(text: str) -> Any:
@@ -255,11 +255,11 @@ def test_what_is_not_finite_is_null_in_every_file_and_nan_when_read(tmp_path: Pa
     for path in (run.folder / "metrics.jsonl", run.folder / "nonfinite.jsonl"):
         for line in path.read_text().splitlines():
             strictly(line)
-    assert math.isnan(record.read_log(run.folder / "metrics.jsonl")[-1]["loss"])
-    assert math.isnan(record.read_scores(run.folder)[4]["domain"]["wer"])
+    assert math.isnan(run_dir.read_log(run.folder / "metrics.jsonl")[-1]["loss"])
+    assert math.isnan(run_dir.read_scores(run.folder)[4]["domain"]["wer"])
     assert "loss nan nats per token" in status.describe(run.folder)
     assert diagnosis.of_run(run.folder)[0]["kind"] == "diverged"
-    record.judge_run(run.folder)
+    run_dir.judge_run(run.folder)
     write_report(run.folder)
 
 
@@ -276,6 +276,6 @@ def test_a_run_is_judged_by_its_own_criteria(tmp_path: Path) -> None:
     """Step 2 takes a third of the words: an accept by default, not where half of them is asked for."""
     run = make_run(tmp_path / "run")
     run.update(config={**CONFIG, "min_domain_reduction": 0.5, "max_heldout_regression": 0.01})
-    judged = record.judge_run(tmp_path / "run")
+    judged = run_dir.judge_run(tmp_path / "run")
     assert judged["criteria"] == {"min_domain_reduction": 0.5, "max_heldout_regression": 0.01}
     assert judged["verdict"] == "reject"

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from asrlora import bench
-from asrlora.data import build as builder
-from asrlora.data import remote, shards
+from asrlora.data.shards import reader, remote
+from asrlora.data.shards import writer as builder
 from asrlora.errors import UserError
 
 
@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("remote")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(builder, "SAMPLES_PER_SHARD", 2)
-        shards.build(bench.write_corpus(root / "wav", np.full(6, 0.5), 16_000), root / "shards")
+        reader.build(bench.write_corpus(root / "wav", np.full(6, 0.5), 16_000), root / "shards")
     return root / "shards"
 
 
@@ -65,15 +65,15 @@ def held(cache: Path) -> list[str]:
 
 def test_http_shards_are_fetched_once_and_are_the_same(folder: Path, served: tuple[str, list[str]]) -> None:
     url, asked = served
-    local = shards.open_shards(folder)
+    local = reader.open_shards(folder)
     for _ in range(2):
-        opened = shards.open_shards(url)
+        opened = reader.open_shards(url)
         assert list(opened.samples) == list(local.samples)
         assert opened.content == local.content
         for number in (0, 1, 4):
             assert np.array_equal(opened.read(number), local.read(number))
     assert sorted(asked) == sorted([
-        shards.META, shards.META, "lengths.bin", "rows.bin", "texts.bin", "shard-00000.tar",
+        reader.META, reader.META, "lengths.bin", "rows.bin", "texts.bin", "shard-00000.tar",
         "shard-00002.tar",
     ])  # fmt: skip
 
@@ -83,7 +83,7 @@ def test_the_longest_unused_shard_makes_room(
 ) -> None:
     size = max((folder / f"shard-0000{n}.tar").stat().st_size for n in range(3))
     monkeypatch.setenv("ASRLORA_CACHE_BYTES", str(2 * size))
-    opened = shards.open_shards(served[0]).folders[0]
+    opened = reader.open_shards(served[0]).folders[0]
     opened.read(0)
     opened.read(2)
     opened.read(1)  # the first shard again
@@ -99,7 +99,7 @@ def test_what_is_not_what_shards_json_says_is_refused(
     store = fsspec.filesystem("memory")
     store.put(str(folder), "/bucket", recursive=True)
     good = store.cat("/bucket/shard-00001.tar")
-    opened = shards.open_shards("memory://bucket")
+    opened = reader.open_shards("memory://bucket")
     for bad in (good[:-1], good + b"x", b"", bytes([good[0] ^ 1]) + good[1:]):
         store.pipe("/bucket/shard-00001.tar", bad)
         with pytest.raises(UserError, match=r"shard-00001\.tar is damaged"):
@@ -109,7 +109,7 @@ def test_what_is_not_what_shards_json_says_is_refused(
     with pytest.raises(UserError, match="cannot be fetched"):
         opened.read(2)
     store.pipe("/bucket/shard-00001.tar", good)
-    assert np.array_equal(opened.read(2), shards.open_shards(folder).read(2))
+    assert np.array_equal(opened.read(2), reader.open_shards(folder).read(2))
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from accelerate import Accelerator
 from torch._subclasses import FakeTensorMode
 
 from asrlora.config import RunConfig
-from asrlora.data import batches
-from asrlora.data.batches import Batch, pack
+from asrlora.data import loader
+from asrlora.data.loader import Batch, pack
 from asrlora.engine import memory, step
 from asrlora.engine import runtime as runtimes
 from asrlora.engine.runtime import MOMENTS, Runtime, choose_gpu
@@ -196,7 +196,7 @@ def test_a_step_does_not_wait_for_the_gpu_between_microbatches(monkeypatch: pyte
     monkeypatch.setattr(step, "to_device", lambda tensor, device: tensor.to(device))
     monkeypatch.setattr(step.families, "summed_loss", lambda *a: torch.empty((), device="cuda"))
     batch = Batch([], *pack([np.zeros(8000, np.int16)]))
-    monkeypatch.setattr(batches, "to_device", step.to_device)
+    monkeypatch.setattr(loader, "to_device", step.to_device)
     monkeypatch.setattr(step.families, "pad_labels", lambda labels: torch.zeros(1, 8))
     config = RunConfig(dataset_path="t", manifest_path=Path("d"), output_dir=Path("o"))
     optimizer = torch.optim.AdamW(plain().parameters())

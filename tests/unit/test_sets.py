@@ -14,7 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from asrlora import cli
-from asrlora.data import sets
+from asrlora.data import subsets
 from asrlora.data.manifest import Utterance, read_manifest
 from asrlora.errors import UserError
 
@@ -39,10 +39,10 @@ seeds = st.integers(0, 2**32)
 def test_every_stratum_of_a_sample_has_its_share_within_one(
     items: list[Utterance], count: int, seed: int
 ) -> None:
-    drawn = sets.sample(items, count, seed)
+    drawn = subsets.sample(items, count, seed)
     assert len(drawn) == min(count, len(items))
     assert len({u.id for u in drawn}) == len(drawn)
-    bins = sets.duration_bins(items)
+    bins = subsets.duration_bins(items)
     for stratum in (lambda u: bins[u.id], lambda u: (bins[u.id], u.speaker)):
         whole, there = Counter(map(stratum, items)), Counter(map(stratum, drawn))
         for name, size in whole.items():
@@ -55,14 +55,14 @@ def test_a_sample_depends_on_the_seed_and_not_on_the_order(
 ) -> None:
     again = list(items)
     shuffler.shuffle(again)
-    assert sets.sample(items, count, seed) == sets.sample(again, count, seed)
+    assert subsets.sample(items, count, seed) == subsets.sample(again, count, seed)
 
 
 def test_another_seed_draws_another_sample_in_another_order() -> None:
     items = [Utterance(f"u{i:03d}", Path("a.wav"), "x", i / 10 + 1, speaker=f"s{i % 7}") for i in range(200)]
-    first, second = sets.sample(items, 50, 1), sets.sample(items, 50, 2)
+    first, second = subsets.sample(items, 50, 1), subsets.sample(items, 50, 2)
     assert {u.id for u in first} != {u.id for u in second}
-    whole = sets.sample(items, 500, 1)
+    whole = subsets.sample(items, 500, 1)
     assert sorted(u.id for u in whole) == [u.id for u in items]
     assert [u.id for u in whole] != [u.id for u in items]
 
@@ -70,7 +70,7 @@ def test_another_seed_draws_another_sample_in_another_order() -> None:
 def test_a_prefix_of_a_sample_is_a_fair_sample() -> None:
     """The last utterances of a corpus are longer and easier; a shuffled half must not be."""
     items = [Utterance(f"u{i:04d}", Path("a.wav"), "x", 1 + i / 100, speaker="s") for i in range(1000)]
-    drawn = [u.duration for u in sets.sample(items, 400, 3)]
+    drawn = [u.duration for u in subsets.sample(items, 400, 3)]
     assert abs(np.mean(drawn[:200]) - np.mean(drawn)) < 0.6  # 3 standard errors; in order it were 2.5
     assert abs(np.mean(drawn) - np.mean([u.duration for u in items])) < 0.05
 
@@ -85,7 +85,7 @@ def test_parts_are_disjoint_and_together_the_whole(
     items: list[Utterance], parts: dict[str, float], seed: int, by_speaker: bool
 ) -> None:
     try:
-        divided = sets.split(items, parts, seed, by_speaker)
+        divided = subsets.split(items, parts, seed, by_speaker)
     except UserError:  # a part would be empty: right where there is not enough to go round, and only there
         limit = len({u.speaker for u in items}) if by_speaker else min(parts.values()) * len(items) / 2
         assert limit < len(parts)
@@ -111,14 +111,14 @@ def test_a_split_depends_on_the_seed_and_not_on_the_order(
     again = list(items)
     shuffler.shuffle(again)
     parts = {"a": 0.5, "b": 0.5}
-    first, second = (sets.split(order, parts, seed, by_speaker) for order in (items, again))
+    first, second = (subsets.split(order, parts, seed, by_speaker) for order in (items, again))
     assert {u.id for u in first["a"]} == {u.id for u in second["a"]}
 
 
 def test_a_split_by_speaker_keeps_near_its_shares() -> None:
     items = [Utterance(f"u{i}", Path("a.wav"), "x", 1.0, speaker=f"s{i % 50}") for i in range(1000)]
     for seed in range(5):
-        divided = sets.split(items, {"train": 0.9, "domain": 0.1}, seed, by_speaker=True)
+        divided = subsets.split(items, {"train": 0.9, "domain": 0.1}, seed, by_speaker=True)
         assert abs(len(divided["domain"]) - 100) <= 20  # one speaker's
 
 
@@ -128,7 +128,7 @@ def test_a_split_by_speaker_keeps_near_its_shares() -> None:
 )
 def test_bad_parts_are_refused(parts: str) -> None:
     with pytest.raises(UserError, match="--parts"):
-        sets.parse_parts(parts)
+        subsets.parse_parts(parts)
 
 
 @given(
@@ -138,7 +138,7 @@ def test_bad_parts_are_refused(parts: str) -> None:
 def test_a_filter_accounts_for_every_utterance(
     items: list[Utterance], low: float, high: float, few: int, many: int, speakers: str | None
 ) -> None:
-    kept, left_out = sets.apply_filter(items, sets.Filter(low, high, few, many, None, speakers))
+    kept, left_out = subsets.apply_filter(items, subsets.Filter(low, high, few, many, None, speakers))
     assert len(kept) + left_out.total() == len(items)
     expected = [
         u for u in items
@@ -149,10 +149,10 @@ def test_a_filter_accounts_for_every_utterance(
 
 def test_a_filter_by_text() -> None:
     items = [Utterance(text, Path("a.wav"), text, 1.0) for text in ("hello there", "Hello", "bye")]
-    kept, left_out = sets.apply_filter(items, sets.Filter(match=re.compile("(?i)hello")))
+    kept, left_out = subsets.apply_filter(items, subsets.Filter(match=re.compile("(?i)hello")))
     assert [u.id for u in kept] == ["hello there", "Hello"]
     assert left_out == {"without a match of (?i)hello": 1}
-    assert sets.Filter() == sets.Filter(max_words=math.inf)
+    assert subsets.Filter() == subsets.Filter(max_words=math.inf)
 
 
 # --- the commands -------------------------------------------------------------------------------
@@ -258,4 +258,4 @@ def test_stats_show_what_is_there(corpus: Path, capsys: pytest.CaptureFixture[st
         "0123456789eiln",
     ):
         assert wanted in told
-    assert sets.statistics(read_manifest(corpus / "b/n.jsonl"))["speakers"] == "0 (2 utterances name none)"
+    assert subsets.statistics(read_manifest(corpus / "b/n.jsonl"))["speakers"] == "0 (2 utterances name none)"

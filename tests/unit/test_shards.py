@@ -17,18 +17,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from asrlora import bench
-from asrlora.data import audio, index, shards
-from asrlora.data import build as builder
+from asrlora.data import audio
 from asrlora.data.manifest import filter_for_training, read_manifest
+from asrlora.data.shards import index, reader
+from asrlora.data.shards import writer as builder
 from asrlora.demo.corpus import folder_digest
 from asrlora.errors import UserError
 from conftest import Speech
 
 
 @pytest.fixture(scope="module")
-def built(speech: Speech, tmp_path_factory: pytest.TempPathFactory) -> shards.Shards:
+def built(speech: Speech, tmp_path_factory: pytest.TempPathFactory) -> reader.Shards:
     out = tmp_path_factory.mktemp("shards") / "heldout"
-    return shards.build(read_manifest(speech.heldout), out, workers=1)
+    return reader.build(read_manifest(speech.heldout), out, workers=1)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "manifest.jsonl"
 
 
-def test_plain_webdataset_reads_the_same_samples(speech: Speech, built: shards.Shards) -> None:
+def test_plain_webdataset_reads_the_same_samples(speech: Speech, built: reader.Shards) -> None:
     """The oracle: someone else's reader of the same format."""
     urls = [str(path) for path in sorted(built.folder.glob("*.tar"))]
     utterances = read_manifest(speech.heldout)
@@ -52,7 +53,7 @@ def test_plain_webdataset_reads_the_same_samples(speech: Speech, built: shards.S
         assert np.array_equal(pcm, built.read(number))
 
 
-def test_shards_hold_what_transcription_hears(speech: Speech, built: shards.Shards) -> None:
+def test_shards_hold_what_transcription_hears(speech: Speech, built: reader.Shards) -> None:
     """The predecessor trained on raw audio and transcribed normalised audio."""
     for number, utterance in enumerate(read_manifest(speech.heldout)[:10]):
         assert np.array_equal(built.read(number), audio.read_audio(utterance.audio))
@@ -65,7 +66,7 @@ def test_same_bytes_whatever_the_number_of_workers_and_slices(
     monkeypatch.setattr(builder, "SAMPLES_PER_SHARD", 32)
     utterances = read_manifest(speech.train)
     for workers in (1, 2):
-        shards.build(utterances, tmp_path / str(workers), workers=workers)
+        reader.build(utterances, tmp_path / str(workers), workers=workers)
     assert folder_digest(tmp_path / "1") == folder_digest(tmp_path / "2")
     chunks = builder.cut(utterances)
     assert len(chunks) == 5
@@ -79,7 +80,7 @@ def test_same_bytes_whatever_the_number_of_workers_and_slices(
     assert folder_digest(out) == folder_digest(tmp_path / "1")
 
 
-def copy(built: shards.Shards, to: Path) -> Path:
+def copy(built: reader.Shards, to: Path) -> Path:
     to.mkdir()
     for path in built.folder.iterdir():
         (to / path.name).write_bytes(path.read_bytes())
@@ -87,56 +88,56 @@ def copy(built: shards.Shards, to: Path) -> Path:
 
 
 @pytest.mark.parametrize("sample", [0, 20, 47])
-def test_a_flipped_bit_is_found_and_named(built: shards.Shards, tmp_path: Path, sample: int) -> None:
+def test_a_flipped_bit_is_found_and_named(built: reader.Shards, tmp_path: Path, sample: int) -> None:
     folder = copy(built, tmp_path / "copy")
     damaged = built.samples[sample]
     data = bytearray((folder / damaged.shard).read_bytes())
     data[damaged.offset + damaged.length // 2] ^= 1
     (folder / damaged.shard).write_bytes(data)
-    assert shards.verify(folder) == [damaged.id]
+    assert reader.verify(folder) == [damaged.id]
     with pytest.raises(UserError, match=damaged.id):
-        shards.open_shards(folder).read(sample)
+        reader.open_shards(folder).read(sample)
 
 
-def test_a_tar_cut_at_a_member_boundary_is_found(built: shards.Shards, tmp_path: Path) -> None:
+def test_a_tar_cut_at_a_member_boundary_is_found(built: reader.Shards, tmp_path: Path) -> None:
     """Plain readers take such a tar for whole."""
     folder = copy(built, tmp_path / "copy")
     shard = folder / built.samples[0].shard
     with tarfile.open(shard) as tar:
         cut = tar.getmembers()[10].offset
     shard.write_bytes(shard.read_bytes()[:cut])
-    assert len(shards.verify(folder)) == len(built.samples) - 5
+    assert len(reader.verify(folder)) == len(built.samples) - 5
 
 
-def test_a_damaged_index_and_another_audio_path_are_refused(built: shards.Shards, tmp_path: Path) -> None:
+def test_a_damaged_index_and_another_audio_path_are_refused(built: reader.Shards, tmp_path: Path) -> None:
     folder = copy(built, tmp_path / "copy")
-    meta = json.loads((folder / shards.META).read_text())
+    meta = json.loads((folder / reader.META).read_text())
     meta["fingerprint"]["audio"]["rms"] = 0.1
-    (folder / shards.META).write_text(json.dumps(meta))
+    (folder / reader.META).write_text(json.dumps(meta))
     with pytest.raises(UserError, match=r"shards\.json is damaged"):
-        shards.open_shards(folder)
+        reader.open_shards(folder)
     write_meta(folder, meta)
     with pytest.raises(UserError, match="another audio path"):
-        shards.open_shards(folder)
+        reader.open_shards(folder)
 
 
 def write_meta(folder: Path, meta: dict[str, Any]) -> None:
     """As someone would who knows how the file protects itself."""
     meta.pop("sha256", None)
-    (folder / shards.META).write_text(json.dumps({**meta, "sha256": builder.digest(meta)}))
+    (folder / reader.META).write_text(json.dumps({**meta, "sha256": builder.digest(meta)}))
 
 
 def noticed(folder: Path) -> bool:
     try:
-        return bool(shards.verify(folder))
+        return bool(reader.verify(folder))
     except UserError:
         return True
 
 
-def test_no_flipped_bit_and_no_truncation_goes_unnoticed(built: shards.Shards, tmp_path: Path) -> None:
+def test_no_flipped_bit_and_no_truncation_goes_unnoticed(built: reader.Shards, tmp_path: Path) -> None:
     """In the tar, between its samples, in the index, in shards.json; a thousand by `asrlora bench data`."""
     folder = copy(built, tmp_path / "copy")
-    assert shards.verify(folder) == []
+    assert reader.verify(folder) == []
     rng = np.random.default_rng(0)
     for path in sorted(folder.iterdir()):
         whole = path.read_bytes()
@@ -151,7 +152,7 @@ def test_no_flipped_bit_and_no_truncation_goes_unnoticed(built: shards.Shards, t
 
 
 def test_a_flipped_bit_of_the_index_is_found_when_the_sample_is_read(
-    built: shards.Shards, tmp_path: Path
+    built: reader.Shards, tmp_path: Path
 ) -> None:
     """`verify` hashes the index; a run does not, and must notice all the same."""
     folder = copy(built, tmp_path / "copy")
@@ -162,8 +163,8 @@ def test_a_flipped_bit_of_the_index_is_found_when_the_sample_is_read(
             broken = bytearray(whole)
             broken[rng.integers(len(whole))] ^= 1 << rng.integers(8)
             (folder / name).write_bytes(broken)
-            opened = shards.open_shards(folder)
-            assert len(shards.damaged_samples(opened, range(len(opened.samples)))) == 1
+            opened = reader.open_shards(folder)
+            assert len(reader.damaged_samples(opened, range(len(opened.samples)))) == 1
         (folder / name).write_bytes(whole)
 
 
@@ -185,7 +186,7 @@ facts = st.builds(
 
 
 def test_who_writes_an_index_again_never_takes_it_from_its_readers(
-    built: shards.Shards, tmp_path: Path
+    built: reader.Shards, tmp_path: Path
 ) -> None:
     """Tasks of an array build the same shards at once: one read an index that another was writing."""
     samples = list(built.samples)
@@ -208,16 +209,16 @@ def test_the_index_gives_back_what_was_written(samples: list[index.Sample]) -> N
         assert opened.lengths["characters"].tolist() == [len(sample.text.strip()) for sample in samples]
 
 
-def test_shards_are_filtered_like_utterances(built: shards.Shards) -> None:
+def test_shards_are_filtered_like_utterances(built: reader.Shards) -> None:
     """The filter of manifests is the oracle."""
     middle = float(np.median(built.durations))
     for low, high in ((0.1, 20.0), (middle, 20.0), (0.1, middle)):
         kept, rejected = filter_for_training(built.samples, low, high)
-        ours, reasons = shards.for_training(built, low, high)
+        ours, reasons = reader.for_training(built, low, high)
         assert (list(ours.samples), reasons) == (kept, rejected)
 
 
-def test_two_folders_are_read_as_one(built: shards.Shards) -> None:
+def test_two_folders_are_read_as_one(built: reader.Shards) -> None:
     both = built.subset([5, 3]).join(built.subset([7]))
     assert [s.id for s in both.samples] == [built.samples[i].id for i in (5, 3, 7)]
     assert np.array_equal(both.read(2), built.read(7))
@@ -253,11 +254,11 @@ def test_a_killed_build_goes_on_and_a_spoilt_shard_is_made_again(
     spoilt[1000] ^= 1
     (work / "shard-00001.tar").write_bytes(spoilt)
     before = {name: (work / name).stat().st_ino for name in ("shard-00000.tar", "shard-00002.tar")}
-    made = shards.build(utterances, out)
+    made = reader.build(utterances, out)
     assert {name: (out / name).stat().st_ino for name in before} == before
-    assert shards.verify(out) == []
+    assert reader.verify(out) == []
     assert len(made.samples) == len(utterances)
-    assert sorted(path.name for path in out.iterdir()) == sorted([shards.META, *made.folders[0].files])
+    assert sorted(path.name for path in out.iterdir()) == sorted([reader.META, *made.folders[0].files])
 
 
 def test_the_source_is_described_as_it_was(tmp_path: Path) -> None:
@@ -266,7 +267,7 @@ def test_the_source_is_described_as_it_was(tmp_path: Path) -> None:
     wave[100:8_000] = 0.1
     soundfile.write(tmp_path / "a.wav", wave, 22_050, subtype="PCM_16")
     (tmp_path / "m.jsonl").write_text('{"audio": "a.wav", "text": "x"}\n')
-    (sample,) = shards.build(read_manifest(tmp_path / "m.jsonl"), tmp_path / "out").samples
+    (sample,) = reader.build(read_manifest(tmp_path / "m.jsonl"), tmp_path / "out").samples
     assert (sample.rate, sample.channels) == (22_050, 2)
     assert sample.level == pytest.approx(wave.mean(axis=1).std(), rel=1e-3)
     assert sample.dc == pytest.approx(np.abs(wave.mean(axis=0)).max(), abs=1e-3)
@@ -297,7 +298,7 @@ def test_unreadable_audio_makes_no_folder(tmp_path: Path) -> None:
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     utterances = read_manifest(tmp_path / "m.jsonl")
     with pytest.raises(UserError, match=r"line 2 of the manifest: .*bad\.flac is cut off or damaged"):
-        shards.build(utterances, tmp_path / "out" / "shards")
+        reader.build(utterances, tmp_path / "out" / "shards")
     assert not (tmp_path / "out" / "shards").exists()
 
 
@@ -306,7 +307,7 @@ def test_silence_is_left_out_and_counted(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "tone.wav", np.resize([0.1, 0.1, -0.1, -0.1], 16_000), 16_000)
     lines = [{"audio": f"{name}.wav", "text": name} for name in ("silent", "tone")]
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    made = shards.build(read_manifest(tmp_path / "m.jsonl"), tmp_path / "out")
+    made = reader.build(read_manifest(tmp_path / "m.jsonl"), tmp_path / "out")
     assert [sample.text for sample in made.samples] == ["tone"]
     assert made.rejected == {"silent": 1}
 
@@ -315,7 +316,7 @@ def test_the_cache_is_found_again_and_a_changed_file_is_not(tmp_path: Path, monk
     monkeypatch.setenv("ASRLORA_CACHE", str(tmp_path / "cache"))
     soundfile.write(tmp_path / "a.wav", np.resize([0.1, 0.1, -0.1, -0.1], 16_000), 16_000)
     (tmp_path / "m.jsonl").write_text('{"audio": "a.wav", "text": "x"}\n')
-    first = shards.cached(read_manifest(tmp_path / "m.jsonl"))
-    assert shards.cached(read_manifest(tmp_path / "m.jsonl")).folder == first.folder
+    first = reader.cached(read_manifest(tmp_path / "m.jsonl"))
+    assert reader.cached(read_manifest(tmp_path / "m.jsonl")).folder == first.folder
     soundfile.write(tmp_path / "a.wav", np.resize([0.1, 0.1, -0.1, -0.1], 20_000), 16_000)
-    assert shards.cached(read_manifest(tmp_path / "m.jsonl")).folder != first.folder
+    assert reader.cached(read_manifest(tmp_path / "m.jsonl")).folder != first.folder

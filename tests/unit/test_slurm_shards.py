@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from asrlora import bench
-from asrlora.data import shards
+from asrlora.data.shards import reader
 
 ROOT = Path(__file__).parents[2]
 SBATCH = """#!/usr/bin/env bash
@@ -44,8 +44,8 @@ def test_slices_and_merge_make_what_one_build_makes(tmp_path: Path) -> None:
             "PYTHONPATH": str(ROOT),
         },
     )  # fmt: skip
-    assert shards.verify(out) == []
-    assert shards.open_shards(out).content == shards.build(utterances, tmp_path / "one").content
+    assert reader.verify(out) == []
+    assert reader.open_shards(out).content == reader.build(utterances, tmp_path / "one").content
     array, merge = (tmp_path / "log").read_text().splitlines()
     assert "--array=1-2" in array
     assert "--partition=cpu" in array

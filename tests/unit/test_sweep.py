@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from asrlora import cli
 from asrlora.config import parse_run
 from asrlora.errors import UserError
-from asrlora.files import Claim
-from asrlora.runs import conduct, pruning, slurm, sweep, trials
-from asrlora.runs.sweep import Criteria, Pruning, Sweep, Trial
+from asrlora.storage import Claim
+from asrlora.sweep import pruning, runner, slurm, sweep_file, trials
+from asrlora.sweep.sweep_file import Criteria, Pruning, Sweep, Trial
 from conftest import ROOT
 
 FIXED = {"model_id": "a b'c", "dataset_path": "t.jsonl", "manifest_path": "d.jsonl"}
@@ -31,30 +31,30 @@ FIXED = {"model_id": "a b'c", "dataset_path": "t.jsonl", "manifest_path": "d.jso
 def make(folder: Path, **content: Any) -> Sweep:
     path = folder / "sweep.yaml"
     path.write_text(yaml.safe_dump({"output_dir": str(folder / "trials"), "fixed": FIXED, **content}))
-    return sweep.load(path)
+    return sweep_file.load(path)
 
 
 def test_a_grid_times_a_list_each_trial_once(tmp_path: Path) -> None:
     loaded = make(
         tmp_path, grid={"learning_rate": [1e-4, "1e-4", 1e-5]}, trials=[{}, {"use_dora": True}]
     )  # fmt: skip
-    found = sweep.trials_of(loaded, loaded)
+    found = sweep_file.trials_of(loaded, loaded)
     assert len({trial.id for trial in found}) == len(found) == 4
     assert found[2].own == {"use_dora": True, "learning_rate": 1e-4}
 
 
 def test_ids_are_of_what_settings_mean() -> None:
-    one = sweep.trial_id({**FIXED, "learning_rate": 1e-4})
-    assert one == sweep.trial_id({"learning_rate": "1e-4", **FIXED, "seed": 42, "wandb_mode": "offline"})
-    assert one != sweep.trial_id({**FIXED, "learning_rate": 1e-4, "seed": 43})
+    one = sweep_file.trial_id({**FIXED, "learning_rate": 1e-4})
+    assert one == sweep_file.trial_id({"learning_rate": "1e-4", **FIXED, "seed": 42, "wandb_mode": "offline"})
+    assert one != sweep_file.trial_id({**FIXED, "learning_rate": 1e-4, "seed": 43})
 
 
 def test_a_command_survives_the_shell_and_says_what_the_trial_is(tmp_path: Path) -> None:
     settings = {"use_dora": False, "augment_speed": [0.9, 1.0], "replay_path": None}
     loaded = make(tmp_path, trials=[settings])
-    trial = sweep.trials_of(loaded, loaded)[0]
-    words = shlex.split(sweep.typed(sweep.command(loaded, trial)))
-    assert words[:4] == ["uv", "run", "python", str(sweep.from_here(ROOT / "asrlora" / "train.py"))]
+    trial = sweep_file.trials_of(loaded, loaded)[0]
+    words = shlex.split(sweep_file.typed(sweep_file.command(loaded, trial)))
+    assert words[:4] == ["uv", "run", "python", str(sweep_file.from_here(ROOT / "asrlora" / "train.py"))]
     config = parse_run(words[4:])
     assert (config.model_id, config.augment_speed, config.use_dora) == ("a b'c", (0.9, 1.0), False)
     assert (config.output_dir, config.resume) == (trial.folder, "auto")
@@ -64,13 +64,13 @@ def test_the_criteria_of_a_sweep_are_those_of_its_trials(tmp_path: Path) -> None
     """A trial picks its best step by the guardrail, so it has to know it; others are other trials."""
     plain = make(tmp_path)
     loaded = make(tmp_path, criteria={"min_domain_reduction": 0.01, "max_heldout_regression": 0.01})
-    (trial,), (other,) = sweep.trials_of(loaded, loaded), sweep.trials_of(plain, plain)
-    config = parse_run(shlex.split(sweep.typed(sweep.command(loaded, trial)))[4:])
+    (trial,), (other,) = sweep_file.trials_of(loaded, loaded), sweep_file.trials_of(plain, plain)
+    config = parse_run(shlex.split(sweep_file.typed(sweep_file.command(loaded, trial)))[4:])
     assert config.max_heldout_regression == 0.01
     assert trial.id != other.id
     assert trial.own == {}
     same = make(tmp_path, criteria={"max_heldout_regression": 0.002})
-    assert sweep.trials_of(same, same)[0].id == other.id
+    assert sweep_file.trials_of(same, same)[0].id == other.id
 
 
 @pytest.mark.parametrize(
@@ -87,17 +87,17 @@ def test_the_criteria_of_a_sweep_are_those_of_its_trials(tmp_path: Path) -> None
 )
 def test_a_mistake_in_the_file_is_named(tmp_path: Path, content: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError, match=told):
-        sweep.sizes(make(tmp_path, **content))
+        sweep_file.sizes(make(tmp_path, **content))
 
 
 @pytest.mark.parametrize("name", ["sweep", "programme", "programme_demo"])
 def test_the_files_that_ship_are_sound(name: str) -> None:
-    loaded = sweep.load(ROOT / "slurm" / f"{name}.yaml")
-    assert all(sweep.sizes(loaded).values())
+    loaded = sweep_file.load(ROOT / "slurm" / f"{name}.yaml")
+    assert all(sweep_file.sizes(loaded).values())
 
 
 def test_the_default_array_fits_the_default_grid() -> None:
-    loaded = sweep.load(ROOT / "slurm" / "sweep.yaml")
+    loaded = sweep_file.load(ROOT / "slurm" / "sweep.yaml")
     lines = slurm.sbatch_lines(loaded, Path("slurm/sweep.yaml"), slurm.Limits())
     assert lines == ["sbatch --array=0-7%4 slurm/sweep.sh slurm/sweep.yaml"]
     assert "#SBATCH --array=0-7%4\n" in (ROOT / "slurm" / "sweep.sh").read_text()
@@ -145,9 +145,9 @@ def faked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program.write_text(TRAIN)
 
     def command(loaded: Sweep, trial: Trial) -> list[str]:
-        return [sys.executable, str(program), *sweep.flags(trial)]
+        return [sys.executable, str(program), *sweep_file.flags(trial)]
 
-    monkeypatch.setattr(conduct, "command", command)
+    monkeypatch.setattr(runner, "command", command)
     for name in list(os.environ):
         if name.startswith("SLURM_"):
             monkeypatch.delenv(name)
@@ -160,15 +160,15 @@ def starts(trial: Trial) -> int:
 
 def test_trials_run_two_at_once_and_what_is_complete_is_not_run_again(faked: Path) -> None:
     loaded = make(faked, grid={"seed": [1, 2, 4]})
-    found = sweep.trials_of(loaded, loaded)
-    assert conduct.run(loaded, loaded, found, found, 2) == 1
+    found = sweep_file.trials_of(loaded, loaded)
+    assert runner.run(loaded, loaded, found, found, 2) == 1
     states = [trials.standing(trial, loaded.criteria) for trial in found]
     assert [one.state for one in states] == ["complete", "failed", "complete"]
     assert states[1].why == "no such model"
-    assert conduct.run(loaded, loaded, found, found, 2) == 1
+    assert runner.run(loaded, loaded, found, found, 2) == 1
     assert [starts(trial) for trial in found] == [1, 2, 1]
     assert (found[0].folder / "names").read_text() == "['trials', None]", "W&B's group and job type"
-    assert conduct.run(loaded, loaded, found, found[1:2], 1) == 1
+    assert runner.run(loaded, loaded, found, found[1:2], 1) == 1
 
 
 def test_trials_at_once_see_devices_and_cpus_of_their_own(
@@ -177,7 +177,7 @@ def test_trials_at_once_see_devices_and_cpus_of_their_own(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
     monkeypatch.setenv("ASRLORA_CPUS", "2")
     loaded = make(faked, grid={"seed": [1, 4, 5]})
-    file, found = str(faked / "sweep.yaml"), sweep.trials_of(loaded, loaded)
+    file, found = str(faked / "sweep.yaml"), sweep_file.trials_of(loaded, loaded)
     assert cli.main(["sweep", "run", file, "--jobs", "3"]) == 2
     assert "--jobs 3 needs 3 GPUs, 1 a trial, and 2 are there (GPU-a, GPU-b); --jobs 2 would fit" in (
         capsys.readouterr().err
@@ -211,67 +211,67 @@ def test_a_trial_needs_what_its_launch_file_says(
     path = faked / "launch.yaml"
     path.write_text(yaml.safe_dump(launch))
     loaded = make(faked, grid={"seed": [1, 2]}, launch=str(path) if launch else None)
-    assert sweep.demand(loaded) == needs
+    assert sweep_file.demand(loaded) == needs
     if told:
         with pytest.raises(UserError, match=told):
-            sweep.check_jobs(loaded, 2)
+            sweep_file.check_jobs(loaded, 2)
     else:
-        sweep.check_jobs(loaded, 2)
+        sweep_file.check_jobs(loaded, 2)
 
 
 def test_a_launch_file_that_is_not_there_is_named(faked: Path) -> None:
     with pytest.raises(UserError, match=r"there is no file nowhere\.yaml"):
-        sweep.check_jobs(make(faked, launch="nowhere.yaml"), 1)
+        sweep_file.check_jobs(make(faked, launch="nowhere.yaml"), 1)
 
 
 def test_a_signal_reaches_the_trial_and_the_next_run_goes_on(faked: Path) -> None:
     loaded = make(faked, grid={"seed": [3, 1]})
-    found = sweep.trials_of(loaded, loaded)
+    found = sweep_file.trials_of(loaded, loaded)
     code = f"""
 import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 from pathlib import Path
-from asrlora.runs import conduct, sweep
-loaded = sweep.load(Path({str(faked / "sweep.yaml")!r}))
-conduct.command = lambda l, t: [sys.executable, {str(faked / "train.py")!r}, *sweep.flags(t)]
-found = sweep.trials_of(loaded, loaded)
-sys.exit(conduct.run(loaded, loaded, found, found, 1))
+from asrlora.sweep import runner, sweep_file
+loaded = sweep_file.load(Path({str(faked / "sweep.yaml")!r}))
+runner.command = lambda l, t: [sys.executable, {str(faked / "train.py")!r}, *sweep_file.flags(t)]
+found = sweep_file.trials_of(loaded, loaded)
+sys.exit(runner.run(loaded, loaded, found, found, 1))
 """
-    with subprocess.Popen([sys.executable, "-c", code]) as runner:
+    with subprocess.Popen([sys.executable, "-c", code]) as process:
         end = time.monotonic() + 60
         while not (found[0].folder / "ready").exists():
             assert time.monotonic() < end
             time.sleep(0.02)
         assert trials.standing(found[0], loaded.criteria).state == "running"
-        runner.send_signal(signal.SIGUSR1)
-        assert runner.wait(30) == 75
+        process.send_signal(signal.SIGUSR1)
+        assert process.wait(30) == 75
     states = [trials.standing(trial, loaded.criteria).state for trial in found]
     assert states == ["preempted", "waiting"]
-    assert conduct.run(loaded, loaded, found, found, 1) == 0
+    assert runner.run(loaded, loaded, found, found, 1) == 0
     attempts = json.loads((found[0].folder / "trial.json").read_text())["attempts"]
     assert [one["cause"] for one in attempts] == ["preempted", "complete"]
 
 
 def test_a_task_that_was_stopped_too_often_says_so(faked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from asrlora.runs import record
+    from asrlora.record import run_dir
 
-    assert record.gave_up() is None
+    assert run_dir.gave_up() is None
     monkeypatch.setenv("ASRLORA_MAX_RESTARTS", "3")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
-    assert record.gave_up() is None
+    assert run_dir.gave_up() is None
     monkeypatch.setenv("SLURM_RESTART_COUNT", "3")
-    assert record.gave_up() == "given up after 3 restarts (ASRLORA_MAX_RESTARTS)"
+    assert run_dir.gave_up() == "given up after 3 restarts (ASRLORA_MAX_RESTARTS)"
 
 
 def test_an_attempt_without_a_sign_of_life_is_lost_and_a_living_one_is_left_alone(faked: Path) -> None:
     loaded = make(faked, grid={"seed": [1]})
-    found = sweep.trials_of(loaded, loaded)
+    found = sweep_file.trials_of(loaded, loaded)
     claim = Claim(found[0].folder / trials.CLAIM)
     assert claim.take("job 7_0 on n1")
     (found[0].folder / trials.ATTEMPTS).write_text(
         json.dumps({"attempts": [{"owner": "job 7_0 on n1", "ended": None, "cause": None}]})
     )
     assert not claim.take("job 8_0 on n2")
-    assert conduct.run(loaded, loaded, found, found, 1) == 0
+    assert runner.run(loaded, loaded, found, found, 1) == 0
     assert starts(found[0]) == 0
     told = {"owner": "job 7_0 on n1", "ended": None, "cause": "cancelled", "told": ""}
     (found[0].folder / trials.ATTEMPTS).write_text(json.dumps({"attempts": [told]}))
@@ -282,7 +282,7 @@ def test_an_attempt_without_a_sign_of_life_is_lost_and_a_living_one_is_left_alon
     one = trials.standing(found[0], loaded.criteria)
     assert one.state == "lost"
     assert "job 7_0 on n1" in one.why
-    assert conduct.run(loaded, loaded, found, found, 1) == 0
+    assert runner.run(loaded, loaded, found, found, 1) == 0
     attempts = json.loads((found[0].folder / "trial.json").read_text())["attempts"]
     assert [one["cause"] for one in attempts] == ["lost", "complete"]
 
@@ -306,7 +306,7 @@ def test_an_attempt_without_a_sign_of_life_is_lost_and_a_living_one_is_left_alon
     ],
 )  # fmt: skip
 def test_ends_by_slurm_are_told_apart(told: dict[str, str], cause: str) -> None:
-    assert conduct.slurm_cause(told, datetime.datetime(2026, 11, 22, 12, 0)) == cause
+    assert runner.slurm_cause(told, datetime.datetime(2026, 11, 22, 12, 0)) == cause
 
 
 def standing(tmp_path: Path, name: str, domain: float, heldout: float, seconds: float) -> trials.Standing:
@@ -397,9 +397,9 @@ def test_the_commands_print_the_plan_and_the_table(faked: Path, capsys: pytest.C
     assert cli.main(["sweep", "status", file]) == 0
     shown = capsys.readouterr().out
     assert all(word in shown for word in ("seed=1", "inconclusive")), "nothing is cut off"
-    assert f"\n{sweep.trials_of(loaded, loaded)[1].id}: no such model\n" in shown
+    assert f"\n{sweep_file.trials_of(loaded, loaded)[1].id}: no such model\n" in shown
     told = json.loads((faked / "trials" / "outcome.json").read_text())
-    first = sweep.trials_of(loaded, loaded)[0]
+    first = sweep_file.trials_of(loaded, loaded)[0]
     assert told["phases"][0]["winner"] == first.id
     assert told["verdict"] == "inconclusive"
     assert told["in_the_way"] == ["made up"]

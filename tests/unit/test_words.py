@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from asrlora.errors import UserError
-from asrlora.score import breakdown, text, words
+from asrlora.score import breakdown, keyword_recall, text
 
 ENGLISH = text.normaliser(None, "en")
 
@@ -17,7 +17,7 @@ def test_recall_counts_what_the_alignment_has_right() -> None:
         ("no such word", "valve sump"),  # written and not said: no matter of recall
         ("valve", ""),
     ]
-    found = words.recall(pairs, frozenset({"valve", "sump", "gasket", "flange"}))
+    found = keyword_recall.recall(pairs, frozenset({"valve", "sump", "gasket", "flange"}))
     assert found.by_word["valve"] == (2, 4)
     assert found.by_word["sump"][1] == 2
     assert found.by_word["gasket"] == (0, 1)
@@ -27,12 +27,12 @@ def test_recall_counts_what_the_alignment_has_right() -> None:
 
 
 def test_recall_of_words_that_nobody_says_is_none() -> None:
-    assert words.recall([("a b", "a b")], frozenset({"c"})).recall is None
+    assert keyword_recall.recall([("a b", "a b")], frozenset({"c"})).recall is None
 
 
 def test_a_list_is_normalised_as_the_references_are(tmp_path: Path) -> None:
     (tmp_path / "w.txt").write_text("Valve\n\n  COLOUR \nvalve\n")
-    assert words.read(tmp_path / "w.txt", ENGLISH) == {"valve", "color"}
+    assert keyword_recall.read(tmp_path / "w.txt", ENGLISH) == {"valve", "color"}
 
 
 @pytest.mark.parametrize(
@@ -42,15 +42,18 @@ def test_a_list_is_normalised_as_the_references_are(tmp_path: Path) -> None:
 def test_a_faulty_list_is_named(tmp_path: Path, content: str, told: str) -> None:
     (tmp_path / "w.txt").write_text(content)
     with pytest.raises(UserError, match=f"--domain-words .*{told}"):
-        words.read(tmp_path / "w.txt", ENGLISH)
+        keyword_recall.read(tmp_path / "w.txt", ENGLISH)
 
 
 def test_words_are_found_by_what_a_general_text_lacks(tmp_path: Path) -> None:
     (tmp_path / "general.txt").write_text("The pressure\nof the water.\n")
     domain = ["Press the valve!", "The WATER valve"]
-    assert words.choose(None, tmp_path / "general.txt", domain, ["valve"], ENGLISH) == {"press", "valve"}
-    assert words.choose(None, None, domain, ["a valve"], ENGLISH) == {"press", "the", "water"}
-    assert words.choose(None, None, domain, None, ENGLISH) == frozenset()
+    assert keyword_recall.choose(None, tmp_path / "general.txt", domain, ["valve"], ENGLISH) == {
+        "press",
+        "valve",
+    }
+    assert keyword_recall.choose(None, None, domain, ["a valve"], ENGLISH) == {"press", "the", "water"}
+    assert keyword_recall.choose(None, None, domain, None, ENGLISH) == frozenset()
 
 
 def line(speaker: str | None, duration: float | None, errors: int, said: int) -> dict[str, object]:

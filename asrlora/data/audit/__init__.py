@@ -1,0 +1,1 @@
+"""What makes a run worthless, found before any step."""

@@ -1,0 +1,229 @@
+"""The index of a folder of shards: memory-mapped, so that a million utterances open at once.
+
+Three files of fixed-width rows, one a sample, in manifest order:
+
+    lengths.bin   what planning reads of all samples; its sha256 is checked at opening
+    rows.bin      where a sample's bytes are, their sha256, and the source; checked row by row
+    texts.bin     id, text and speaker, end to end in UTF-8
+
+Every row holds a checksum over itself, its number, its lengths and its texts, so that a flipped bit
+anywhere is noticed when the sample is read, without hashing 100 MB at every start. No row names a
+file: shards are numbered, so an index cannot point outside its folder. Nothing here is a pickle.
+"""
+
+import hashlib
+import itertools
+import os
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from asrlora.data.audio import SAMPLE_RATE
+from asrlora.errors import UserError
+from asrlora.storage import written_whole
+
+LENGTHS, ROWS, TEXTS = FILES = ("lengths.bin", "rows.bin", "texts.bin")
+
+LENGTH = np.dtype([
+    ("frames", "<u4"),  # samples of the audio in the shard
+    ("characters", "<u4"),  # of the text, without white space around it
+    ("key", "<u8"),  # of the id: what random draws about this utterance start from
+])  # fmt: skip
+ROW = np.dtype([
+    ("shard", "<u4"), ("offset", "<u8"), ("length", "<u4"), ("sha256", "u1", 32),  # of the FLAC data
+    ("level", "<f8"), ("clipped", "<f8"), ("rate", "<u4"), ("channels", "<u4"),  # of the source
+    ("dc", "<f8"), ("still", "<f8"), ("faults", "<u4"),  # of the source
+    ("at", "<u8"), ("id", "<u4"), ("text", "<u4"), ("speaker", "<i4"),  # bytes in texts.bin; -1: None
+    ("check", "u1", 8),
+])  # fmt: skip
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One row of the index."""
+
+    id: str
+    text: str
+    duration: float  # seconds, of the audio in the shard
+    speaker: str | None
+    shard: str
+    offset: int  # bytes into the shard, of the FLAC data
+    length: int  # bytes
+    sha256: str  # of the FLAC data
+    level: float  # RMS of the source, full scale 1.0
+    clipped: float  # share of the source's samples at full scale
+    rate: int  # of the source, Hz
+    channels: int  # of the source
+    dc: float  # of the source: its offset, full scale 1.0, which was taken out
+    still: float  # of the source: seconds of the longest stretch of one value
+    faults: int  # of the source: of decoding.Fault
+
+    @property
+    def frames(self) -> int:
+        return round(self.duration * SAMPLE_RATE)
+
+
+class Index(Sequence[Sample]):
+    """A folder's samples; each is made and checked as it is asked for."""
+
+    def __init__(self, folder: Path, lengths: "np.ndarray", rows: "np.ndarray", texts: "np.ndarray") -> None:
+        self.folder, self.lengths, self._rows, self._texts = folder, lengths, rows, texts
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+        """Raises UserError where a bit of the row differs from what was written."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        number = index % len(self)
+        row, lengths = self._rows[number], self.lengths[number]
+        shard, offset, length, sha256, *source, at, id_size, text_size, speaker_size, check = row.item()
+        sizes = (id_size, text_size, speaker_size)
+        ends = list(itertools.accumulate((max(0, size) for size in sizes), initial=at))
+        texts = self._texts[at : ends[-1]].tobytes()
+        whole = len(texts) == ends[-1] - at
+        if not whole or _check(number, lengths.tobytes(), row.tobytes(), texts) != bytes(check):
+            raise UserError(
+                f"{self.folder}: row {number} of the index is damaged; build the shards again"
+                " or copy them again"
+            )
+        try:
+            cut = [texts[start - at : end - at].decode() for start, end in itertools.pairwise(ends)]
+        except UnicodeDecodeError:
+            raise UserError(f"{self.folder}: row {number} of the index is not UTF-8") from None
+        return Sample(
+            cut[0], cut[1], lengths["frames"].item() / SAMPLE_RATE, cut[2] if sizes[2] >= 0 else None,
+            shard_name(shard), offset, length, bytes(sha256).hex(), *source,
+        )  # fmt: skip
+
+
+def shard_name(number: int) -> str:
+    return f"shard-{number:05d}.tar"
+
+
+def is_shard_name(name: str) -> bool:
+    return re.fullmatch(r"shard-[0-9]{5,9}\.tar", name, re.ASCII) is not None
+
+
+def shard_number(name: str) -> int:
+    return int(name.removeprefix("shard-").removesuffix(".tar"))
+
+
+def key(identity: str) -> int:
+    return int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8], "little")
+
+
+def _check(number: int, lengths: bytes, row: bytes, texts: bytes) -> bytes:
+    whole = number.to_bytes(8, "little") + lengths + row[: -ROW["check"].itemsize] + texts
+    return hashlib.sha256(whole).digest()[:8]
+
+
+def write_index(folder: Path, samples: Iterable[Sample]) -> dict[str, dict[str, Any]]:
+    """Writes the three files; returns bytes and sha256 of each, which `open_index` asks back."""
+    at = 0
+    with (
+        _Hashed(folder / LENGTHS) as lengths_file,
+        _Hashed(folder / ROWS) as rows_file,
+        _Hashed(folder / TEXTS) as texts_file,
+    ):
+        for number, sample in enumerate(samples):
+            texts = [part.encode() for part in (sample.id, sample.text, sample.speaker or "")]
+            speaker = -1 if sample.speaker is None else len(texts[2])
+            lengths = np.array((sample.frames, len(sample.text.strip()), key(sample.id)), LENGTH)
+            row = np.array(
+                (
+                    shard_number(sample.shard), sample.offset, sample.length,
+                    list(bytes.fromhex(sample.sha256)), sample.level, sample.clipped, sample.rate,
+                    sample.channels, sample.dc, sample.still, sample.faults,
+                    at, len(texts[0]), len(texts[1]), speaker, [0] * 8,
+                ),
+                ROW,
+            )  # fmt: skip
+            raw, text = row.tobytes(), b"".join(texts)
+            check = _check(number, lengths.tobytes(), raw, text)
+            lengths_file.write(lengths.tobytes())
+            rows_file.write(raw[: -len(check)] + check)
+            texts_file.write(text)
+            at += len(text)
+    return {file.path.name: file.facts for file in (lengths_file, rows_file, texts_file)}
+
+
+class _Hashed:
+    """A file that knows its length and sha256 when it is closed, and appears then, whole and on disk.
+
+    Another process that builds the same shards may have given its own, of the same bytes, to readers."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._digest, self._size = path, hashlib.sha256(), 0
+        self._whole = written_whole(path)
+
+    def __enter__(self) -> "_Hashed":
+        self._file = self._whole.__enter__()
+        return self
+
+    def write(self, data: bytes) -> None:
+        self._size += self._file.write(data)
+        self._digest.update(data)
+
+    def __exit__(self, *error: Any) -> None:
+        self._whole.__exit__(*error)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"bytes": self._size, "sha256": self._digest.hexdigest()}
+
+
+def open_index(folder: Path, facts: dict[str, dict[str, Any]]) -> Index:
+    """Maps the files that `write_index` described. Raises UserError where they differ from that."""
+    lengths = _map(folder / LENGTHS, LENGTH, facts[LENGTHS]["bytes"])
+    rows = _map(folder / ROWS, ROW, facts[ROWS]["bytes"])
+    texts = _map(folder / TEXTS, np.dtype("u1"), facts[TEXTS]["bytes"])
+    if len(lengths) != len(rows):
+        raise UserError(f"{folder}: {LENGTHS} and {ROWS} differ in length; build the shards again")
+    if hashlib.sha256(lengths.data).hexdigest() != facts[LENGTHS]["sha256"]:
+        raise UserError(f"{folder / LENGTHS} is damaged (its sha256 differs); build the shards again")
+    return Index(folder, lengths, rows, texts)
+
+
+def damaged_files(folder: Path, facts: dict[str, dict[str, Any]]) -> list[str]:
+    """Hashes every byte of the named files; returns the names that differ or are missing."""
+    return [name for name, fact in facts.items() if sha256_of(folder / name) != fact["sha256"]]
+
+
+def sha256_of(path: Path) -> str | None:
+    try:
+        with open_plain(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def open_plain(path: Path) -> BufferedReader:
+    """Opens for reading; a symbolic link in the file's place is refused, for it may lead anywhere."""
+    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
+
+
+def _map(path: Path, dtype: "np.dtype[Any]", size: int) -> "np.ndarray":
+    try:
+        with open_plain(path) as file:
+            found = os.fstat(file.fileno()).st_size
+            if found == size and size % dtype.itemsize == 0:
+                return np.memmap(file, dtype, mode="r") if size else np.empty(0, dtype)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); build the shards again") from None
+    raise UserError(f"{path} is damaged ({found} bytes, not {size}); build the shards again")

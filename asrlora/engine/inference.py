@@ -1,0 +1,205 @@
+"""Using a model outside a training run: base or adapter, the same audio path."""
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from asrlora.config import RunConfig
+from asrlora.console import console, progress, stderr
+from asrlora.data import audio, windows
+from asrlora.data.audit import checks
+from asrlora.data.audit.findings import Audit
+from asrlora.data.audit.transcript_style import restyle, style
+from asrlora.data.manifest import Utterance, audio_length
+from asrlora.data.shards import reader
+from asrlora.engine import longform
+from asrlora.engine import runtime as runtimes
+from asrlora.engine.evaluate import evaluate, fingerprint
+from asrlora.engine.training_set import augmentation, cached
+from asrlora.errors import UserError
+from asrlora.models import adapters, registry
+from asrlora.models.hub import BASE_FILE, adapter_settings, base_of, lasting_name, trained_on
+from asrlora.record.scores import write_scores
+from asrlora.score import metric as metrics
+from asrlora.score import text
+from asrlora.storage import folder_whole
+
+
+def open_model(
+    model_id: str | None,
+    adapter: Path | None,
+    language: str = "en",
+    num_beams: int = 1,
+    in_4bit: bool | None = None,
+    matmul_precision: str | None = None,
+) -> tuple[Any, registry.Base]:
+    """The model to use on this process's device, its adapter active, and its base.
+
+    The base is loaded as it was when the adapter was trained. Raises UserError where that is not possible
+    here, or where `in_4bit` or `matmul_precision` ask for something else.
+    """
+    runtimes.use_threads()
+    if model_id is None:
+        model_id = base_of(adapter) if adapter else str(_demo_base())
+    trained = trained_on(adapter) if adapter else {}
+    if in_4bit is None:
+        in_4bit = trained.get("weights") == "nf4"
+    runtimes.set_matmul_precision(matmul_precision or trained.get("matmul_precision", "highest"))
+    try:
+        base = registry.load_base(model_id, language, in_4bit, num_beams)
+    except registry.No4Bit as error:
+        if trained.get("weights") != "nf4":
+            raise
+        raise UserError(f"--adapter-dir {adapter} was trained on its base in 4 bits: {error}") from None
+    base.model.to(runtimes.device())
+    return (adapters.load(base, adapter) if adapter else base.model), base
+
+
+def export(adapter: Path, output: Path, model_id: str | None, merge: bool) -> str:
+    """Writes a model that needs no adapter (`merge`), or the adapter with its base named so that it is
+    found from anywhere. Into a new folder; returns what was written, in words."""
+    settings = adapter_settings(adapter)
+    base_id = lasting_name(model_id or base_of(adapter))
+    if output.exists():
+        raise UserError(f"{output} exists; give a new folder")
+    with folder_whole(output) as aside:
+        if merge:
+            if trained_on(adapter).get("weights") == "nf4":
+                raise UserError(
+                    f"{adapter} was trained on its base in 4 bits, and merged into weights of another"
+                    " precision it would be another model; leave --merge out"
+                )
+            model, base = open_model(base_id, adapter)
+            difference = adapters.merge(model, base, aside)
+            return f"{base.kind} with its adapter merged; logits within {difference:.0e} of the adapter's"
+        for name in (adapters.WEIGHTS, BASE_FILE):
+            if (adapter / name).exists():
+                shutil.copy(adapter / name, aside)
+        settings["base_model_name_or_path"] = base_id
+        (aside / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        return f"the adapter, for {base_id}"
+
+
+def _demo_base() -> Path:
+    return Path(__file__).parent.parent / "demo" / "base"
+
+
+def evaluate_manifest(
+    model_id: str,
+    adapter: Path | None,
+    utterances: list[Utterance],
+    output: Path,
+    batch_seconds: float,
+    language: str = "en",
+    text_normaliser: str | None = None,
+    metric: metrics.Metric = "wer",
+    domain_words: frozenset[str] = frozenset(),
+    num_beams: int = 1,
+    in_4bit: bool | None = None,
+    matmul_precision: str | None = None,
+) -> dict[str, Any] | None:
+    """Collective. Writes hypotheses.jsonl and scores.json into `output`; returns the scores, on rank 0."""
+    normaliser = text.normaliser(text_normaliser, language)
+    runtime = runtimes.start()
+    with runtime.watched():
+        model, base = open_model(model_id, adapter, language, num_beams, in_4bit, matmul_precision)
+        longform.check(base, {u.id: u.duration for u in utterances})
+        data = cached(runtime, "shards", utterances)
+        for finding in checks.sound("the manifest", data.samples, checks.HARMLESS) if runtime.is_main else ():
+            console.print(f"note: {finding.message}")
+        runtime.wait()
+        start = time.monotonic()
+        with progress("evaluation", data.seconds, runtime.is_main) as advance:
+            cuts = longform.cut_set(runtime, base, data)
+            found = evaluate(runtime, model, base, data, batch_seconds, normaliser, advance, cuts)
+        assert found is not None, "nobody can ask this to stop"
+        seconds = time.monotonic() - start
+        runtime.close()
+    if not runtime.is_main:
+        return None
+    return write_scores(
+        output, found.hypotheses, domain_words, metric,
+        **found.odd,
+        **found.windows,
+        left_out=data.rejected,
+        audio_seconds=round(data.seconds, 2),
+        seconds=round(seconds, 2),
+        rtfx=round(data.seconds / seconds, 1),
+        threads=runtime.threads.as_json(),
+        fingerprint={
+            **fingerprint(base, normaliser, metric, bool(cuts)),
+            "adapter": adapters.digest(adapter) if adapter else None,
+            "manifest": data.content,
+        },
+    )  # fmt: skip
+
+
+BATCH_SECONDS = 160.0  # of padded audio in a batch of windows; no text depends on it
+STYLE_SAMPLE = 64  # utterances; enough to see how a model writes
+
+
+def audit_model(config: RunConfig, found: Audit, data: Mapping[str, reader.Shards]) -> Audit:
+    """Adds what the base model shows: labels it cannot write, and its style on a sample of domain."""
+    normaliser = text.normaliser(config.text_normaliser, config.language)
+    runtime = runtimes.start()
+    model, base = open_model(config.model_id, None)
+    training, _ = reader.for_training(data["train"], config.min_seconds, config.max_seconds)
+    texts = {
+        s.id: restyle(s.text, config.label_case, config.label_punctuation, config.label_characters)
+        for s in training.samples
+    }
+    _, unlearnable = registry.label(base, texts, augmentation(config).extremes(training))
+    every = -(-len(data["domain"].samples) // STYLE_SAMPLE)
+    sample = data["domain"].subset(range(0, len(data["domain"].samples), every))
+    with progress("what the base writes", sample.seconds) as advance:
+        heard = evaluate(runtime, model, base, sample, config.eval_batch_seconds, normaliser, advance)
+    assert heard is not None, "nobody can ask this to stop"
+    written = style(hypothesis.hypothesis_raw for hypothesis in heard.hypotheses)
+    found = found.plus(unlearnable)
+    return found.plus(checks.label_style(style(texts.values()), written))
+
+
+def _read(path: Path) -> audio.Pcm:
+    """A file by the audio path; what is odd about it goes to stderr. Raises UserError."""
+    try:
+        pcm, source = audio.read_measured(path)
+    except audio.AudioError as error:
+        raise UserError(f"the audio file {path} {error}") from None
+    for what, odd, how, fix in checks.faults({str(path): source}):
+        if odd and what not in checks.HARMLESS:
+            print(f"note: {path} is {how}; {fix}", file=sys.stderr, flush=True)
+    return pcm
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What is said in an audio file."""
+
+    path: Path
+    seconds: float
+    segments: list[longform.Segment]  # one, unless the recording is longer than the model takes at once
+    note: str = ""  # how a long recording was cut: see windows.describe
+
+    @property
+    def text(self) -> str:
+        return metrics.join([segment.text for segment in self.segments])
+
+
+def transcribe_files(
+    model_id: str | None, adapter: Path | None, paths: list[Path], language: str = "en", num_beams: int = 1
+) -> Iterator[Transcript]:
+    """Yields file by file; silence gives no segment, and so an empty text."""
+    model, base = open_model(model_id, adapter, language, num_beams)
+    longform.check(base, {str(path): audio_length(path) for path in paths})
+    for path in paths:
+        pcm = _read(path)
+        seconds = len(pcm) / audio.SAMPLE_RATE
+        with progress(str(path), seconds, to=stderr) as advance:
+            segments, counts = longform.transcribe(model, base, pcm, BATCH_SECONDS, advance)
+        note = windows.describe(counts, registry.longest(base)) if counts["windowed"] else ""
+        yield Transcript(path, seconds, segments, note)

@@ -1,0 +1,208 @@
+"""Why a run was not accepted, from its own curves: pure functions of what the run directory holds.
+
+A diagnosis is told with the step at which it shows. Several may hold at once; the gravest comes first.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from asrlora.record import run_dir
+from asrlora.score.metric import Metric
+from asrlora.score.verdict import metric_of
+
+MANY_EPOCHS = 20.0  # as in the audit: past this many, an adapter has heard each sentence too often
+LOSS_ROSE = 1.5  # times its lowest smoothed value
+LOSS_MOVED = 0.02  # share of its first smoothed value
+WORSE_SINCE = 0.25  # share of the best reduction that was lost again
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What a run has logged; error rates are fractions by optimizer step, step 0 the baseline."""
+
+    losses: Mapping[int, float]  # nats per token
+    domain: Mapping[int, float]
+    heldout: Mapping[int, float]
+    epochs: float = 0.0  # over the training data, in all
+    reason: str = ""  # why the run failed, if it did
+    metric: Metric = "wer"
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    kind: str
+    told: str
+
+
+def diagnose(curves: Curves, judged: Mapping[str, Any] | None) -> list[Diagnosis]:
+    """All that holds, the gravest first. Nothing for an accepted run; else always at least one.
+
+    `judged` is verdict.json, None for a run that failed before it.
+    """
+    if judged is not None and judged["verdict"] == "accept":
+        return []
+    limit = judged["criteria"]["max_heldout_regression"] if judged else 0.002
+    found = [
+        _diverged(curves) or _harmed(curves), _forgot(curves, limit), _overfitted(curves),
+        _learned_nothing(curves), _starved(curves),
+    ]  # fmt: skip
+    told = [one for one in found if one is not None]
+    if judged is None:
+        return [*told, Diagnosis("failed", curves.reason or "it ended before its verdict")]
+    if judged["verdict"] == "inconclusive":
+        told.append(_inconclusive(judged))
+    return told or [Diagnosis("fell short", judged["reason"])]
+
+
+def smoothed(losses: Mapping[int, float]) -> dict[int, float]:
+    """Running medians over a tenth of the curve, by the last step of each window."""
+    steps = sorted(losses)
+    width = max(3, len(steps) // 10)
+    return {
+        steps[i]: statistics.median(losses[s] for s in steps[i + 1 - width : i + 1])
+        for i in range(width - 1, len(steps))
+    }
+
+
+def loss_rose(losses: Mapping[int, float], factor: float) -> tuple[int, float] | None:
+    """The step of the lowest smoothed loss and how many times it the last one is, if over `factor`.
+
+    And if it is above the first one as well: batches differ, so that a sound loss of small numbers goes up
+    and down by such factors.
+    """
+    curve = smoothed({step: loss for step, loss in losses.items() if math.isfinite(loss)})
+    if not curve:
+        return None
+    last, lowest = max(curve), min(curve, key=lambda step: (curve[step], step))
+    times = curve[last] / curve[lowest] if curve[lowest] > 0 else 1.0
+    return (lowest, times) if times > factor and curve[last] > curve[min(curve)] else None
+
+
+def _diverged(curves: Curves) -> Diagnosis | None:
+    bad = [step for step, loss in curves.losses.items() if not math.isfinite(loss)]
+    if bad or "not finite" in curves.reason:
+        at = f" from step {min(bad)}" if bad else ""
+        return Diagnosis("diverged", f"loss or gradient was not finite{at}; try a lower learning rate")
+    rose = loss_rose(curves.losses, LOSS_ROSE)
+    if rose is None:
+        return None
+    return Diagnosis(
+        "diverged", f"loss rose to {rose[1]:.1f} times its lowest after step {rose[0]}; try a lower rate"
+    )
+
+
+def _harmed(curves: Curves) -> Diagnosis | None:
+    """The loss is of the training texts: where they are wrong it falls, and the model is the worse for it."""
+    trained = [step for step in curves.domain if step > 0]
+    curve = smoothed(curves.losses)
+    if not trained or not curve or 0 not in curves.domain:
+        return None
+    last, harm = max(trained), {step: curves.domain[step] - curves.domain[0] for step in trained}
+    if min(harm.values()) <= 0:
+        return None
+    return Diagnosis(
+        "harmed",
+        f"domain {curves.metric.upper()} was up at every evaluation (by {_points(harm[last])} at step {last})"
+        f" while the loss went from {curve[min(curve)]:.3f} to {curve[max(curve)]:.3f} nats per token; see"
+        " whether the training texts belong to their audio and to this domain, or try a lower rate",
+    )
+
+
+def _forgot(curves: Curves, limit: float) -> Diagnosis | None:
+    for step in sorted(curves.heldout):
+        past = curves.heldout[step] - curves.heldout.get(0, math.inf)
+        gain = curves.domain.get(0, 0.0) - curves.domain.get(step, math.inf)
+        if past > limit and gain > 0:
+            return Diagnosis(
+                "forgot",
+                f"heldout broke the guardrail at step {step} (up {_points(past)}) while the domain fell by"
+                f" {_points(gain)}; try replay (--replay-path), fewer targets or a lower rate",
+            )
+    return None
+
+
+def _overfitted(curves: Curves) -> Diagnosis | None:
+    if len(curves.domain) < 3 or 0 not in curves.domain:
+        return None
+    best = min(curves.domain, key=lambda step: (curves.domain[step], step))
+    last = max(curves.domain)
+    gain, lost = curves.domain[0] - curves.domain[best], curves.domain[last] - curves.domain[best]
+    if best in (0, last) or lost <= WORSE_SINCE * gain:
+        return None
+    return Diagnosis(
+        "overfitted",
+        f"best at step {best}, domain {curves.metric.upper()} {_points(lost)} worse since; stop there, or add"
+        " data",
+    )
+
+
+def _learned_nothing(curves: Curves) -> Diagnosis | None:
+    curve = smoothed(curves.losses)
+    if len(curve) < 2:
+        return None
+    first, last = curve[min(curve)], curve[max(curve)]
+    if not math.isfinite(first) or abs(last - first) > LOSS_MOVED * abs(first):
+        return None
+    told = f"loss hardly moved ({first:.3f} to {last:.3f} nats per token); try a higher rate or more steps"
+    return Diagnosis("learned nothing", told)
+
+
+def _starved(curves: Curves) -> Diagnosis | None:
+    if curves.epochs <= MANY_EPOCHS:
+        return None
+    told = f"{curves.epochs:.0f} epochs over the training data (more than {MANY_EPOCHS:.0f}); add data"
+    return Diagnosis("starved", told)
+
+
+def _inconclusive(judged: Mapping[str, Any]) -> Diagnosis:
+    parts = []
+    for name, key, criterion in (
+        ("domain", "reduction", "min_domain_reduction"), ("heldout", "regression", "max_heldout_regression")
+    ):  # fmt: skip
+        one = judged.get(name)
+        if one is None:
+            parts.append(f"there is no {name} manifest")
+            continue
+        low, high = one["interval"]
+        if low < judged["criteria"][criterion] < high:
+            parts.append(
+                f"{name} {key} {_points(one[key])} lies within {_points((high - low) / 2)} of the"
+                f" {_points(judged['criteria'][criterion])} asked for, on {one['utterances']:,} utterances"
+            )
+    told = "; ".join(parts) or judged["reason"]
+    return Diagnosis("inconclusive", f"below what the manifests can detect: {told}")
+
+
+def _points(fraction: float) -> str:
+    return f"{100 * fraction:.2f} points"
+
+
+def read_curves(run: Path) -> Curves:
+    """The curves of a run directory, of a run that goes on too."""
+    metrics = run_dir.read_log(run / "metrics.jsonl")
+    scores = run_dir.read_scores(run)
+    identity = run_dir.read_json(run / "run.json")
+    planned = identity.get("audit", {}).get("sets", {}).get("train", {}).get("epochs") or 0.0
+    share = metrics[-1]["step"] / identity["config"]["max_steps"] if metrics else 0.0
+    metric = metric_of(identity)
+    domain, heldout = (
+        {step: float(one[name][metric]) for step, one in scores.items() if name in one}
+        for name in ("domain", "heldout")
+    )
+    losses = {line["step"]: line["loss"] for line in metrics}
+    return Curves(losses, domain, heldout, planned * share, identity["reason"] or "", metric)
+
+
+def of_run(run: Path) -> list[dict[str, str]]:
+    """The diagnoses of a run, as run.json keeps them."""
+    path = run / "verdict.json"
+    judged = run_dir.read_json(path) if path.exists() else None
+    return [{"kind": one.kind, "told": one.told} for one in diagnose(read_curves(run), judged)]
+
+
+def told(diagnoses: Sequence[Mapping[str, str]]) -> str:
+    return "; ".join(f"{one['kind']}: {one['told']}" for one in diagnoses)

@@ -1,0 +1,177 @@
+"""The run matrix of docs/experiment_plan.md, drawn from run records: failures stay in it.
+
+It is drawn by one command from all records, so however many runs end at once, nothing is lost. Rows whose
+records are not there (any more) are kept as they stand, and so is all that is written around the block.
+"""
+
+import datetime
+import math
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from asrlora.errors import UserError
+from asrlora.record import diagnosis
+from asrlora.record.run_dir import read_json
+from asrlora.score import verdict
+from asrlora.storage import Claim, write_json, written_whole
+
+BEGIN = "<!-- run matrix: written by `uv run asrlora ledger`; do not edit by hand -->"
+END = "<!-- end of run matrix -->"
+COLUMNS = (
+    "Run ID", "Date", "Command", "Settings", "Steps", "LR", "Manifest", "Baseline WER", "Tuned WER",
+    "Heldout WER", "State", "Why", "Diagnosis",
+)  # fmt: skip
+HEADER = "| " + " | ".join(COLUMNS) + " |\n|" + " --- |" * len(COLUMNS)
+SHOWN = (
+    "use_dora", "init_lora_weights", "lora_r", "lora_alpha", "lora_targets", "lr_scheduler_type",
+    "batch_size", "gradient_accumulation_steps", "replay_path", "seed",
+)  # fmt: skip
+WAIT = 60.0  # seconds for another command that draws the same page
+
+
+def find_runs(folders: Iterable[Path]) -> list[Path]:
+    """All run directories at and below `folders`, oldest first; copies of one run only once."""
+    found: dict[tuple[str, str, str], Path] = {}
+    for folder in folders:
+        for place, below, names in os.walk(folder):
+            if "run.json" in names:
+                below.clear()  # a run directory holds no other one, and thousands of files
+                identity = read_json(Path(place) / "run.json")
+                key = (identity["started"], identity["run_id"], identity["command"])
+                found.setdefault(key, Path(place))
+    return [found[key] for key in sorted(found)]
+
+
+def row(run: Path) -> str:
+    """One line of the matrix. A run that failed has a line too, with the reason."""
+    identity = read_json(run / "run.json")
+    config = identity["config"]
+    judged = read_json(run / "verdict.json") if (run / "verdict.json").exists() else None
+    state = identity["state"] if judged is None else judged["verdict"]
+    why = (judged or identity)["reason"] or ""
+    if archived := identity.get("archived"):
+        why = f"archived {archived['date']}: {archived['reason']}; {why}"
+    settings = ", ".join(f"{name} {config[name]}" for name in SHOWN if config.get(name) not in (None, False))
+    cells = [
+        identity["run_id"], identity["started"][:10], f"`{identity['command']}`", settings,
+        config["max_steps"], f"{config['learning_rate']:g}", f"`{config['manifest_path']}`",
+        _percent(judged, "domain", "baseline"), _percent(judged, "domain", "tuned"),
+        f"{_percent(judged, 'heldout', 'baseline')} → {_percent(judged, 'heldout', 'tuned')}",
+        state, why, diagnosis.told(identity.get("diagnosis", [])) or "–",
+    ]  # fmt: skip
+    return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def _percent(judged: dict[str, Any] | None, name: str, which: str) -> str:
+    """ "26.49% [24.31, 28.66]": the WER with its 95 % interval; "CER 5.13% [...]" by another metric"""
+    if not (judged and judged[name]):
+        return "–"
+    interval = judged[name].get(f"{which}_interval")
+    told = f" [{100 * interval[0]:.2f}, {100 * interval[1]:.2f}]" if interval else ""
+    metric = verdict.metric_of(judged)
+    named = "" if metric == "wer" else f"{metric.upper()} "
+    return f"{named}{verdict.rate(judged[name], which, metric):.2%}{told}"
+
+
+def write_matrix(page: Path, archive_page: Path, runs: list[Path]) -> tuple[int, int]:
+    """Draws both pages; returns how many rows each has. Commands that draw at once wait for each other."""
+    claim = Claim(page.with_name(f".{page.name}.lock"))
+    until = time.monotonic() + WAIT
+    while not claim.take(f"process {os.getpid()}"):
+        if time.monotonic() > until:
+            raise UserError(f"{claim.path}: another `asrlora ledger` is drawing; try again when it has ended")
+        time.sleep(0.05)
+    try:
+        rows: dict[bool, dict[str, str]] = {False: {}, True: {}}
+        for run in runs:
+            identity = read_json(run / "run.json")
+            rows["archived" in identity][_name(row(run))] = row(run)
+        both = rows[False].keys() | rows[True].keys()
+        active = _draw(page, rows[False], both)
+        archived = _draw(archive_page, rows[True], both) if archive_page.exists() or rows[True] else 0
+        return active, archived
+    finally:
+        claim.give_up()
+
+
+def _draw(page: Path, drawn: dict[str, str], known: Iterable[str]) -> int:
+    """Replaces what stands between the two marks of the page, but for rows of runs that are not `known`."""
+    text = page.read_text(encoding="utf-8") if page.exists() else f"# Archived runs\n\n{BEGIN}\n{END}\n"
+    if BEGIN not in text or END not in text:
+        raise UserError(
+            f"{page}: has no run matrix; put these two lines where it should stand: {BEGIN} {END}"
+        )
+    before, _, rest = text.partition(BEGIN)
+    block, _, after = rest.partition(END)
+    old = [line for line in block.split("\n") if line.startswith("| ") and line not in HEADER.split("\n")]
+    kept = [
+        line for line in old
+        if _name(line) not in set(known) and line.replace("\\|", "").count("|") == len(COLUMNS) + 1
+    ]  # fmt: skip
+    rows = [*kept, *drawn.values()]
+    table = "\n".join([HEADER, *rows])
+    page.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(page) as file:
+        file.write(f"{before}{BEGIN}\n{table}\n{END}{after}".encode())
+    return len(rows)
+
+
+def _name(line: str) -> str:
+    """Run ID, date and command, which holds the folder: they tell one run from another."""
+    return "|".join(line.split(" | ", 3)[:3])
+
+
+def archive(run: Path, reason: str) -> None:
+    """Marks a run as archived: the pages are drawn accordingly from then on."""
+    if not reason.strip():
+        raise UserError("--reason must say why the run is archived")
+    identity = read_json(run / "run.json")
+    identity["archived"] = {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), "reason": reason}
+    write_json(run / "run.json", identity)
+
+
+def verify(run: Path) -> list[str]:
+    """Runs the command of a run again, into another folder; returns what came out otherwise."""
+    identity = read_json(run / "run.json")
+    if not (run / "verdict.json").exists():
+        raise UserError(f"{run} has no verdict that could come out again; its state is {identity['state']}")
+    with tempfile.TemporaryDirectory(prefix="verify-") as folder:
+        again = Path(folder) / "run"
+        done = subprocess.run(again_command(identity["command"], again))
+        if done.returncode:
+            return [f"the command ends with exit code {done.returncode}"]
+        return compare(run, again)
+
+
+def again_command(typed: str, output: Path) -> list[str]:
+    """The command of a record for this environment, into another folder."""
+    words = shlex.split(typed)
+    words = words[2:] if words[:2] == ["uv", "run"] else words
+    if not words or Path(words[0]).name not in ("python", "accelerate"):
+        raise UserError(f"the command of the record is none of training: {typed}")
+    program = sys.executable if words[0] == "python" else str(Path(sys.executable).parent / "accelerate")
+    return [program, *words[1:], "--output-dir", str(output), "--resume", "never"]  # the last one counts
+
+
+def compare(run: Path, again: Path) -> list[str]:
+    """What differs between two runs of one command: verdict, best step, and rates by more than 0.1 points."""
+    one, other = (read_json(folder / "verdict.json") for folder in (run, again))
+    odd = [
+        f"{key}: {one[key]} and now {other[key]}"
+        for key in ("verdict", "best_step")
+        if one[key] != other[key]
+    ]
+    for name in ("domain", "heldout"):
+        for which in ("baseline", "tuned"):
+            key = f"{which}_{verdict.metric_of(one)}"
+            rates = [judged[name].get(key, math.nan) for judged in (one, other) if judged[name]]
+            if len(rates) == 2 and not abs(rates[0] - rates[1]) <= 0.001:
+                odd.append(f"{name} {key}: {rates[0]:.2%} and now {rates[1]:.2%}")
+    return odd

@@ -1,0 +1,416 @@
+"""The run directory: what was run, what came out, and why it fell short. Needs no torch.
+
+Files: run.json, config.yaml, metrics.jsonl, eval/step-NNNNNN/{domain,heldout}.jsonl + scores.json,
+adapter_best/, verdict.json, report.html. Whole files are written aside, synced and renamed.
+"""
+
+import contextlib
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from asrlora.config import RunConfig
+from asrlora.errors import UserError
+from asrlora.score import mapsswe, selection, verdict
+from asrlora.score.metric import NAMES, Metric, tally, units
+from asrlora.score.wer import Tally
+from asrlora.storage import lock, to_json, write_json
+from asrlora.storage import write_whole as write_whole  # callers of this module use it too
+
+NOTE = 5.0  # seconds that a process may take to end before another one records why
+LOST = "ended without a word: it was killed (SIGKILL, the kernel for want of memory), or its machine failed"
+LEFT_BEHIND = 30.0  # seconds that ranks may live on after their launcher or a peer was killed
+SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")  # names of variables that no record may hold
+LIBRARIES = ("torch", "accelerate", "deepspeed", "transformers", "peft", "webdataset", "jiwer", "regex")
+
+
+def to_lines(records: Iterable[dict[str, Any]]) -> str:
+    return "".join(to_json(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def note_failure(folder: Path, reason: str, patience: float = NOTE) -> bool:
+    """Records why a run has failed, by a process that did not run it; returns whether it did.
+
+    Only where the run's own process can no longer do so: it holds the lock as long as it lives. A reason that
+    it has left stays, but for one that could only say that a rank is gone.
+    """
+    held = lock(folder / ".lock", patience) if (folder / "run.json").exists() else None
+    if held is None:
+        return False
+    with held:
+        kept = RunRecord(folder, read_json(folder / "run.json"), held)
+        unknown = kept.identity["state"] == "failed" and " is gone" in (kept.identity["reason"] or "")
+        if kept.identity["state"] == "running" or unknown:
+            kept.end("failed", reason)
+            return True
+    return False
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process runs this run, as far as this machine can tell."""
+    path = folder / ".lock"
+    if not path.exists() or not os.access(path, os.W_OK):
+        return True
+    held = lock(path, 0)
+    if held is not None:
+        held.close()
+    return held is None
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a run has ended as it should, so that nothing is left to go on with."""
+    return (folder / "run.json").exists() and read_json(folder / "run.json")["state"] == "complete"
+
+
+def check_resumable(config: RunConfig) -> None:
+    """Raises UserError where the run in `config.output_dir` began with settings that must stay as they were.
+
+    Nothing is wrong where there is no run yet.
+    """
+    path = config.output_dir / "run.json"
+    odd = config.differences(read_json(path)["config"]) if path.exists() else []
+    if odd:
+        raise UserError(
+            f"--resume auto: the run in {config.output_dir} began with other settings ({'; '.join(odd)});"
+            " give the same ones, or start another run in a new --output-dir"
+        )
+
+
+def check_free(folder: Path) -> None:
+    """Raises UserError unless `folder` can become a new run directory."""
+    if (folder / "run.json").exists():
+        raise UserError(f"--output-dir {folder} holds another run; give a new folder, or delete it first")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output-dir {folder} is a file; give a folder")
+    existing = next(p for p in [folder, *folder.absolute().parents] if p.exists())
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"--output-dir {folder} cannot be written to ({existing} is read-only)")
+
+
+def _lock(folder: Path) -> BinaryIO:
+    """Two attempts at one run would write into each other's files: an orphan of a killed launcher, or a task
+    that was requeued too early. The first ones end within this time (see engine/watchdog.py)."""
+    held = lock(folder / ".lock", LEFT_BEHIND)
+    if held is None:
+        raise UserError(
+            f"--output-dir {folder} is in use by another attempt at this run; wait for its end, or stop it"
+        )
+    return held
+
+
+@dataclass
+class RunRecord:
+    """Writes one run's files. Only rank 0 holds one."""
+
+    folder: Path
+    identity: dict[str, Any]
+    lock: BinaryIO  # held until the attempt ends
+
+    @classmethod
+    def create(cls, folder: Path, **identity: Any) -> "RunRecord":
+        folder.mkdir(parents=True, exist_ok=True)
+        held = _lock(folder)
+        check_free(folder)
+        record = cls(
+            folder,
+            {
+                "run_id": folder.resolve().name,
+                "state": "running",
+                "reason": None,
+                "started": _now(),
+                "ended": None,
+                **identity,
+                "git_commit": _git_commit(),
+                "versions": versions(),
+                "attempts": [],
+            },
+            held,
+        )
+        record._write()
+        return record
+
+    @classmethod
+    def reopen(cls, folder: Path, **same: Any) -> "RunRecord":
+        """The record of a run that is to be gone on with.
+
+        Raises UserError when one of `same` (fingerprint, data) differs from what the run began with.
+        """
+        held = _lock(folder)
+        identity = read_json(folder / "run.json")
+        for key, value in same.items():
+            before, now = identity[key], json.loads(to_json(value))
+            parts = before.keys() | now.keys() if isinstance(now, dict) else ()
+            odd = [part for part in sorted(parts) if before.get(part) != now.get(part)]
+            if before != now:
+                raise UserError(
+                    f"--resume auto: {', '.join(odd) or key} of the run in {folder} has changed since it"
+                    " began; put it back, or start another run in a new --output-dir"
+                )
+        return cls(folder, identity, held)
+
+    def begin_attempt(self, step: int, **how: Any) -> None:
+        """Notes that these processes take the run on after optimizer step `step`."""
+        attempt = {"started": _now(), "from_step": step, **how, "git_commit": _git_commit()}
+        if self.identity["state"] == "running" and self.identity["attempts"]:
+            self.identity["attempts"][-1]["reason"] = LOST
+        self.update(state="running", reason=None, ended=None, attempts=[*self.identity["attempts"], attempt])
+
+    def rewind(self, step: int) -> None:
+        """Takes back what was written after optimizer step `step`: it will be written again."""
+        metrics = self.folder / "metrics.jsonl"
+        if metrics.exists():
+            lines = [line for line in read_log(metrics) if line["step"] <= step]
+            write_whole(metrics, to_lines(lines))
+        for folder in (self.folder / "eval").glob("step-*"):
+            if int(folder.name.removeprefix("step-")) > step:
+                shutil.rmtree(folder)
+
+    def update(self, **changes: Any) -> None:
+        self.identity.update(changes)
+        self._write()
+
+    def end(self, state: str, reason: str | None) -> None:
+        self.update(state=state, reason=reason, ended=_now())
+        self.lock.close()
+
+    def log(self, entry: dict[str, Any], file_name: str = "metrics.jsonl") -> None:
+        """Appends one line to metrics.jsonl, or to another file of lines."""
+        with open(self.folder / file_name, "a", encoding="utf-8") as file:
+            file.write(to_json(entry) + "\n")
+
+    def write_evaluation(
+        self, step: int, sets: dict[str, list[dict[str, Any]]], scores: dict[str, Any]
+    ) -> None:
+        folder = step_folder(self.folder, step)
+        for name, hypotheses in sets.items():
+            write_whole(folder / f"{name}.jsonl", to_lines(hypotheses))
+        write_json(folder / "scores.json", scores)
+
+    def _write(self) -> None:
+        write_json(self.folder / "run.json", self.identity)
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log whose writer may have been killed in the middle of the last one; none without it.
+
+    A null stands for a number that was not finite, such as a loss, and is NaN here.
+    """
+    found: list[dict[str, Any]] = []
+    if not path.exists():
+        return found
+    for line in path.read_text(encoding="utf-8").split("\n"):
+        with contextlib.suppress(json.JSONDecodeError):
+            entry = json.loads(line)
+            found.append({key: math.nan if value is None else value for key, value in entry.items()})
+    return found
+
+
+def gave_up() -> str | None:
+    """Why a task of Slurm that was stopped is not to be run again, or None where it is.
+
+    `slurm/task.sh` asks the same question before it requeues a task.
+    """
+    restarts, limit = (os.environ.get(name) for name in ("SLURM_RESTART_COUNT", "ASRLORA_MAX_RESTARTS"))
+    if limit is None or int(restarts or 0) < int(limit):
+        return None
+    return f"given up after {int(restarts or 0)} restarts (ASRLORA_MAX_RESTARTS)"
+
+
+def step_folder(run: Path, step: int) -> Path:
+    return run / "eval" / f"step-{step:06d}"
+
+
+def read_scores(run: Path) -> dict[int, dict[str, Any]]:
+    """scores.json by step, of the evaluations that were finished."""
+    paths = sorted(run.glob("eval/step-*/scores.json"))
+    return {int(path.parent.name.removeprefix("step-")): read_step_scores(path) for path in paths}
+
+
+def read_step_scores(path: Path) -> dict[str, Any]:
+    """One scores.json; the rates of a set without a reference word, null there, are NaN here."""
+    scores = read_json(path)
+    for one in scores.values():
+        if isinstance(one, dict):
+            one.update({name: math.nan for name in NAMES if name in one and one[name] is None})
+    return scores
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return loaded
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); is this a run directory?") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        # not splitlines(): U+2028 and its like are no ends of lines in JSON
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not valid JSON lines ({error})") from None
+
+
+def read_hypotheses(path: Path) -> dict[str, dict[str, Any]]:
+    """Scored lines by utterance id. Raises UserError when an id stands there twice."""
+    records = read_lines(path)
+    by_id = {record["id"]: record for record in records}
+    if len(by_id) != len(records):
+        raise UserError(
+            f"{path}: {len(records) - len(by_id)} utterances are there twice; every utterance counts once"
+        )
+    return by_id
+
+
+def compare_files(
+    old: Path,
+    new: Path,
+    resample_by: str = "utterance",
+    only: Collection[str] | None = None,
+    metric: Metric = "wer",
+) -> verdict.Comparison:
+    """Two systems' scored lines. Raises UserError unless both were scored against the same references.
+
+    `resample_by` is "utterance" or "speaker"; the latter needs lines that name the speaker. `only` these
+    ids are compared, all unless given.
+    """
+    before, after = (
+        {i: line for i, line in read_hypotheses(path).items() if only is None or i in only}
+        for path in (old, new)
+    )
+    both = sorted(before.keys() & after.keys())  # compare() refuses what only one of them has
+    for i in both:
+        if before[i]["reference"] != after[i]["reference"]:
+            raise UserError(
+                f"{old} and {new}: the reference of {i!r} differs ({before[i]['reference']!r} and"
+                f" {after[i]['reference']!r}), so the texts were normalised in two ways; score both alike"
+            )
+    speakers = None
+    if resample_by == "speaker":
+        speakers = verdict.check_speakers(str(old), {i: h.get("speaker") for i, h in before.items()})
+    segments = [
+        segment
+        for i in both
+        for segment in mapsswe.segments(*(
+            units(text, metric)
+            for text in (before[i]["reference"], before[i]["hypothesis"], after[i]["hypothesis"])
+        ))
+    ]  # fmt: skip
+    compared = verdict.compare(tallies(before, metric), tallies(after, metric), speakers, segments)
+    if metric == "wer":
+        return compared
+    words = [sum(tallies(lines, "wer").values(), Tally()) for lines in (before, after)]
+    return replace(compared, metric=metric, words=(words[0], words[1]))
+
+
+def read_counts(path: Path, metric: Metric = "wer") -> dict[str, Tally]:
+    """Integer counts by utterance id. Raises UserError when an id stands there twice."""
+    return tallies(read_hypotheses(path), metric)
+
+
+def tallies(lines: Mapping[str, Mapping[str, Any]], metric: Metric) -> dict[str, Tally]:
+    return {i: tally(line, metric) for i, line in lines.items()}
+
+
+def judge_run(run: Path, resample_by: str | None = None) -> dict[str, Any]:
+    """The verdict of a run from its files alone; writes verdict.json and returns it.
+
+    `resample_by` is the run's own setting unless given. Raises UserError when the baseline and the
+    best step were scored with different fingerprints, on different sets or against different references.
+    """
+    identity = read_json(run / "run.json")
+    best = identity["best_step"]
+    by = resample_by or identity["config"].get("resample_by", "utterance")
+    metric = verdict.metric_of(identity)
+    old, new = step_folder(run, 0), step_folder(run, best)
+    before, after = (read_json(folder / "scores.json")["fingerprint"] for folder in (old, new))
+    _check_same(run, best, before, after)
+    names = [sorted(path.stem for path in folder.glob("*.jsonl")) for folder in (old, new)]
+    _check_same(run, best, *({f"set {name}": "there" for name in found} for found in names))
+
+    def compared(name: str, only: Collection[str] | None = None) -> verdict.Comparison:
+        return compare_files(old / f"{name}.jsonl", new / f"{name}.jsonl", by, only, metric)
+
+    guardrails = {name: compared(name) for name in names[0] if name not in ("domain", selection.REPORT)}
+    domain, chosen_on, report = compared("domain"), None, None
+    if selection.REPORT in names[0]:
+        chosen_on, report = domain, compared(selection.REPORT)
+    elif identity["config"].get("report_manifest") == "auto":
+        halves = selection.halves(read_hypotheses(old / "domain.jsonl"))
+        if halves:
+            chosen_on, report = (
+                compared("domain", halves[part]) for part in (selection.CHOSEN_ON, selection.REPORT)
+            )
+    judged = {
+        **verdict.judge(
+            domain, guardrails.pop("heldout", None), criteria_of(identity["config"]),
+            further=guardrails, chosen_on=chosen_on, report=report,
+        ),
+        "best_step": best,
+        "fingerprint": before,
+    }  # fmt: skip
+    write_json(run / "verdict.json", judged)
+    return judged
+
+
+def criteria_of(config: Mapping[str, Any]) -> verdict.Criteria:
+    """What a run with these settings is judged by; older records do not name all of them."""
+    names = [field.name for field in fields(verdict.Criteria)]
+    return verdict.Criteria(**{name: config[name] for name in names if name in config})
+
+
+def _check_same(run: Path, step: int, before: dict[str, Any], after: dict[str, Any]) -> None:
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) != after.get(name):
+            raise UserError(
+                f"{run}: step 0 and step {step} differ in {name} ({before.get(name)} and"
+                f" {after.get(name)}); they cannot be compared"
+            )
+
+
+def versions() -> dict[str, str]:
+    found = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return {"python": platform.python_version(), **found}
+
+
+def redacted(text: str) -> str:
+    """Without the keys that the environment holds, and without passwords in addresses."""
+    for name, value in os.environ.items():
+        if SECRET.search(name) and len(value) >= 8:
+            text = text.replace(value, "***")
+    return re.sub(r"(://[^/@\s:]*):[^/@\s]+@", r"\1:***@", text)
+
+
+def _git_commit() -> str | None:
+    """The commit of the code, with "+changes" where the working tree differs; None outside git."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "HEAD"],
+            capture_output=True, text=True, check=True, timeout=10,
+        ).stdout.strip()  # fmt: skip
+        dirty = subprocess.run(
+            ["git", "-C", str(here), "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True, text=True, check=True, timeout=10,
+        ).stdout  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+changes" if dirty else "")
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,81 @@
+"""`asrlora eval`: its files, and hypotheses that somebody else's system has written. Needs no torch."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from asrlora.data.manifest import Utterance
+from asrlora.errors import UserError
+from asrlora.record.hypothesis_file import read_hypotheses
+from asrlora.record.run_dir import to_lines, write_whole
+from asrlora.score import breakdown, keyword_recall
+from asrlora.score.metric import Metric
+from asrlora.score.scoring import Hypothesis, score, summary
+from asrlora.score.text import Normaliser
+from asrlora.storage import write_json
+
+
+def write_scores(
+    output: Path, hypotheses: Sequence[Hypothesis], domain_words: frozenset[str], metric: Metric, **more: Any
+) -> dict[str, Any]:
+    """Writes hypotheses.jsonl and scores.json into `output`; returns the scores."""
+    lines = [h.line() for h in hypotheses]
+    scores = {
+        "metric": metric,
+        **summary(hypotheses),
+        **keyword_recall.summary(hypotheses, domain_words),
+        "by_duration": breakdown.by_duration(lines, metric),
+        "by_speaker": breakdown.by_speaker(lines, metric),
+        **more,
+    }
+    write_whole(output / "hypotheses.jsonl", to_lines(lines))
+    write_json(output / "scores.json", scores)
+    return scores
+
+
+def score_file(
+    path: Path,
+    utterances: Sequence[Utterance],
+    output: Path,
+    normaliser: Normaliser,
+    metric: Metric,
+    domain_words: frozenset[str] = frozenset(),
+    *,
+    folder: Path,
+) -> dict[str, Any]:
+    """Scores a file of hypotheses by the rules that hold for models; writes what `write_scores` does.
+
+    Each line holds its hypothesis, and `id`, or the audio and times of its utterance; `folder` is the
+    manifest's.
+    Raises UserError unless every utterance of the manifest is
+    there once, and nothing else. Every utterance counts, silent recordings too: those are left out
+    where a model is evaluated, since shards do not hold them.
+    """
+    texts, field = read_hypotheses(path, utterances, folder)
+    wanted = {utterance.id for utterance in utterances}
+    missing, foreign = sorted(wanted - texts.keys()), sorted(texts.keys() - wanted)
+    if missing:
+        raise UserError(
+            f"--hypotheses {path}: {len(missing)} of the manifest's {len(wanted)} utterances are missing,"
+            f" such as {missing[0]!r}; every utterance counts, so give an empty text where nothing was heard"
+        )
+    if foreign:
+        raise UserError(
+            f"--hypotheses {path}: {len(foreign)} ids are not in the manifest, such as {foreign[0]!r}; is it"
+            " the manifest that was transcribed?"
+        )
+    ordered = sorted(utterances, key=lambda utterance: utterance.id)
+    hypotheses = [score(u.id, u.text, texts[u.id], normaliser, u.speaker, u.duration) for u in ordered]
+    references = json.dumps([(u.id, u.text) for u in ordered], ensure_ascii=False)
+    return write_scores(
+        output, hypotheses, domain_words, metric,
+        hypothesis_field=field,
+        fingerprint={
+            "text": dict(normaliser.fingerprint),
+            "metric": metric,
+            "hypotheses": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "references": hashlib.sha256(references.encode()).hexdigest(),
+        },
+    )  # fmt: skip

@@ -1,0 +1,403 @@
+"""Runs side by side, from their directories alone: one page that needs no server, a table, figures.
+
+Runs are ranked only among runs of one fingerprint: what was scored on other manifests, with another
+normaliser, other decode settings, another base or other audio stands in a group of its own.
+"""
+
+import datetime
+import json
+import math
+import os
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from asrlora.config import ATTEMPT
+from asrlora.errors import UserError
+from asrlora.record import ledger
+from asrlora.record.run_dir import read_counts, read_json, read_log, read_scores, step_folder, write_whole
+from asrlora.score import selection, verdict
+from asrlora.score.bootstrap import Interval, interval, resample
+from asrlora.score.metric import Metric
+from asrlora.score.wer import Tally
+from asrlora.sweep import phases, sweep_file
+
+SETS = ("domain", "heldout")
+STATES = ("accept", "inconclusive", "reject", "complete", "running", "preempted", "failed")  # best first
+LOSSES = 150  # points of a loss curve; more are means of neighbours
+PAIRED = 200  # runs of a group, best first, that are compared pair by pair: 19,900 pairs take 10 s
+BASE = "the base"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One evaluation set of one run, at the best step so far. Fractions of its metric; intervals 95 %."""
+
+    baseline: float
+    rate: float
+    change: float  # below 0 is better
+    interval: Interval | None = None
+    change_interval: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the page knows of a run. Paths are as the files say; nothing here needs the run to have ended."""
+
+    name: str
+    folder: Path
+    identity: dict[str, Any]
+    state: str  # one of STATES
+    why: str  # the verdict's or the failure's reason
+    criteria: verdict.Criteria
+    scores: dict[str, Score]
+    best_step: int
+    losses: list[tuple[float, float]]  # step, nats per token
+    evaluations: dict[int, dict[str, float]]  # of the metric, by step and set
+
+    @property
+    def metric(self) -> Metric:
+        return verdict.metric_of(self.identity)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        return {**flat(self.identity.get("fingerprint", {})), "metric": self.metric}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What may make the difference: the configuration, the training set, the processes, the code."""
+        identity = self.identity
+        training = identity.get("training") or {}
+        return {
+            **{k: v for k, v in identity["config"].items() if k not in ATTEMPT | {"output_dir"}},
+            "training_content": training.get("content", "")[:12] or None,
+            "processes": identity.get("world_size"),
+            "launch": identity.get("launch"),
+            "git_commit": (identity.get("git_commit") or "")[:9] or None,
+        }
+
+    @property
+    def rank(self) -> tuple[int, float]:
+        domain = self.scores.get("domain")
+        return STATES.index(self.state), domain.rate if domain else math.inf
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one fingerprint, best first, and how each pair of them differs."""
+
+    runs: list[Run]
+    fingerprint: dict[str, Any]
+    metric: Metric
+    sets: list[str]  # SETS, and the guardrails beside heldout
+    columns: list[str]  # settings that differ
+    paired: list[str]  # names, BASE the first; empty without hypotheses
+    # by set: for each pair of `paired`, in the order of itertools.combinations, the later one's rate minus
+    # the earlier one's, and its 95 % interval
+    pairs: dict[str, list[tuple[float, float, float]]]
+
+
+def trials(file: Path) -> list[Path]:
+    """The run directories of a sweep file's trials that have begun. Raises UserError where none has."""
+    chapters = phases.chapters(sweep_file.load(file))
+    begun = [t.folder for c in chapters for t in c.trials if (t.folder / "run.json").exists()]
+    if not begun:
+        raise UserError(f"{file}: none of its trials has begun; `asrlora sweep run` starts them")
+    return begun
+
+
+def find(places: Sequence[Path]) -> list[Path]:
+    """Run directories at and below `places`. Raises UserError where there are none."""
+    for place in places:
+        if not place.exists():
+            raise UserError(f"{place} does not exist; give run directories, or a folder that holds some")
+    found = ledger.find_runs(places)
+    if not found:
+        raise UserError(f"no run.json at or below {', '.join(map(str, places))}; give run directories")
+    return found
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Reads them all. Names are made unique by the folders above, as far as is needed."""
+    runs = [read_run(folder) for folder in folders]
+    resolved = [run.folder.resolve() for run in runs]
+    parts = 1
+    names = [run.name for run in runs]
+    while len(set(names)) < len(names) and parts < max(len(path.parts) for path in resolved):
+        names = ["/".join(path.parts[-parts:]) for path in resolved]
+        parts += 1
+    return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
+
+
+def read_run(folder: Path) -> Run:
+    identity = read_json(folder / "run.json")
+    judged = read_json(folder / "verdict.json") if (folder / "verdict.json").exists() else None
+    metrics = read_log(folder / "metrics.jsonl")
+    best = (judged or identity).get("best_step") or 0
+    metric = verdict.metric_of(identity)
+    evaluations = _evaluations(folder, metric)
+    if judged is not None:
+        scores = {name: _judged_score(one, name, metric) for name, one in verdict.sections(judged).items()}
+    else:
+        before, after = evaluations.get(0, {}), evaluations.get(best, {})
+        both = [name for name in before if name in after]
+        scores = {name: Score(before[name], after[name], after[name] - before[name]) for name in both}
+    if judged is not None and not evaluations:  # only the records were kept
+        evaluations = {
+            0: {name: score.baseline for name, score in scores.items()},
+            best: {name: score.rate for name, score in scores.items()},
+        }
+    state = identity["state"]
+    return Run(
+        name=folder.resolve().name,
+        folder=folder,
+        identity=identity,
+        state=judged["verdict"] if judged and state == "complete" else state,
+        why=_why(identity, judged),
+        criteria=verdict.Criteria(**judged["criteria"]) if judged else verdict.Criteria(),
+        scores=scores,
+        best_step=best,
+        losses=[
+            (line["step"], line["loss"]) for line in metrics if math.isfinite(line.get("loss", math.nan))
+        ],
+        evaluations=evaluations,
+    )
+
+
+def _why(identity: Mapping[str, Any], judged: Mapping[str, Any] | None) -> str:
+    """The diagnosis where there is one, and the verdict's reason, or why the run has not ended."""
+    diagnosed = [f"{one['kind']}: {one['told']}" for one in identity.get("diagnosis") or ()]
+    reason = judged["reason"] if judged and identity["state"] == "complete" else identity["reason"]
+    return "; ".join([*diagnosed, *([reason] if reason else [])])
+
+
+def _judged_score(section: Mapping[str, Any], name: str, metric: Metric) -> Score:
+    sign = -1 if name == "domain" else 1  # verdict.json tells the domain's reduction
+    change = section["reduction" if name == "domain" else "regression"]
+    low, high = sorted(sign * end for end in section["interval"])
+    tuned = section.get("tuned_interval")
+    return Score(
+        verdict.rate(section, "baseline", metric), verdict.rate(section, "tuned", metric), sign * change,
+        (tuned[0], tuned[1]) if tuned else None, (low, high),
+    )  # fmt: skip
+
+
+def _evaluations(folder: Path, metric: Metric) -> dict[int, dict[str, float]]:
+    """The metric of each set, by step."""
+    return {
+        step: {
+            name: one[metric]
+            for name, one in scores.items()
+            if isinstance(one, dict) and metric in one and name != selection.REPORT
+        }
+        for step, scores in read_scores(folder).items()
+    }
+
+
+def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"decode": {"method": "greedy"}} to {"decode.method": "greedy"}."""
+    found: dict[str, Any] = {}
+    for key, value in nested.items():
+        inner = flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        found.update(inner)
+    return found
+
+
+def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Keys whose values are not the same everywhere, in the order of the first that has them."""
+    keys = {key: None for one in settings for key in one}
+    return [key for key in keys if len({json.dumps(one.get(key)) for one in settings}) > 1]
+
+
+def grouped(runs: Sequence[Run]) -> list[Group]:
+    """Groups of equal fingerprints, the largest first; each ranked and compared pair by pair."""
+    by_fingerprint: dict[str, list[Run]] = {}
+    for run in runs:
+        by_fingerprint.setdefault(json.dumps(run.fingerprint, sort_keys=True), []).append(run)
+    return [_group(found) for found in sorted(by_fingerprint.values(), key=len, reverse=True)]
+
+
+def _group(runs: Sequence[Run]) -> Group:
+    ranked = sorted(runs, key=lambda run: (run.rank, run.name))
+    metric = ranked[0].metric
+    found = list(dict.fromkeys(name for run in ranked for name in run.scores))
+    sets = [name for name in SETS if name in found]
+    # docs/runs and its like keep no hypotheses, and a run that failed early has none
+    kept = [run for run in ranked if sets and all(_hypotheses(run, name) for name in sets)][:PAIRED]
+    intervals: dict[str, dict[str, Score]] = {run.name: dict(run.scores) for run in ranked}
+    pairs = {}
+    for name in sets if kept else ():
+        unjudged = [run for run in kept if run.scores[name].change_interval is None]
+        systems = [
+            read_counts(step_folder(kept[0].folder, 0) / f"{name}.jsonl", metric),
+            *(read_counts(step_folder(run.folder, run.best_step) / f"{name}.jsonl", metric) for run in kept),
+            *(read_counts(step_folder(run.folder, 0) / f"{name}.jsonl", metric) for run in unjudged),
+        ]
+        drawn = resample(systems)
+        count = 1 + len(kept)
+        rates = [sum(counts.values(), Tally()).rate for counts in systems[:count]]
+        pairs[name] = _pairs(rates, drawn[:count])
+        for run, old in zip(unjudged, drawn[count:], strict=True):
+            new = drawn[1 + kept.index(run)]
+            intervals[run.name][name] = replace(
+                run.scores[name], interval=interval(new), change_interval=interval(new - old)
+            )
+    return Group(
+        [replace(run, scores=intervals[run.name]) for run in ranked],
+        ranked[0].fingerprint,
+        metric,
+        [*SETS, *(name for name in found if name not in SETS)],
+        differing([run.settings for run in ranked]),
+        [BASE, *(run.name for run in kept)] if kept else [],
+        pairs,
+    )
+
+
+def _hypotheses(run: Run, name: str) -> bool:
+    steps = (0, run.best_step)
+    return name in run.scores and all((step_folder(run.folder, s) / f"{name}.jsonl").exists() for s in steps)
+
+
+def _pairs(rates: Sequence[float], drawn: np.ndarray) -> list[tuple[float, float, float]]:
+    found = []
+    for i in range(len(rates)):
+        low, high = np.quantile(drawn[i + 1 :] - drawn[i], [0.025, 0.975], axis=1)
+        found += [
+            (rates[j] - rates[i], float(low[j - i - 1]), float(high[j - i - 1]))
+            for j in range(i + 1, len(rates))
+        ]
+    return found
+
+
+def tables(groups: Sequence[Group]) -> list[Table]:
+    """One for the terminal of each group, best first."""
+    return [_table(group, _title(number, groups)) for number, group in enumerate(groups)]
+
+
+def _title(number: int, groups: Sequence[Group]) -> str | None:
+    if len(groups) == 1:
+        return None
+    odd = ", ".join(differing([group.fingerprint for group in (groups[0], groups[number])]))
+    return f"group {number + 1}" + (f": not comparable with group 1, other {odd}" if odd else "")
+
+
+def _table(group: Group, title: str | None) -> Table:
+    table = Table("run", title=title, title_justify="left")
+    table.add_column("state", no_wrap=True)
+    for name in group.sets:
+        table.add_column(f"{name} {group.metric.upper()}, %\nchange, points", no_wrap=True)
+    table.add_column("what differs, and why it failed", min_width=24)
+    shown = [name for name in group.columns if name not in ("git_commit", "training_content")]
+    for run in group.runs:
+        cells = [_cell(run.scores[name]) if name in run.scores else "–" for name in group.sets]
+        settings = ", ".join(f"{name} {_shown(run.settings.get(name))}" for name in shown)
+        why = run.why if run.state == "failed" else ""
+        table.add_row(Text(run.name), run.state, *cells, Text("\n".join(filter(None, (settings, why)))))
+    return table
+
+
+def _cell(score: Score) -> str:
+    """ "26.49 → 8.27" and, below, "-18.22 -20.06 to -16.37" """
+    ends = score.change_interval
+    between = f" {100 * ends[0]:+.2f} to {100 * ends[1]:+.2f}" if ends else ""
+    return f"{100 * score.baseline:.2f} → {100 * score.rate:.2f}\n{100 * score.change:+.2f}{between}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "–" if value is None else str(value)
+
+
+def default_page(runs: Sequence[Run]) -> Path:
+    """compare.html in the folder that holds all runs, so that its links live as long as they do."""
+    return Path(os.path.commonpath([run.folder.resolve().parent for run in runs])) / "compare.html"
+
+
+def write_page(groups: Sequence[Group], page: Path) -> None:
+    """One file: data, script and plots' library; it opens without a network."""
+    from plotly.offline import get_plotlyjs  # its JavaScript alone: the browser draws
+
+    here = Path(__file__).parent
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(here), autoescape=True)
+    data = {
+        "written": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "groups": [_group_data(group, groups[0], page) for group in groups],
+    }
+    html = environment.get_template("compare.html").render(
+        data=json.dumps(_plain(data), separators=(",", ":")).replace("<", "\\u003c"),
+        script=(here / "compare.js").read_text(encoding="utf-8"),
+        plotly=get_plotlyjs(),
+    )
+    write_whole(page, html)
+
+
+def _group_data(group: Group, first: Group, page: Path) -> dict[str, Any]:
+    odd = differing([first.fingerprint, group.fingerprint])
+    return {
+        "runs": [_run_data(run, page) for run in group.runs],
+        "metric": group.metric.upper(),
+        "sets": group.sets,
+        "columns": group.columns,
+        "criteria": asdict(group.runs[0].criteria),
+        "differs": [[key, group.fingerprint.get(key), first.fingerprint.get(key)] for key in odd],
+        "paired": group.paired,
+        "pairs": group.pairs,
+    }
+
+
+def _run_data(run: Run, page: Path) -> dict[str, Any]:
+    identity = run.identity
+    report = run.folder / "report.html"
+    steps, losses = _thinned(run.losses)
+    evaluated = sorted(run.evaluations)
+    return {
+        "name": run.name,
+        "report": _link(report, page) if report.exists() else None,
+        "state": run.state,
+        "why": run.why,
+        "command": identity["command"],
+        "started": identity["started"],
+        "settings": run.settings,
+        "scores": {name: asdict(score) for name, score in run.scores.items()},
+        "best_step": run.best_step,
+        "done": int(run.losses[-1][0]) if run.losses else max(run.evaluations, default=0),
+        "seconds": sum((identity.get("stage_seconds") or {}).values()) or None,
+        "loss": [steps, losses],
+        "evaluations": [
+            evaluated, *([run.evaluations[step].get(name) for step in evaluated] for name in SETS)
+        ],
+    }  # fmt: skip
+
+
+def _link(target: Path, page: Path) -> str:
+    relative = os.path.relpath(target.resolve(), page.resolve().parent)
+    return urllib.parse.quote(Path(relative).as_posix())
+
+
+def _thinned(curve: list[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    """Means of neighbours, so that at most LOSSES points are left."""
+    width = -(-len(curve) // LOSSES) or 1
+    parts = [curve[i : i + width] for i in range(0, len(curve), width)]
+    return (
+        [part[-1][0] for part in parts],
+        [sum(value for _, value in part) / len(part) for part in parts],
+    )
+
+
+def _plain(value: Any) -> Any:
+    """For JSON that browsers read: no NaN, and no more digits than anybody looks at."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value

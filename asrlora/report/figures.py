@@ -1,0 +1,184 @@
+"""The figures of a report: SVG that takes its colours from the page, so that it suits light and dark."""
+
+import hashlib
+import html
+import io
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from asrlora.report.alignment import Line
+from asrlora.score.power import Z
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# matplotlib wants real colours; these stand for the variables of the page's style sheet
+INK, DIM, GRID, BEFORE, AFTER, LIMIT = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
+VARIABLES = {INK: "ink", DIM: "dim", GRID: "line", BEFORE: "before", AFTER: "after", LIMIT: "bad"}
+SIZE = (3.6, 2.5)  # inches: one figure fills a phone, three a screen, with text that can be read
+MINUS = "\N{MINUS SIGN}"
+POINTS = 120  # of a running WER
+FEWEST = 20  # utterances; below it a running WER only jumps about
+
+Points = Sequence[tuple[int, float]]  # (step, value; an error rate is a fraction)
+
+
+def loss(entries: Points) -> str:
+    """Training loss by step, and its mean over a twentieth of the run."""
+    axes, finish = _axes("step", "loss, nats per token")
+    steps, values = (np.array(column) for column in zip(*entries, strict=True))
+    axes.plot(steps, values, color=DIM, linewidth=0.7, alpha=0.45)
+    width = max(1, len(values) // 20)
+    mean = np.convolve(values, np.ones(width) / width, "valid")
+    axes.plot(steps[width - 1 :], mean, color=AFTER, linewidth=1.8)
+    axes.set_ylim(0, None)
+    return finish(
+        f"Training loss by step, falling or not: {values[0]:.3f} nats per token at step {steps[0]},"
+        f" {mean[-1]:.3f} on average over the last {width} steps."
+    )
+
+
+def curve(name: str, points: Points, best: int, limit: float | None, label: str = "WER") -> str:
+    """WER, or what else `label` names, of one set by step, with the chosen step and a guardrail's limit."""
+    axes, finish = _axes("step", f"{name} {label}, %")
+    steps, values = [step for step, _ in points], [100 * rate for _, rate in points]
+    top = max([*values, 100 * (limit or 0)]) * 1.12 or 1.0
+    if limit is not None:
+        axes.axhspan(100 * limit, top, color=LIMIT, alpha=0.08, linewidth=0)
+        axes.axhline(100 * limit, color=LIMIT, linewidth=1.2, linestyle=(0, (4, 3)))
+        axes.annotate(
+            f"limit {100 * limit:.2f}", (0.02, 100 * limit), xycoords=("axes fraction", "data"), color=LIMIT,
+            va="bottom", fontsize=9,
+        )  # fmt: skip
+    axes.plot(steps, values, color=AFTER, linewidth=1.8, marker="o", markersize=4)
+    chosen = dict(points).get(best)
+    if chosen is not None:
+        axes.axvline(best, color=INK, linewidth=0.9, linestyle=(0, (1, 2)))
+        axes.plot([best], [100 * chosen], "o", markersize=8, markerfacecolor="none", markeredgecolor=INK)
+    axes.set_ylim(0, top)
+    told = ", ".join(f"{value:.2f} % at step {step}" for step, value in zip(steps, values, strict=True))
+    line = f" The limit is {100 * limit:.2f} %." if limit is not None else ""
+    return finish(f"{name} {label} by step: {told}.{line} Step {best} is chosen.")
+
+
+def running(name: str, before: dict[str, Line], after: dict[str, Line], label: str = "WER") -> str:
+    """WER, or what else `label` names, of the first n utterances against n, before and after, with 95 %
+    intervals.
+
+    In an order drawn by a hash of the ids, in which every prefix is a fair sample; dotted, in order of
+    the ids, where a prefix often is not: the lucky first 200.
+    """
+    axes, finish = _axes("utterances", f"{name} {label}, %")
+    drawn = sorted(before, key=lambda i: hashlib.sha256(f"order/{i}".encode()).digest())
+    told: list[str] = []
+    ends: list[float] = []  # WERs of all utterances
+    for side, colour, label in ((before, BEFORE, "before"), (after, AFTER, "after")):
+        n, wer, margin = _running([side[i] for i in drawn])
+        axes.fill_between(n, wer - margin, wer + margin, color=colour, alpha=0.18, linewidth=0)
+        axes.plot(n, wer, color=colour, linewidth=1.8)
+        n, by_id, _ = _running([side[i] for i in sorted(side)])
+        axes.plot(n, by_id, color=colour, linewidth=1.1, linestyle=(0, (1, 1.5)))
+        ends.append(wer[-1])
+        told.append(f"{label} {wer[-1]:.2f} % plus or minus {margin[-1]:.2f}")
+    for label, colour, end in (("before", BEFORE, ends[0]), ("after", AFTER, ends[1])):
+        above = (label == "before") == (ends[0] >= ends[1])
+        axes.annotate(
+            label, (len(drawn), end), xytext=(4, 1 if above else -1), textcoords="offset points",
+            color=colour, va="bottom" if above else "top", fontsize=9, annotation_clip=False,
+        )  # fmt: skip
+    # the first dozens jump about, and would press the rest flat
+    axes.set_ylim(0, min(axes.get_ylim()[1], 2.5 * max(ends)) or 1)
+    axes.margins(x=0.02)
+    return finish(
+        f"Running {name} {label} against the number of utterances; of all {len(drawn)}: {'; '.join(told)}."
+    )
+
+
+def _running(lines: Sequence[Line]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(n, WER in per cent of the first n, half its 95 % interval): score/power.py's, by running sums."""
+    e = np.array([line["errors"] for line in lines], np.float64)
+    w = np.array([line["length"] for line in lines], np.float64)
+    ee, ew, ww, words = (np.cumsum(x) for x in (e * e, e * w, w * w, w))
+    wer = np.cumsum(e) / np.maximum(words, 1)
+    count = np.arange(1, len(lines) + 1)
+    squares = np.maximum(ee - 2 * wer * ew + wer**2 * ww, 0) * count / np.maximum(count - 1, 1)
+    margin = Z * np.sqrt(squares) / np.maximum(words, 1)
+    first = min(FEWEST, len(lines))
+    at = np.unique(np.geomspace(first, len(lines), POINTS).round().astype(int)) - 1
+    return count[at], 100 * wer[at], 100 * margin[at]
+
+
+def interval(change: float, ends: tuple[float, float], limit: float) -> str:
+    """A change of WER with its interval, in points, on a line that shows what passes: left of `limit`."""
+    low, high = min(0.0, limit, *ends), max(0.0, limit, *ends)
+    room = 0.08 * (high - low or 1)
+    low, high = low - room, high + room
+
+    def x(points: float) -> float:
+        return round(300 * (points - low) / (high - low), 1)
+
+    def label(points: float, text: str, y: int) -> str:
+        anchor = "start" if x(points) < 40 else "end" if x(points) > 260 else "middle"
+        return f'<text x="{x(points)}" y="{y}" text-anchor="{anchor}">{text.replace("-", MINUS)}</text>'
+
+    told = (
+        f"{change:+.2f} points, 95 % interval {ends[0]:+.2f} to {ends[1]:+.2f}; {limit:+.2f} or less passes"
+    )
+    crowded = abs(x(0) - x(limit)) < 60
+    return (
+        f'<svg class="interval" viewBox="0 0 300 62" role="img" aria-label="{told}">'
+        f'<rect class="passes" x="0" y="18" width="{x(limit)}" height="26"/>'
+        f'<line class="axis" x1="0" x2="300" y1="31" y2="31"/>'
+        f'<line class="limit" x1="{x(limit)}" x2="{x(limit)}" y1="14" y2="48"/>'
+        f'<line class="zero" x1="{x(0)}" x2="{x(0)}" y1="25" y2="37"/>'
+        f'<line class="bar" x1="{x(ends[0])}" x2="{max(x(ends[1]), x(ends[0]) + 1)}" y1="31" y2="31"/>'
+        f'<circle class="dot" cx="{x(change)}" cy="31" r="5.5"/>'
+        + label(limit, f"limit {limit:+.2f}", 10)
+        + ("" if crowded and abs(limit) > 0 else label(0, "0", 60))
+        + label(change, f"{change:+.2f}", 60) * (abs(x(change) - x(0)) > 30 or crowded)
+        + "</svg>"
+    )
+
+
+def _axes(across: str, up: str) -> "tuple[Axes, Callable[[str], str]]":
+    """Axes to draw in, and the function that takes a text alternative and returns the SVG."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams.update({
+        "svg.hashsalt": "asrlora", "svg.fonttype": "none", "font.size": 9.5, "axes.spines.top": False,
+        "axes.spines.right": False, "text.color": INK, "axes.labelcolor": DIM, "xtick.color": DIM,
+        "ytick.color": DIM, "xtick.labelcolor": DIM, "ytick.labelcolor": DIM, "axes.edgecolor": GRID,
+        "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.6, "axes.axisbelow": True,
+        "xtick.major.size": 0, "ytick.major.size": 0,
+    })  # fmt: skip
+    figure, axes = pyplot.subplots(figsize=SIZE, layout="constrained")
+    axes.set_xlabel(across)
+    axes.set_title(up, loc="left", fontsize=10.5, color=INK, fontweight="bold")
+
+    def finish(told: str) -> str:
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        pyplot.close(figure)
+        return _for_the_page(buffer.getvalue(), told)
+
+    return axes, finish
+
+
+def _for_the_page(svg: str, told: str) -> str:
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # several figures share a page, where ids must differ: those that are used get a name of this figure's
+    used = set(re.findall(r'(?:url\(|href=")#([\w-]+)', svg))
+    prefix = "f" + hashlib.sha256(told.encode()).hexdigest()[:8]
+    svg = re.sub(r' id="([^"]*)"', lambda m: f' id="{prefix}{m[1]}"' if m[1] in used else "", svg)
+    svg = re.sub(r'(url\(|href=")#', rf"\1#{prefix}", svg)
+    svg = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", svg)
+    for colour, variable in VARIABLES.items():
+        svg = svg.replace(colour, f"var(--{variable})")
+    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(told)}"', 1)

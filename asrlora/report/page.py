@@ -1,0 +1,157 @@
+"""report.html: one self-contained page per run, drawn from the run directory alone."""
+
+import base64
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from asrlora.record.run_dir import read_json, read_log, read_scores, write_whole
+from asrlora.report import alignment, figures
+from asrlora.score import breakdown, keyword_recall, selection
+from asrlora.score.metric import KEYS, Metric
+from asrlora.score.verdict import metric_of, rate, sections
+
+EXCERPT_SECONDS = 30  # of an utterance that can be listened to; at 3 kB a second the page stays small
+PARTS_SHOWN = 12  # speakers, and domain words
+TITLES = {
+    "domain": "Domain",
+    selection.CHOSEN_ON: "Domain, part that chose the step",
+    selection.REPORT: "Domain, part held out from choosing",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One set, or part of one, in points and per cent."""
+
+    name: str
+    title: str
+    section: dict[str, Any]  # of verdict.json
+    baseline: float  # of the metric, a fraction
+    tuned: float
+    length: int  # of the references, in the metric's units
+    change: float  # points, tuned minus baseline
+    ends: tuple[float, float]
+    limit: float  # the change must be at most this
+    judgement: dict[str, Any] | None  # None: shown, and not judged
+    picture: str
+
+
+def write_report(run: Path) -> Path:
+    """Draws run.json, metrics.jsonl, eval/, excerpts/ and verdict.json into report.html; returns its path."""
+    judged = read_json(run / "verdict.json")
+    identity = read_json(run / "run.json")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["points"] = lambda points: f"{points:+.2f}".replace("-", figures.MINUS)
+    environment.filters["percent"] = lambda fraction: f"{100 * fraction:.2f} %"
+    metric = metric_of(judged)
+    pairs = {name: alignment.read_pair(run, name, judged["best_step"], metric) for name in sections(judged)}
+    page = environment.get_template("report.html").render(
+        run=identity,
+        judged=judged,
+        metric=metric.upper(),
+        units=KEYS[metric][1].replace("_", " "),
+        rows=list(_rows(judged)),
+        curves=_curves(run, judged),
+        running={
+            name: figures.running(name, pair.before, pair.after, metric.upper())
+            for name, pair in pairs.items()
+        },
+        pairs=pairs,
+        speakers={name: _breakdown(pair, breakdown.by_speaker, metric) for name, pair in pairs.items()},
+        durations={name: _breakdown(pair, breakdown.by_duration, metric) for name, pair in pairs.items()},
+        recall=_recall(run, alignment.read_pair(run, "domain", judged["best_step"], "wer")),
+        audio=lambda name, utterance: _embedded(alignment.excerpt(run, name, utterance)),
+    )
+    write_whole(run / "report.html", page)
+    return run / "report.html"
+
+
+def shown(run: Path, judged: dict[str, Any]) -> dict[str, list[str]]:
+    """Set -> ids of the utterances that the report shows word by word, and whose audio it can use."""
+    metric = metric_of(judged)
+    return {
+        name: alignment.read_pair(run, name, judged["best_step"], metric).shown() for name in sections(judged)
+    }
+
+
+def _rows(judged: dict[str, Any]) -> Iterator[Row]:
+    metric = metric_of(judged)
+    parts = {name: judged[name] for name in (selection.CHOSEN_ON, selection.REPORT) if judged[name]}
+    for name, section in (sections(judged) | parts).items():
+        key, sign = ("reduction", -1) if "reduction" in section else ("regression", 1)
+        bound = "min_domain_reduction" if sign < 0 else "max_heldout_regression"
+        change, limit = (100 * sign * value for value in (section[key], judged["criteria"][bound]))
+        low, high = sorted(100 * sign * end for end in section["interval"])
+        yield Row(
+            name, TITLES.get(name, f"Guardrail: {name}"), section, rate(section, "baseline", metric),
+            rate(section, "tuned", metric), section[KEYS[metric][1]], change, (low, high), limit,
+            judged["judgements"].get(name), figures.interval(change, (low, high), limit),
+        )  # fmt: skip
+
+
+def _curves(run: Path, judged: dict[str, Any]) -> list[str]:
+    """Learning curves: the error rate of every set, with the chosen step and the guardrails' limits, and
+    the loss."""
+    scores, metric = read_scores(run), metric_of(judged)
+    found = []
+    for name, section in sections(judged).items():
+        limit = rate(section, "baseline", metric) + judged["criteria"]["max_heldout_regression"]
+        points = [(step, scores[step][name][metric]) for step in scores if name in scores[step]]
+        shown = None if name == "domain" else limit
+        found.append(figures.curve(name, points, judged["best_step"], shown, metric.upper()))
+    metrics = read_log(run / "metrics.jsonl")
+    losses = [(entry["step"], entry["loss"]) for entry in metrics if "loss" in entry]
+    return [*found, figures.loss(losses)] if losses else found
+
+
+@dataclass(frozen=True)
+class Part:
+    """A speaker, a band of durations or a domain word, before and after: shares, or None for none."""
+
+    name: str
+    before: float | None
+    after: float | None
+    count: int  # of utterances, or of times that a word was said
+
+
+def _breakdown(
+    pair: alignment.Pair, by: Callable[[Iterable[alignment.Line], Metric], dict[str, Any]], metric: Metric
+) -> list[Part]:
+    """Error rates; of speakers only those with most errors, before or after."""
+    old, new = (by(side.values(), metric) for side in (pair.before, pair.after))
+    names = list(old)
+    if len(names) > PARTS_SHOWN:
+        names = sorted(names, key=lambda n: (-max(old[n]["errors"], new[n]["errors"]), n))[:PARTS_SHOWN]
+    return [Part(name, old[name][metric], new[name][metric], old[name]["utterances"]) for name in names]
+
+
+def _recall(run: Path, pair: alignment.Pair) -> tuple[Part, list[Part]] | None:
+    """Recall of all domain words together, and of those that were said most; None without any."""
+    path = run / "domain_words.txt"
+    listed = frozenset(path.read_text(encoding="utf-8").split()) if path.exists() else frozenset()
+    old, new = (
+        keyword_recall.recall(((line["reference"], line["hypothesis"]) for line in side.values()), listed)
+        for side in (pair.before, pair.after)
+    )
+    if not old.occurrences:
+        return None
+    said = sorted(old.by_word, key=lambda word: (-old.by_word[word][1], word))[:PARTS_SHOWN]
+    each = []
+    for word in said:
+        (before, count), (after, _) = old.by_word[word], new.by_word[word]
+        each.append(Part(word, before / count, after / count, count))
+    return Part(f"all {len(listed):,} words", old.recall, new.recall, old.occurrences), each
+
+
+def _embedded(excerpt: Path) -> str | None:
+    """The audio as a data: URI, so that the page is one file; None where it was not kept."""
+    if not excerpt.is_file():
+        return None
+    return f"data:audio/mpeg;base64,{base64.b64encode(excerpt.read_bytes()).decode()}"
