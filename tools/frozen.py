@@ -1,6 +1,6 @@
 """Records what the commands do, so that moving code can be seen to change nothing.
 
-    uv run python tools/frozen.py record FOLDER     # before, and after
+    uv run python tools/frozen.py record FOLDER [helps messages runs families commands]    # before, and after
     uv run python tools/frozen.py compare ONE OTHER
 
 Recorded: help texts, messages of bad input, the files of a run that was killed and resumed (alone, with DDP,
@@ -17,6 +17,7 @@ import re
 import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,7 @@ import kill_resume  # noqa: E402
 import tiny  # noqa: E402
 from conftest import BASE, Speech, speak  # noqa: E402
 
-WORK = Path("/tmp/asrlora-frozen")  # always the same, since paths stand in messages and records
+WORK = Path(tempfile.mkdtemp(prefix="asrlora-frozen-"))
 COMMANDS = {
     "": "",
     "demo": "corpus",
@@ -82,7 +83,7 @@ SPEED = re.compile(r"[\d,.]+ (audio-s/s|s left|s,|s\b)|\d+:\d\d:\d\d of")
 
 
 def masked(text: str) -> str:
-    return SPEED.sub("TIME", VOLATILE.sub(r'"\1": MASKED', text))
+    return SPEED.sub("TIME", VOLATILE.sub(r'"\1": MASKED', text.replace(str(WORK), "WORK")))
 
 
 def printed(words: Sequence[str]) -> str:
@@ -208,22 +209,27 @@ def write(path: Path, text: str) -> None:
     path.write_text(text)
 
 
-def record(folder: Path) -> None:
-    shutil.rmtree(WORK, ignore_errors=True)
-    WORK.mkdir(parents=True)
+def record(folder: Path, wanted: Sequence[str]) -> None:
     os.environ["ASRLORA_CACHE"] = str(WORK / "cache")
     os.chdir(WORK)
     speech = speak(WORK / "speech")
-    record_helps(folder / "help")
-    record_messages(folder / "messages", speech)
-    record_runs(folder / "runs", speech)
-    record_families(folder / "families", speech)
-    record_commands(folder / "commands", speech)
-    print(f"{sum(path.is_file() for path in folder.rglob('*'))} files in {folder}", file=sys.__stdout__)
+    parts = {
+        "helps": lambda: record_helps(folder / "helps"),
+        "messages": lambda: record_messages(folder / "messages", speech),
+        "runs": lambda: record_runs(folder / "runs", speech),
+        "families": lambda: record_families(folder / "families", speech),
+        "commands": lambda: record_commands(folder / "commands", speech),  # after runs
+    }
+    for name in wanted or parts:
+        shutil.rmtree(folder / name, ignore_errors=True)
+        parts[name]()
+    shutil.rmtree(WORK)
 
 
 def compare(one: Path, other: Path) -> int:
-    names = sorted({str(p.relative_to(top)) for top in (one, other) for p in top.rglob("*") if p.is_file()})
+    both = {path.name for path in one.iterdir()} & {path.name for path in other.iterdir()}
+    files = [p.relative_to(top) for top in (one, other) for p in top.rglob("*") if p.is_file()]
+    names = sorted({str(path) for path in files if path.parts[0] in both})
     odd = 0
     for name in names:
         texts = [
@@ -237,6 +243,7 @@ def compare(one: Path, other: Path) -> int:
 
 
 if __name__ == "__main__":
-    what, *places = sys.argv[1:]
-    paths = [Path(place).absolute() for place in places]
-    sys.exit(compare(*paths) if what == "compare" else record(*paths))
+    what, first, *rest = sys.argv[1:]
+    if what == "compare":
+        sys.exit(compare(Path(first), Path(rest[0])))
+    record(Path(first).absolute(), rest)
