@@ -1,5 +1,5 @@
 # make demo: the whole way, on a machine with Python 3.11 and git.  make test: the checks of every day; CI runs
-# make test-slow and make test-lowest after it.  docs/testing.md has the others.
+# make test-slow and make test-lowest after it.  docs/reference/testing.md has the others.
 UV_VERSION := 0.13.9
 UV := $(or $(shell command -v uv 2>/dev/null),.tools/bin/uv)
 INSTALLED := .venv/.installed

@@ -285,7 +285,7 @@ def _parser() -> argparse.ArgumentParser:
     verifying.set_defaults(run=_ledger_verify)
     verifying.add_argument("run_dir", type=Path)
 
-    sweep = commands.add_parser("sweep", help="many trials from one file; see docs/sweeps.md")
+    sweep = commands.add_parser("sweep", help="many trials from one file; see docs/guide/sweeps.md")
     sweep_steps = sweep.add_subparsers(required=True, metavar="STEP", parser_class=Parser)
     planning = sweep_steps.add_parser("plan", help="print the trials and the sbatch line")
     planning.set_defaults(run=_sweep_plan)

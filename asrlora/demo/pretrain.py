@@ -3,7 +3,7 @@
 A Moonshine (Transformers' own class, raw audio in) of 2.7 million parameters with characters as
 tokens. A CTC head on the encoder helps the alignment to form and is thrown away at the end; on
 few hours of speech the attention decoder alone takes several times longer (Kim, Hori, Watanabe,
-"Joint CTC-attention based end-to-end speech recognition", 2017). Recipe and log: docs/base_model.md.
+"Joint CTC-attention based end-to-end speech recognition", 2017). Recipe and log: docs/log/base_model.md.
 """
 
 import json

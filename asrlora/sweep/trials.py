@@ -16,7 +16,7 @@ from asrlora.sweep.sweep_file import Criteria, Trial
 
 ATTEMPTS, LOG, CLAIM = "trial.json", "log.txt", "running.lock"  # in the run directory
 DONE = ("complete", "pruned")
-DORA_COST = 1.45  # times a LoRA step, measured (docs/sweeps.md)
+DORA_COST = 1.45  # times a LoRA step, measured (docs/guide/sweeps.md)
 
 
 @dataclass(frozen=True)

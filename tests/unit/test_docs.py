@@ -12,17 +12,48 @@ from asrlora import cli
 from asrlora.config import RunConfig
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+by_path = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def anchors(page: Path) -> set[str]:
+    """What `#…` may name in a page: its headings as GitHub writes them, and ids of its own."""
+    text = page.read_text()
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return slugs | set(re.findall(r'<a id="([^"]+)"', text))
+
+
+@by_path
 def test_links_resolve(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
-        if not target.startswith(("http:", "https:")):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)]*))?\)", page.read_text()):
+        if target.startswith(("http:", "https:")):
+            continue
+        linked = (page.parent / target) if target else page
+        assert linked.exists(), f"{page.name} links to {target}"
+        if anchor:
+            assert anchor in anchors(linked), f"{page.name} links to {target}#{anchor}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_named_in_code_exist() -> None:
+    """Messages, comments and scripts name pages by their path."""
+    folders = ("asrlora", "tests", "tools", "slurm", "launch", "shards", "accelerate_configs", "ds_configs")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
+    written = "docs/archive_legacy_results.md"  # by `asrlora ledger archive`
+    for path in [ROOT / "Makefile", *files]:
+        if path.suffix in {".py", ".sh", ".yaml", ".json", ""}:
+            for name in re.findall(r"\bdocs/[\w/]+\.md\b", path.read_text(errors="replace")):
+                assert name == written or (ROOT / name).is_file(), f"{path.relative_to(ROOT)}: {name}"
+
+
+def test_the_index_lists_every_page_once() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    listed = re.findall(r"^(?:- |\d+\. )\[[^\]]+\]\(([^)#]+\.md)\)", index, re.MULTILINE)
+    pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")} - {"README.md"}
+    assert sorted(listed) == sorted(pages)
+
+
+@by_path
 def test_commands_exist(page: Path) -> None:
     text = page.read_text().replace("\\\n", " ")
     for line in re.findall(r"^\s*(?:[A-Z_]+=\S+ )*(uv run [^\n#|]+)", text, re.MULTILINE):

@@ -1,7 +1,7 @@
 """Compares train, domain and heldout before any step is run. Needs no torch.
 
 Three stages, each as early as it can be: `quick` reads manifests and audio headers only, `deep`
-wants decoded audio, and `tokens` and `baseline` want the base model. docs/audit.md lists what each
+wants decoded audio, and `tokens` and `baseline` want the base model. docs/guide/audit.md lists what each
 finds and what of it stops a run.
 """
 
