@@ -1,6 +1,7 @@
 """Links resolve, and commands in README and docs are ones that exist."""
 
 import contextlib
+import importlib.util
 import re
 import shlex
 import tomllib
@@ -10,6 +11,8 @@ import pytest
 
 from asrlora import cli
 from asrlora.config import RunConfig
+from asrlora.engine import launcher
+from asrlora.score import verdict
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -51,6 +54,24 @@ def test_the_index_lists_every_page_once() -> None:
     listed = re.findall(r"^(?:- |\d+\. )\[[^\]]+\]\(([^)#]+\.md)\)", index, re.MULTILINE)
     pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")} - {"README.md"}
     assert sorted(listed) == sorted(pages)
+
+
+def test_generated_pages_are_current() -> None:
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "tools" / "reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    reference = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reference)
+    for name, page in reference.PAGES.items():
+        current = (reference.FOLDER / name).read_text() == page()
+        assert current, f"docs/reference/{name} is old; run `uv run python tools/reference.py`"
+
+
+def test_exit_codes_are_documented() -> None:
+    page = (ROOT / "docs" / "reference" / "exit_codes.md").read_text()
+    listed = {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
+    codes = {*verdict.EXIT_CODES.values(), launcher.USER_ERROR, launcher.PREEMPTED, 1}
+    assert codes == listed
 
 
 @by_path
