@@ -2,11 +2,15 @@
 
 A line: `{"id", "audio", "text", "duration", "offset", "speaker"}`; `audio` and `text` are required.
 `audio` is a path, absolute or relative to the manifest's folder; times are in seconds.
+
+A manifest may come from a stranger. So the audio that it names must lie in its own folder, whatever names and
+links lead there, unless --allow-outside is given (`AllowedRoot`).
 """
 
 import hashlib
 import json
 import os
+import stat
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +20,6 @@ from typing import Any, Protocol, TypeVar
 
 from asrlora.data.decoding import decode
 from asrlora.data.decoding.filetypes import AudioError
-from asrlora.data.fence import Fence
 from asrlora.data.importers import fields
 from asrlora.data.shards.foreign import foreign_shards
 from asrlora.errors import UserError
@@ -29,6 +32,8 @@ FIELDS = fields.OURS
 
 @dataclass(frozen=True)
 class Utterance:
+    """One line of a manifest, checked."""
+
     id: str
     audio: Path
     text: str
@@ -50,7 +55,7 @@ class BadLine:
     """What is wrong with a line that holds no utterance."""
 
     reason: str  # a few words, the same for every line with this fault
-    message: str  # names the fault of this line and the mend
+    message: str  # names the fault of this line and the fix
 
 
 class _LineError(ValueError):
@@ -65,7 +70,7 @@ def read_manifest(path: Path, allow_outside: bool = False) -> list[Utterance]:
     """Reads and checks every line; follows every audio file's structure to its end, decodes few.
 
     Audio outside the manifest's folder is refused unless `allow_outside`. Raises UserError that names
-    the first bad line and the mend.
+    the first bad line and the fix.
     """
     utterances = []
     for number, read in read_lines(path, allow_outside):
@@ -84,12 +89,12 @@ def read_lines(path: Path, allow_outside: bool = False) -> Iterator[tuple[int, U
     if not any(line.strip() for line in lines):
         raise UserError(f"manifest {path}: holds no utterance")
     line_of_id: dict[str, int] = {}
-    fence = Fence(path.parent, allow_outside)
+    root = AllowedRoot(path.parent, allow_outside)
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            utterance = replace(_parse(line, fence), line=number)
+            utterance = replace(_parse(line, root), line=number)
         except ValueError as error:
             yield number, BadLine(getattr(error, "reason", "field wrong"), str(error))
             continue
@@ -148,7 +153,7 @@ def _depth(value: Any) -> int:
     return 1 + max(map(_depth, inner), default=0)
 
 
-def _parse(line: str, fence: Fence) -> Utterance:
+def _parse(line: str, root: "AllowedRoot") -> Utterance:
     try:
         record = parse_object(line)
     except ValueError as error:
@@ -157,12 +162,11 @@ def _parse(line: str, fence: Fence) -> Utterance:
     text = string_field(record, "text", required=True)
     assert name is not None
     assert text is not None
-    offset = seconds_field(record, "offset") or 0.0
+    offset = seconds_field(record, "offset")
     duration = seconds_field(record, "duration")
     speaker = string_field(record, "speaker")
-    identity = string_field(record, "id") or default_id(name, offset)
-    audio = fence.find(name)
-    whole_file = "offset" not in record
+    identity = string_field(record, "id") or default_id(name, offset or 0.0)
+    audio = root.find(name)
     try:
         fields.refuse_in_manifest(record, lambda: _channels(audio))
     except ValueError as error:
@@ -173,29 +177,39 @@ def _parse(line: str, fence: Fence) -> Utterance:
         raise _LineError("audio unreadable", str(error)) from None
     if length == 0:
         raise _LineError("audio empty", f"the audio file {audio} holds no samples; take the line out")
+    whole_file = "offset" not in record
+    duration = _checked_duration(offset or 0.0, duration, audio, length, whole_file)
+    extra = {key: value for key, value in record.items() if key not in FIELDS}
+    return Utterance(identity, audio, text, duration, offset or 0.0, speaker, extra, whole_file)
+
+
+def _checked_duration(
+    offset: float, duration: float | None, audio: Path, length: float, whole_file: bool
+) -> float:
+    """Seconds of the utterance in a file of `length` seconds. Raises ValueError where the line and the file
+    contradict each other."""
     if offset >= length:
         raise _LineError(
             "segment outside", f"offset {offset:g} s lies behind the end of {audio} ({length:g} s)"
         )
     if duration is None:
-        duration = length - offset
-    elif whole_file:
+        return length - offset
+    if whole_file:
         if abs(duration - length) > TOLERANCE + 0.01 * length:
             raise _LineError(
                 "duration wrong",
                 f"the field duration says {duration:g} s, and {audio} holds {length:.2f} s; correct or"
                 " delete the field, or add offset where only a part of the file is meant",
             )
-        duration = length  # the line's may be rounded
-    elif offset + duration > length + TOLERANCE:
+        return length  # the line's may be rounded
+    if offset + duration > length + TOLERANCE:
         raise _LineError(
             "segment outside",
             f"the segment ends at {offset + duration:g} s, behind the end of {audio} ({length:g} s)",
         )
     if duration <= 0:
         raise ValueError("duration must be above 0 s")
-    extra = {key: value for key, value in record.items() if key not in FIELDS}
-    return Utterance(identity, audio, text, duration, offset, speaker, extra, whole_file)
+    return duration
 
 
 def default_id(name: str, offset: float) -> str:
@@ -204,6 +218,7 @@ def default_id(name: str, offset: float) -> str:
 
 
 def string_field(record: Mapping[str, Any], key: str, required: bool = False) -> str | None:
+    """The string in a field; or an integer in `id` or `speaker`. Raises ValueError that names the field."""
     value = record.get(key)
     if value is None and not required:
         return None
@@ -233,6 +248,7 @@ def _instead(record: Mapping[str, Any], key: str) -> str:
 
 
 def seconds_field(record: Mapping[str, Any], key: str) -> float | None:
+    """The seconds in a field, 0 or more. Raises ValueError that names the field."""
     value = record.get(key)
     if value is None:
         return None
@@ -256,6 +272,66 @@ def _channels(audio: Path) -> int:
         return decode.shape(audio)[0]
     except AudioError as error:
         raise ValueError(f"the audio file {audio} cannot be read: it {error}") from None
+
+
+class OutsideRootError(ValueError):
+    """The name leads out of the folder, and --allow-outside was not given."""
+
+    reason = "audio outside"
+
+
+class MissingFileError(ValueError):
+    """There is no file of that name."""
+
+    reason = "audio missing"
+
+
+@dataclass(frozen=True)
+class AllowedRoot:
+    """The folder that a manifest's audio must lie in. `find` looks at names and links, and opens nothing."""
+
+    folder: Path
+    allow_outside: bool = False
+    _inside: dict[str, bool] = field(default_factory=dict)  # folder -> whether it lies inside
+
+    def find(self, name: str, what: str = "audio file") -> Path:
+        """The regular file that `name` means, absolute or relative to the folder.
+
+        Raises OutsideRootError where it leads out, MissingFileError where it leads nowhere, and ValueError
+        where it is no regular file: a FIFO waits forever, and a device never ends.
+        """
+        if "\0" in name:
+            raise ValueError(f"the {what} {name!r} has a NUL byte in its name; correct it")
+        # absolute, because libsndfile takes the bare name "-" for standard input
+        path = os.path.join(os.path.abspath(self.folder), name)
+        if not self.allow_outside and not self._holds(os.path.dirname(path)):
+            raise self._outside(path, what)
+        try:
+            status = os.lstat(path)
+            if stat.S_ISLNK(status.st_mode):
+                if not self.allow_outside and not self._holds(os.path.realpath(path)):
+                    raise self._outside(path, what)
+                status = os.stat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            raise MissingFileError(f"the {what} {path} does not exist; correct its name") from None
+        except OSError as error:
+            raise ValueError(f"the {what} {path} cannot be read ({error.strerror})") from None
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"the {what} {path} is not a regular file; correct its name")
+        return Path(path)
+
+    def _holds(self, path: str) -> bool:
+        """Whether `path`, with every link followed, is the folder or lies in it."""
+        if path not in self._inside:
+            root = os.path.realpath(self.folder)
+            self._inside[path] = Path(os.path.realpath(path)).is_relative_to(root)
+        return self._inside[path]
+
+    def _outside(self, path: str, what: str) -> OutsideRootError:
+        return OutsideRootError(
+            f"the {what} {path} lies outside {self.folder}; move it there, or give --allow-outside"
+            " if you trust where this came from"
+        )
 
 
 def check_new(path: Path) -> None:
@@ -339,11 +415,8 @@ def fingerprint(utterances: Sequence[Utterance]) -> str:
     """
     digest = hashlib.sha256()
     for utterance in utterances:
-        stat = os.stat(utterance.audio)
-        digest.update(
-            json.dumps([
-                utterance.id, str(utterance.audio.resolve()), stat.st_size, stat.st_mtime_ns,
-                utterance.text, utterance.duration, utterance.offset, utterance.speaker,
-            ]).encode()
-        )  # fmt: skip
+        status = os.stat(utterance.audio)
+        file = [str(utterance.audio.resolve()), status.st_size, status.st_mtime_ns]
+        said = [utterance.text, utterance.duration, utterance.offset, utterance.speaker]
+        digest.update(json.dumps([utterance.id, *file, *said]).encode())
     return digest.hexdigest()

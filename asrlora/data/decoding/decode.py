@@ -23,8 +23,7 @@ import soundfile
 
 from asrlora.data.decoding import containers, filetypes, mpeg
 from asrlora.data.decoding.containers import FlacHead, Structure
-from asrlora.data.decoding.filetypes import AudioError, FileType
-from asrlora.data.fence import open_regular
+from asrlora.data.decoding.filetypes import AudioError, FileType, open_regular
 
 TOLERANCE = 0.1  # seconds by which two ways to say where audio ends may differ: encoders pad, people round
 RATES = (1_000, 768_000)  # Hz; others are those of damaged heads

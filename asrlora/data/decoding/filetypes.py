@@ -4,14 +4,32 @@ Sources: the magic numbers are those of each format's specification; FFmpeg's na
 """
 
 import codecs
+import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
 
 HEAD = 4096  # bytes that `recognise` wants to see
 CUT = (  # what to do with a file that is cut off
     "; get the whole file, or, if that is all there is, write it anew (`ffmpeg -i IN -c copy OUT`) and"
     " correct its text"
 )
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a regular file for reading; `path` may be a link to one. Raises OSError on any other file.
+
+    Decoders get the open file and not its name, from which they would guess: to libsndfile "-" is standard
+    input, ".raw" needs a rate, and an .sd2 file has a second one beside it. Unbuffered, since they move the
+    descriptor's place.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO would wait for its writer
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(f"{path} is not a regular file")
+    return os.fdopen(descriptor, "rb", buffering=0)
 
 
 class AudioError(ValueError):

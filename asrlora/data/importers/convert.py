@@ -15,10 +15,9 @@ from pathlib import Path
 
 from asrlora.data import manifest, subsets
 from asrlora.data.decoding import decode
-from asrlora.data.fence import Fence, Missing, Outside
 from asrlora.data.importers import fields
 from asrlora.data.importers.readers import METADATA, READERS, SUFFIXES, Found, Source, encode, is_table
-from asrlora.data.manifest import Utterance
+from asrlora.data.manifest import AllowedRoot, MissingFileError, OutsideRootError, Utterance
 from asrlora.data.shards.foreign import foreign_shards
 from asrlora.errors import UserError
 from asrlora.storage import write_whole
@@ -112,8 +111,8 @@ def import_source(
     folder = place if place.is_dir() else place.parent
     if audio_root is not None and not audio_root.is_dir():
         raise UserError(f"--audio-root {audio_root}: is no folder")
-    fence = Fence(audio_root or folder, allow_outside)
-    reading = Source(source, Fence(folder, allow_outside), text_field)
+    root = AllowedRoot(audio_root or folder, allow_outside)
+    reading = Source(source, AllowedRoot(folder, allow_outside), text_field)
     aside = output.parent / f".{sounds.name}.tmp"
     shutil.rmtree(aside, ignore_errors=True)  # of an import that was killed
     total, tally = 0, _Tally()
@@ -126,7 +125,7 @@ def import_source(
             try:
                 if split is not None and found.record.split != split:
                     raise LeftOut("of other splits")
-                utterance = _judge(found, fence, aside / f"{total:06d}", place.stem, tally)
+                utterance = _judge(found, root, aside / f"{total:06d}", place.stem, tally)
             except LeftOut as reason:
                 left_out[str(reason)] += 1
                 if reason.detail:
@@ -225,7 +224,7 @@ def _metadata(folder: Path) -> Path | None:
     return next((folder / name for name in METADATA if (folder / name).is_file()), None)
 
 
-def _judge(found: Found, fence: Fence, aside: Path, source: str, tally: _Tally) -> Utterance:
+def _judge(found: Found, root: AllowedRoot, aside: Path, source: str, tally: _Tally) -> Utterance:
     """The utterance of a record. Raises LeftOut; and UserError where its audio lies outside the source, or
     its
     fields contradict each other or the audio.
@@ -239,7 +238,7 @@ def _judge(found: Found, fence: Fence, aside: Path, source: str, tally: _Tally) 
         length, suffix = _look_into(sound)
         audio, default = aside.with_suffix(suffix), f"{source}-{aside.name}"
     elif record.audio:
-        name, audio, length = _find(found, fence, tally)
+        name, audio, length = _find(found, root, tally)
         default = name
     else:
         raise LeftOut("without audio")
@@ -271,17 +270,17 @@ def _judge(found: Found, fence: Fence, aside: Path, source: str, tally: _Tally) 
     )
 
 
-def _find(found: Found, fence: Fence, tally: _Tally) -> tuple[str, Path, float]:
+def _find(found: Found, root: AllowedRoot, tally: _Tally) -> tuple[str, Path, float]:
     """The audio that a record names: the name that leads there, the file, and its length in seconds."""
     named = found.record.audio
     missing = ""
     for name in (named, *_other_names(named)):
         try:
-            audio = fence.find(name)
+            audio = root.find(name)
             return name, audio, manifest.audio_length(audio)
-        except Outside as error:
+        except OutsideRootError as error:
             raise UserError(f"{found.where}: {error}") from None
-        except Missing as error:
+        except MissingFileError as error:
             missing = missing or str(error).partition("; ")[0]
         except decode.NeedsPyAV as error:
             raise LeftOut(
@@ -292,7 +291,7 @@ def _find(found: Found, fence: Fence, tally: _Tally) -> tuple[str, Path, float]:
     if "://" in named:
         missing = f"{named[:200]} is an address, and nothing is fetched; download it and name the file"
     reason = "whose audio is missing"
-    raise LeftOut(reason, missing + ("" if reason in tally.examples else _elsewhere(named, fence.folder)))
+    raise LeftOut(reason, missing + ("" if reason in tally.examples else _elsewhere(named, root.folder)))
 
 
 def _other_names(name: str) -> Iterator[str]:

@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from asrlora.data.fence import Fence
 from asrlora.data.importers import cuts, fields, tables
 from asrlora.data.importers.fields import Record, Time, understand
 from asrlora.data.importers.tables import numbered_lines
-from asrlora.data.manifest import parse_object
+from asrlora.data.manifest import AllowedRoot, parse_object
 from asrlora.errors import UserError
 
 # what recordings are called in a folder; data/decoding/filetypes.py finds out by their bytes what they are
@@ -54,7 +53,7 @@ class Source:
     """What to read, and how."""
 
     place: str  # file, folder, or hf:NAME:CONFIG:SPLIT
-    texts: Fence  # around its text files
+    texts: AllowedRoot  # of its text files
     text_field: str | None = None  # that holds the text, where the user says which
 
     def inside(self, path: Path) -> Path:

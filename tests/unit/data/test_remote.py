@@ -123,8 +123,8 @@ def test_other_addresses_are_refused(url: str) -> None:
 def test_processes_share_the_cache(folder: Path, served: tuple[str, list[str]]) -> None:
     url, asked = served
     code = (
-        "from asrlora.data import shards\n"
-        f"opened = shards.open_shards({url!r})\n"
+        "from asrlora.data.shards import reader\n"
+        f"opened = reader.open_shards({url!r})\n"
         "[opened.read(n) for n in range(6)]"
     )
     running = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]

@@ -235,11 +235,12 @@ def test_a_killed_build_goes_on_and_a_spoilt_shard_is_made_again(
     script = (
         "import os, signal\n"
         "from pathlib import Path\n"
-        "from asrlora.data import build, manifest, shards\n"
-        "build.SAMPLES_PER_SHARD = 16\n"
+        "from asrlora.data import manifest\n"
+        "from asrlora.data.shards import reader, writer\n"
+        "writer.SAMPLES_PER_SHARD = 16\n"
         f"utterances = manifest.read_manifest(Path({str(plain)!r}))\n"
         "kill = lambda seconds: os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"shards.build(utterances, Path({str(out)!r}), workers=1, progress=kill)\n"
+        f"reader.build(utterances, Path({str(out)!r}), workers=1, progress=kill)\n"
     )
     killed = subprocess.run([sys.executable, "-c", script], timeout=120, check=False)
     assert killed.returncode == -signal.SIGKILL
@@ -280,9 +281,10 @@ def test_a_script_without_a_main_guard_starts_nothing_twice(plain: Path, tmp_pat
     script = tmp_path / "script.py"
     script.write_text(
         "from pathlib import Path\n"
-        "from asrlora.data import manifest, shards\n"
+        "from asrlora.data import manifest\n"
+        "from asrlora.data.shards import reader\n"
         f"print('started', flush=True)\n"
-        f"shards.build(manifest.read_manifest(Path({str(plain)!r})), Path('out'), workers=2)\n"
+        f"reader.build(manifest.read_manifest(Path({str(plain)!r})), Path('out'), workers=2)\n"
     )
     done = subprocess.run(
         [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120

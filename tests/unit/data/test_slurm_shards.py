@@ -10,7 +10,7 @@ import numpy as np
 from asrlora import bench
 from asrlora.data.shards import reader
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SBATCH = """#!/usr/bin/env bash
 # runs the job at once, every task of an array, and prints a job's number
 set -euo pipefail
