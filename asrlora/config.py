@@ -20,15 +20,16 @@ Seconds = Annotated[float, Field(gt=0)]
 ALLOW_OUTSIDE = "read audio outside a manifest's folder: only where you trust who wrote the manifest"
 
 
-# settings of an attempt, not of the run: they may differ when a run is gone on with
-ATTEMPT = {
-    "resume", "save_interval", "keep_checkpoints", "max_minutes", "wandb_mode", "wandb_artifact",
-    "tensorboard", "allow_outside", "expect_baseline", "baseline_tolerance", "report_audio",
-    "heartbeat_timeout", "work_timeout",
-}  # fmt: skip
+# settings that may change when a run is resumed
+RESUMABLE_SETTINGS = set(
+    """resume save_interval keep_checkpoints max_minutes wandb_mode wandb_artifact tensorboard allow_outside
+    expect_baseline baseline_tolerance report_audio heartbeat_timeout work_timeout""".split()
+)
 # names that a further guardrail cannot take: other sets, and other keys of scores.json
-TAKEN = {"train", "replay", "domain", "domain_chosen_on", "domain_report", "heldout", "scores", "step",
-         "seconds", "metric", "fingerprint"}  # fmt: skip
+RESERVED_NAMES = set(
+    """train replay domain domain_chosen_on domain_report heldout scores step seconds metric
+    fingerprint""".split()
+)
 
 
 def _split(value: Any) -> Any:
@@ -268,7 +269,7 @@ class RunConfig(pydantic.BaseModel):
         for path in self.safety_manifest_path:
             name = stem = re.sub(r"[^\w.-]+", "-", path.stem) if named else "heldout"
             number = 1
-            while name in named or (named and name in TAKEN):
+            while name in named or (named and name in RESERVED_NAMES):
                 number += 1
                 name = f"{stem}-{number}"
             named[name] = path
@@ -299,7 +300,7 @@ class RunConfig(pydantic.BaseModel):
         return [
             f"--{name.replace('_', '-')} is {ours.get(name)!r} and was {theirs.get(name)!r}"
             for name in sorted(ours.keys() | other.keys())
-            if name not in ATTEMPT and ours.get(name) != theirs.get(name)
+            if name not in RESUMABLE_SETTINGS and ours.get(name) != theirs.get(name)
         ]
 
     def to_yaml(self) -> str:

@@ -1,4 +1,4 @@
-"""Errors of the user's making."""
+"""Errors of the user's making, and the exit code that they end with."""
 
 import os
 import sys
@@ -7,30 +7,31 @@ from collections.abc import Callable
 
 
 class UserError(Exception):
-    """Something the user can mend. The message names the file, line or field, and the mend."""
+    """Something the user can correct. The message names the file, line or field, and what to do."""
 
 
 def exit_code(main: Callable[[], int]) -> int:
-    """Runs a door; a UserError becomes one line on stderr and exit code 2, without traceback."""
+    """Runs an entry point; a UserError becomes one line on stderr and exit code 2, without a traceback."""
     try:
         return main()
     except UserError as error:
-        _leave_the_word_to_local_rank_0()
-        tell(error)
+        report_only_on_local_rank_zero(error)
         return 2
 
 
-def _leave_the_word_to_local_rank_0() -> None:
-    """Called with a mistake to tell: returns at once on local rank 0, and elsewhere only if needed.
+def report_only_on_local_rank_zero(error: UserError) -> None:
+    """Prints an error that all ranks of a machine find alike.
 
-    All ranks find the same mistake, and the launcher ends the others as soon as one has ended: so
-    the others wait for that, and speak only where their local rank 0 has found nothing wrong.
+    Other ranks wait first: the launcher ends them as soon as one rank has ended. So they print it only where
+    their local rank 0 has found nothing wrong.
     """
     if os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(30)
+    report(error)
 
 
-def tell(error: UserError) -> None:
-    # a name may hold line breaks or a terminal's control codes; they are shown, not obeyed
+def report(error: UserError) -> None:
+    """Prints an error as one line on stderr."""
+    # a name may hold line breaks or a terminal's control codes: they are shown, not obeyed
     message = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(error))
     print(f"asrlora: error: {message}", file=sys.stderr, flush=True)

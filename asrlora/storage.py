@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever sees half of one."""
+"""Writing files so that nobody ever reads half of one, and agreeing on which process works on what."""
 
 import contextlib
 import fcntl
@@ -14,13 +14,64 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+LEASE_TIMEOUT = 20.0  # seconds without a heartbeat after which a lease is free
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Replaces `path` in one step: a reader, or a crash, sees the old file or the new one."""
+
+@contextlib.contextmanager
+def atomic_file(path: Path, synced: bool = True) -> Iterator[BinaryIO]:
+    """A new file that replaces `path` at the end of the block: readers see the old one or the new one.
+
+    After an error the old one stays. Several processes may write the same path at once. `synced` puts it on
+    the disk first; without it a crash of the machine may leave a damaged file, so that is for files which are
+    checked against a hash and synced later.
+    """
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            if synced:
+                os.fsync(descriptor)
+        os.chmod(temporary, 0o644)
+        os.rename(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    if synced:
+        sync(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A new folder of files that replaces `path`, synced, at the end of the block; not after an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.tmp")
-    write_synced(aside, content.encode("utf-8") if isinstance(content, str) else content)
-    aside.replace(path)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield temporary
+        for file in temporary.iterdir():
+            sync(file)
+        temporary.chmod(0o755)
+        old = path.with_name(f".{path.name}-old")
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            path.rename(old)
+        temporary.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Replaces a file by `content` (text is written as UTF-8), and makes its folder where there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def write_json(path: Path, value: Any, **how: Any) -> None:
+    """Replaces a file by the value as indented JSON; `how` are further arguments of json.dumps."""
+    write_atomic(path, to_json(value, indent=1, **how) + "\n")
 
 
 def to_json(value: Any, **how: Any) -> str:
@@ -42,41 +93,12 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def write_json(path: Path, value: Any, **how: Any) -> None:
-    """Replaces `path` by the value as indented JSON, in one step."""
-    write_whole(path, to_json(value, indent=1, **how) + "\n")
-
-
 def write_synced(path: Path, data: bytes) -> None:
-    """Writes a file that nobody reads yet, down to the disk."""
+    """Writes a file that nobody reads yet, and waits until it is on the disk."""
     with open(path, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-@contextlib.contextmanager
-def written_whole(path: Path, synced: bool = True) -> Iterator[BinaryIO]:
-    """A file that appears under its name only when all of it is on disk; several may write it at once.
-
-    Not `synced`: when all of it is written. After a crash of the machine it may be there and broken, so this
-    is for files that are checked against a hash, and synced later.
-    """
-    descriptor, aside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            if synced:
-                os.fsync(descriptor)
-        os.chmod(aside, 0o644)
-        os.rename(aside, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(aside)
-        raise
-    if synced:
-        sync(path.parent)
 
 
 def sync(path: Path) -> None:
@@ -88,32 +110,13 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-@contextlib.contextmanager
-def folder_whole(path: Path) -> Iterator[Path]:
-    """A folder to fill that becomes `path` at the end of the block, synced, in the place of an older one.
-
-    After an error nothing does, and the older one stays.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        yield aside
-        for file in aside.iterdir():
-            sync(file)
-        aside.chmod(0o755)
-        old = path.with_name(f".{path.name}-old")
-        if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            path.rename(old)
-        aside.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
 def lock(path: Path, seconds: float) -> BinaryIO | None:
-    """Holds `path` until the result is closed or the process is gone, however it goes; None where somebody
-    else holds it for that long. (flock: on NFS it holds between machines too, by Linux's emulation.)"""
+    """Locks `path` until the result is closed or the process has ended, however it ended.
+
+    Returns None where another process has held it for so many seconds. By flock, which on NFS holds between
+    machines too. Not by the library filelock: where a file system has no flock, that falls back to a file
+    which outlives a killed process.
+    """
     file = open(path, "ab")  # noqa: SIM115 - held open on purpose
     end = time.monotonic() + seconds
     while True:
@@ -127,35 +130,32 @@ def lock(path: Path, seconds: float) -> BinaryIO | None:
             time.sleep(0.02)
 
 
-LOST = 20.0  # seconds without a heartbeat after which a claim is nobody's
-
-
 @dataclass(frozen=True)
-class Claim:
-    """What one process works on and no other, over NFS too: a file that holds its owner.
+class Lease:
+    """Work that one process has at a time, over NFS too: a file that holds its owner, and a heartbeat.
 
-    Its owner calls `keep` every few seconds; who dies without `give_up` has lost it after LOST seconds. All
-    that decides who has it happens under a lock on a file beside it: between the look at a claim that its
-    owner has lost and its removal another process could put its own in that place. That lock is held for
-    moments only, so no machine that fails keeps it.
+    The owner calls `renew` every few seconds. If it dies without `release`, the lease is free LEASE_TIMEOUT
+    seconds later. Who gets it is decided under a lock on a file beside it: otherwise another process could
+    take an expired lease between our look at it and our removal of it. That lock is held for moments only,
+    so a machine that fails does not keep it.
     """
 
     path: Path
     token: str = field(default_factory=lambda: uuid.uuid4().hex)  # of this holder alone
 
-    def take(self, owner: str) -> bool:
-        """Whether it is ours now; False where another process lives that has it."""
+    def acquire(self, owner: str) -> bool:
+        """Whether it is ours now; False where another process has it that lives."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self._alone() as guard:
+        with self._locked() as guard:
             if guard is None:
                 return False
-            os.utime(guard.fileno())  # by the clock of the file system, as all claims in it
+            os.utime(guard.fileno())  # now, by the clock of the file system, like all heartbeats in it
             found = self._read()
             if found is not None:
-                if abs(os.fstat(guard.fileno()).st_mtime - found[2]) <= LOST:
+                if abs(os.fstat(guard.fileno()).st_mtime - found[2]) <= LEASE_TIMEOUT:
                     return False
                 self.path.unlink()
-            # nobody else creates one now; a file that is there all the same is an older version's
+            # nobody else creates one now; a file that exists all the same is an older version's
             try:
                 descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
             except FileExistsError:
@@ -164,8 +164,8 @@ class Claim:
                 file.write(f"{owner}\n{self.token}\n")
         return True
 
-    def keep(self) -> bool:
-        """A heartbeat; False where it is ours no more, since this process was stopped for too long."""
+    def renew(self) -> bool:
+        """A heartbeat; False where the lease is ours no more, since this process was stopped for too long."""
         found = self._read()
         if found is None or found[1] != self.token:
             return False
@@ -173,29 +173,29 @@ class Claim:
             os.utime(self.path)
         return True
 
-    def give_up(self) -> None:
-        """Leaves it to others, if it is ours."""
-        self._remove(lambda owner, token: token == self.token)
+    def release(self) -> None:
+        """Frees it, if it is ours."""
+        self._remove_if(lambda owner, token: token == self.token)
 
-    def take_from(self, dead: str) -> None:
-        """Frees it where `dead` has it, of whom the caller knows that it lives no more."""
-        self._remove(lambda owner, token: owner == dead)
+    def revoke(self, dead: str) -> None:
+        """Frees it, if its owner is `dead`, of which the caller knows that it has ended."""
+        self._remove_if(lambda owner, token: owner == dead)
 
     def owner(self) -> str | None:
-        """Who works on it now; None where nobody does."""
+        """Its owner; None where nobody has it."""
         found = self._read()
-        return found[0] if found is not None and abs(time.time() - found[2]) <= LOST else None
+        return found[0] if found is not None and abs(time.time() - found[2]) <= LEASE_TIMEOUT else None
 
-    def _remove(self, theirs: Callable[[str, str], bool]) -> None:
-        with self._alone() as guard:
+    def _remove_if(self, condition: Callable[[str, str], bool]) -> None:
+        with self._locked() as guard:
             found = self._read()
-            if guard is not None and found is not None and theirs(*found[:2]):
+            if guard is not None and found is not None and condition(*found[:2]):
                 self.path.unlink()
 
     def _read(self) -> tuple[str, str, float] | None:
-        """Owner, token, and the time of the last heartbeat; None where there is no claim.
+        """Owner, token, and the time of the last heartbeat; None where there is no lease.
 
-        By opening it: NFS asks its server then, and otherwise tells what it knew some seconds ago.
+        By opening the file: NFS asks its server then, and otherwise answers with what it knew seconds ago.
         """
         try:
             with open(self.path, encoding="utf-8") as file:
@@ -205,12 +205,12 @@ class Claim:
             return None
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[BinaryIO | None]:
-        """The lock, which is never removed; None where it cannot be had."""
+    def _locked(self) -> Iterator[BinaryIO | None]:
+        """Holds the lock, whose file is never removed; None where it cannot be had."""
         if not self.path.parent.exists():
             yield None
             return
-        guard = lock(self.path.with_name(f".{self.path.name}.guard"), LOST)
+        guard = lock(self.path.with_name(f".{self.path.name}.guard"), LEASE_TIMEOUT)
         try:
             yield guard
         finally:

@@ -24,7 +24,7 @@ from asrlora.data.audit.findings import Audit
 from asrlora.data.audit.transcript_style import restyle
 from asrlora.data.shards import reader
 from asrlora.engine import launcher
-from asrlora.errors import UserError, exit_code, tell
+from asrlora.errors import UserError, exit_code, report
 from asrlora.models import cost
 from asrlora.models.hub import find_model
 from asrlora.record import run_dir
@@ -217,7 +217,7 @@ def _refuse(run: "Run", error: UserError) -> int:
     run.refuse(error)
     run.runtime.close()
     if run.runtime.is_main:
-        tell(error)
+        report(error)
     return launcher.USER_ERROR
 
 

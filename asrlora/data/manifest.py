@@ -23,7 +23,7 @@ from asrlora.data.decoding.filetypes import AudioError
 from asrlora.data.importers import fields
 from asrlora.data.shards.foreign import foreign_shards
 from asrlora.errors import UserError
-from asrlora.storage import write_whole
+from asrlora.storage import write_atomic
 
 MAX_DEPTH = 100  # of nested JSON: what is read must be writable again, inside Python's recursion limit
 TOLERANCE = decode.TOLERANCE  # that a segment may end behind its file: rounding of whoever cut it
@@ -348,7 +348,7 @@ def write_manifest(path: Path, utterances: Iterable[Utterance]) -> int:
     """
     root = os.path.realpath(path.parent)
     records = [_to_record(utterance, root) for utterance in utterances]
-    write_whole(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    write_atomic(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
     return sum(os.path.isabs(record["audio"]) for record in records)
 
 

@@ -22,7 +22,7 @@ import soundfile
 from asrlora import allocation
 from asrlora.demo import grammar
 from asrlora.demo.speech import SAMPLE_RATE, Speaker, Voice
-from asrlora.storage import write_whole
+from asrlora.storage import write_atomic
 
 VERSION = 1  # of the recipe: raise it when the same seed would give other bytes
 CHUNK = 250  # utterances that one fresh process speaks; see Speaker for why it is fixed
@@ -160,7 +160,7 @@ def write_set(lines: list[Line], folder: Path, workers: int | None = None) -> It
 
 
 def write_manifest(path: Path, records: list[dict[str, Any]]) -> None:
-    write_whole(path, "".join(json.dumps(record) + "\n" for record in records))
+    write_atomic(path, "".join(json.dumps(record) + "\n" for record in records))
 
 
 def folder_digest(folder: Path) -> str:

@@ -27,7 +27,7 @@ from asrlora.models.hub import BASE_FILE, adapter_settings, base_of, lasting_nam
 from asrlora.record.scores import write_scores
 from asrlora.score import metric as metrics
 from asrlora.score import text
-from asrlora.storage import folder_whole
+from asrlora.storage import atomic_folder
 
 
 def open_model(
@@ -67,7 +67,7 @@ def export(adapter: Path, output: Path, model_id: str | None, merge: bool) -> st
     base_id = lasting_name(model_id or base_of(adapter))
     if output.exists():
         raise UserError(f"{output} exists; give a new folder")
-    with folder_whole(output) as aside:
+    with atomic_folder(output) as aside:
         if merge:
             if trained_on(adapter).get("weights") == "nf4":
                 raise UserError(

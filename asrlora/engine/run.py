@@ -156,7 +156,7 @@ class Run:
             **same,
             audit=self.found.as_json(),
         )
-        run_dir.write_whole(self.config.output_dir / "config.yaml", self.config.to_yaml())
+        run_dir.write_atomic(self.config.output_dir / "config.yaml", self.config.to_yaml())
         return created
 
     def _held_out(self) -> str:
@@ -187,7 +187,7 @@ class Run:
             self.config.domain_words, self.config.general_text,
             spoken["domain"], spoken.get("heldout") if self.metric == "wer" else None, self.normaliser,
         )  # fmt: skip
-        run_dir.write_whole(path, "".join(f"{word}\n" for word in sorted(chosen)))
+        run_dir.write_atomic(path, "".join(f"{word}\n" for word in sorted(chosen)))
         return chosen
 
     def load_checkpoint(self) -> Checkpoint | None:
@@ -514,7 +514,7 @@ class Run:
             for one in ids:
                 pcm = data.read(number[one])[: page.EXCERPT_SECONDS * audio.SAMPLE_RATE]
                 path = alignment.excerpt(self.config.output_dir, name, one)
-                run_dir.write_whole(path, audio.encode_mp3(pcm))
+                run_dir.write_atomic(path, audio.encode_mp3(pcm))
 
     def _track_hypotheses(self, name: str, best: int) -> None:
         old, new = (

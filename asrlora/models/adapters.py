@@ -18,7 +18,7 @@ from asrlora.errors import UserError
 from asrlora.models import decode, registry
 from asrlora.models.family import Base
 from asrlora.models.hub import BASE_FILE, adapter_settings, trained_on
-from asrlora.storage import folder_whole
+from asrlora.storage import atomic_folder
 
 WEIGHTS = "adapter_model.safetensors"
 WRITTEN = "adapter_sha256"  # of that file, in base.json
@@ -114,7 +114,7 @@ def save(model: Any, folder: Path, initial: Path | None, base: Base | None = Non
     """
     # the conversion renames the live adapter's config while it works, so it gets a copy of it
     converted = {"path_initial_model_for_weight_conversion": str(initial)} if initial else {}
-    with folder_whole(folder) as aside:
+    with atomic_folder(folder) as aside:
         # embeddings are never trained; left to itself, PEFT asks the hub whether they were resized
         model.save_pretrained(aside, save_embedding_layers=False, **converted)
         (aside / "README.md").unlink(missing_ok=True)  # PEFT's empty model card

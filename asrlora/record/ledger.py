@@ -20,7 +20,7 @@ from asrlora.errors import UserError
 from asrlora.record import diagnosis
 from asrlora.record.run_dir import read_json
 from asrlora.score import verdict
-from asrlora.storage import Claim, write_json, written_whole
+from asrlora.storage import Lease, atomic_file, write_json
 
 BEGIN = "<!-- run matrix: written by `uv run asrlora ledger`; do not edit by hand -->"
 END = "<!-- end of run matrix -->"
@@ -82,11 +82,11 @@ def _percent(judged: dict[str, Any] | None, name: str, which: str) -> str:
 
 def write_matrix(page: Path, archive_page: Path, runs: list[Path]) -> tuple[int, int]:
     """Draws both pages; returns how many rows each has. Commands that draw at once wait for each other."""
-    claim = Claim(page.with_name(f".{page.name}.lock"))
+    lease = Lease(page.with_name(f".{page.name}.lock"))
     until = time.monotonic() + WAIT
-    while not claim.take(f"process {os.getpid()}"):
+    while not lease.acquire(f"process {os.getpid()}"):
         if time.monotonic() > until:
-            raise UserError(f"{claim.path}: another `asrlora ledger` is drawing; try again when it has ended")
+            raise UserError(f"{lease.path}: another `asrlora ledger` is drawing; try again when it has ended")
         time.sleep(0.05)
     try:
         rows: dict[bool, dict[str, str]] = {False: {}, True: {}}
@@ -98,7 +98,7 @@ def write_matrix(page: Path, archive_page: Path, runs: list[Path]) -> tuple[int,
         archived = _draw(archive_page, rows[True], both) if archive_page.exists() or rows[True] else 0
         return active, archived
     finally:
-        claim.give_up()
+        lease.release()
 
 
 def _draw(page: Path, drawn: dict[str, str], known: Iterable[str]) -> int:
@@ -118,7 +118,7 @@ def _draw(page: Path, drawn: dict[str, str], known: Iterable[str]) -> int:
     rows = [*kept, *drawn.values()]
     table = "\n".join([HEADER, *rows])
     page.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(page) as file:
+    with atomic_file(page) as file:
         file.write(f"{before}{BEGIN}\n{table}\n{END}{after}".encode())
     return len(rows)
 

@@ -25,7 +25,7 @@ from asrlora.score import mapsswe, selection, verdict
 from asrlora.score.metric import NAMES, Metric, tally, units
 from asrlora.score.wer import Tally
 from asrlora.storage import lock, to_json, write_json
-from asrlora.storage import write_whole as write_whole  # callers of this module use it too
+from asrlora.storage import write_atomic as write_atomic  # callers of this module use it too
 
 NOTE = 5.0  # seconds that a process may take to end before another one records why
 LOST = "ended without a word: it was killed (SIGKILL, the kernel for want of memory), or its machine failed"
@@ -170,7 +170,7 @@ class RunRecord:
         metrics = self.folder / "metrics.jsonl"
         if metrics.exists():
             lines = [line for line in read_log(metrics) if line["step"] <= step]
-            write_whole(metrics, to_lines(lines))
+            write_atomic(metrics, to_lines(lines))
         for folder in (self.folder / "eval").glob("step-*"):
             if int(folder.name.removeprefix("step-")) > step:
                 shutil.rmtree(folder)
@@ -193,7 +193,7 @@ class RunRecord:
     ) -> None:
         folder = step_folder(self.folder, step)
         for name, hypotheses in sets.items():
-            write_whole(folder / f"{name}.jsonl", to_lines(hypotheses))
+            write_atomic(folder / f"{name}.jsonl", to_lines(hypotheses))
         write_json(folder / "scores.json", scores)
 
     def _write(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from asrlora.data.manifest import Utterance
 from asrlora.errors import UserError
 from asrlora.record.hypothesis_file import read_hypotheses
-from asrlora.record.run_dir import to_lines, write_whole
+from asrlora.record.run_dir import to_lines, write_atomic
 from asrlora.score import breakdown, keyword_recall
 from asrlora.score.metric import Metric
 from asrlora.score.scoring import Hypothesis, score, summary
@@ -30,7 +30,7 @@ def write_scores(
         "by_speaker": breakdown.by_speaker(lines, metric),
         **more,
     }
-    write_whole(output / "hypotheses.jsonl", to_lines(lines))
+    write_atomic(output / "hypotheses.jsonl", to_lines(lines))
     write_json(output / "scores.json", scores)
     return scores
 

@@ -19,10 +19,10 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from asrlora.config import ATTEMPT
+from asrlora.config import RESUMABLE_SETTINGS
 from asrlora.errors import UserError
 from asrlora.record import ledger
-from asrlora.record.run_dir import read_counts, read_json, read_log, read_scores, step_folder, write_whole
+from asrlora.record.run_dir import read_counts, read_json, read_log, read_scores, step_folder, write_atomic
 from asrlora.score import selection, verdict
 from asrlora.score.bootstrap import Interval, interval, resample
 from asrlora.score.metric import Metric
@@ -76,7 +76,7 @@ class Run:
         identity = self.identity
         training = identity.get("training") or {}
         return {
-            **{k: v for k, v in identity["config"].items() if k not in ATTEMPT | {"output_dir"}},
+            **{k: v for k, v in identity["config"].items() if k not in RESUMABLE_SETTINGS | {"output_dir"}},
             "training_content": training.get("content", "")[:12] or None,
             "processes": identity.get("world_size"),
             "launch": identity.get("launch"),
@@ -336,7 +336,7 @@ def write_page(groups: Sequence[Group], page: Path) -> None:
         script=(here / "compare.js").read_text(encoding="utf-8"),
         plotly=get_plotlyjs(),
     )
-    write_whole(page, html)
+    write_atomic(page, html)
 
 
 def _group_data(group: Group, first: Group, page: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from asrlora.record.run_dir import read_json, read_log, read_scores, write_whole
+from asrlora.record.run_dir import read_json, read_log, read_scores, write_atomic
 from asrlora.report import alignment, figures
 from asrlora.score import breakdown, keyword_recall, selection
 from asrlora.score.metric import KEYS, Metric
@@ -69,7 +69,7 @@ def write_report(run: Path) -> Path:
         recall=_recall(run, alignment.read_pair(run, "domain", judged["best_step"], "wer")),
         audio=lambda name, utterance: _embedded(alignment.excerpt(run, name, utterance)),
     )
-    write_whole(run / "report.html", page)
+    write_atomic(run / "report.html", page)
     return run / "report.html"
 
 

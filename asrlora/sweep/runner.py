@@ -18,7 +18,7 @@ import psutil
 from asrlora import allocation
 from asrlora.console import console
 from asrlora.record import run_dir
-from asrlora.storage import Claim, write_json
+from asrlora.storage import Lease, write_json
 from asrlora.sweep import pruning
 from asrlora.sweep.sweep_file import Phase, Sweep, Trial, command, demand
 from asrlora.sweep.trials import ATTEMPTS, CLAIM, DONE, LOG, standing
@@ -33,15 +33,15 @@ HEARTBEAT = 3.0  # seconds between two
 class _Live:
     trial: Trial
     process: subprocess.Popen[bytes]
-    claim: Claim
+    lease: Lease
     attempts: list[dict[str, Any]]
-    kept: float = field(default_factory=time.monotonic)  # when the claim was kept last
+    kept: float = field(default_factory=time.monotonic)  # when the lease was kept last
     lost: bool = False  # another process has it, and writes down what becomes of the trial
 
     def keep(self) -> None:
         """A heartbeat. While this process was stopped another one may have taken the trial."""
         self.kept = time.monotonic()
-        if not self.lost and not self.claim.keep():
+        if not self.lost and not self.lease.renew():
             self.lost = True
             console.print(
                 f"{self.trial.id} {self.trial.label}: left to {_owner(self.trial)}, which has taken it"
@@ -117,8 +117,8 @@ def _begin(
     sweep: Sweep, trial: Trial, trials: Sequence[Trial], environment: Mapping[str, str]
 ) -> _Live | None:
     """Starts a trial's process; None where another process has the trial."""
-    claim = Claim(trial.folder / CLAIM)
-    if not claim.take(_me()):
+    lease = Lease(trial.folder / CLAIM)
+    if not lease.acquire(_me()):
         return None
     if sweep.prune.model_dump(exclude_none=True):
         pruning.write_rules(sweep.prune, sweep.criteria, trial, list(trials))
@@ -131,7 +131,7 @@ def _begin(
         process = subprocess.Popen(
             words, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=dict(environment)
         )
-    live = _Live(trial, process, claim, [*attempts, {}])
+    live = _Live(trial, process, lease, [*attempts, {}])
     live.note(
         owner=_me(), started=_now(), ended=None, restart=int(os.environ.get("SLURM_RESTART_COUNT", 0)),
         cause=None, told="",
@@ -158,7 +158,7 @@ def _end(one: _Live, code: int, signals: Sequence[int]) -> int:
     else:
         told = "" if cause == "complete" else _last_words(one.trial.folder / LOG)
     one.note(ended=_now(), code=code, cause=cause, told=told)
-    one.claim.give_up()
+    one.lease.release()
     console.print(f"{one.trial.id} {one.trial.label}: {cause}{told and ': '}{told}")
     return code if code >= 0 else 128 - code
 
@@ -238,7 +238,7 @@ def _host() -> str:
 
 
 def _owner(trial: Trial) -> str:
-    return Claim(trial.folder / CLAIM).owner() or "nobody any more"
+    return Lease(trial.folder / CLAIM).owner() or "nobody any more"
 
 
 def _is_ours(trial: Trial) -> bool:
@@ -246,7 +246,7 @@ def _is_ours(trial: Trial) -> bool:
     owner = _owner(trial)
     kind, _, host = owner.partition(" on ")
     if kind.startswith("process ") and host == _host() and not psutil.pid_exists(int(kind.split()[1])):
-        Claim(trial.folder / CLAIM).take_from(owner)  # killed on this machine, a moment ago
+        Lease(trial.folder / CLAIM).revoke(owner)  # killed on this machine, a moment ago
         return True
     return "SLURM_JOB_ID" in os.environ and kind in (_me().split(" on ")[0], "nobody any more")
 

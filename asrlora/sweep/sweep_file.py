@@ -19,7 +19,7 @@ import yaml
 from pydantic import Field
 
 from asrlora import allocation
-from asrlora.config import ATTEMPT, Count, RunConfig, read_yaml, validate
+from asrlora.config import RESUMABLE_SETTINGS, Count, RunConfig, read_yaml, validate
 from asrlora.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -133,7 +133,7 @@ def trials_of(sweep: Sweep, phase: Phase, won: Mapping[str, Any] | None = None) 
 def trial_id(settings: Settings) -> str:
     """The same for settings that mean the same: 1e-4 or 0.0001, a default given or left out."""
     config = validate(None, {**settings, "output_dir": "."})
-    said = config.model_dump(mode="json", exclude_defaults=True, exclude={*ATTEMPT, "output_dir"})
+    said = config.model_dump(mode="json", exclude_defaults=True, exclude={*RESUMABLE_SETTINGS, "output_dir"})
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:10]
 
 

@@ -10,7 +10,7 @@ from asrlora.record import diagnosis, run_dir
 from asrlora.score import verdict
 from asrlora.score.metric import Metric
 from asrlora.score.wer import Tally
-from asrlora.storage import Claim
+from asrlora.storage import Lease
 from asrlora.sweep.pruning import PRUNED
 from asrlora.sweep.sweep_file import Criteria, Trial
 
@@ -39,7 +39,7 @@ class Standing:
 def standing(trial: Trial, criteria: Criteria) -> Standing:
     identity = _json(trial.folder / "run.json")
     attempts = (_json(trial.folder / ATTEMPTS) or {}).get("attempts", [])
-    owner = Claim(trial.folder / CLAIM).owner()
+    owner = Lease(trial.folder / CLAIM).owner()
     last = attempts[-1] if attempts else None
     why = (last or {}).get("told", "")
     if identity is not None and identity["state"] == "complete":

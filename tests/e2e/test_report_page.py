@@ -42,7 +42,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tone = (3_000 * np.sin(np.arange(32_000) / 9)).astype(np.int16)
     for name, ids in page.shown(folder, judged).items():
         for one in ids:
-            run_dir.write_whole(alignment.excerpt(folder, name, one), audio.encode_mp3(tone))
+            run_dir.write_atomic(alignment.excerpt(folder, name, one), audio.encode_mp3(tone))
     (folder / "metrics.jsonl").write_text(
         "".join(f'{{"step": {i}, "loss": {2 / i}}}\n' for i in range(1, 60))
     )

@@ -46,9 +46,9 @@ def attempt(folder: Path, told: dict[str, Any] | None = None, mode: str | None =
     folder.mkdir(exist_ok=True)
     run = sinks.start(config(folder, mode), kept, ["moonshine"])
     if run is not None:
-        run_dir.write_whole(folder / "run.json", "{}")
+        run_dir.write_atomic(folder / "run.json", "{}")
         now = {"wandb_id": run.id, "wandb": sinks.place(config(folder), run)}
-        run_dir.write_whole(folder / "run.json", run_dir.json.dumps(now))
+        run_dir.write_atomic(folder / "run.json", run_dir.json.dumps(now))
         sinks.finish(sinks.Tracker(run))
     return run
 
@@ -201,7 +201,7 @@ def test_sync_sends_a_run_as_it_was_logged(
 ) -> None:
     monkeypatch.setenv("WANDB_PROJECT", "first")
     run = sinks.start(config(tmp_path), IDENTITY, [])
-    run_dir.write_whole(tmp_path / "run.json", "{}")
+    run_dir.write_atomic(tmp_path / "run.json", "{}")
     tracker = sinks.Tracker(run)
     tracker.log(1, {"train/loss": 2.0})
     sinks.finish(tracker)

@@ -1,4 +1,4 @@
-"""Claims: at any time one process has a thing, whoever died before and whoever comes at once."""
+"""Leases: at any time one process has a thing, whoever died before and whoever comes at once."""
 
 import multiprocessing
 import os
@@ -9,21 +9,21 @@ from typing import Any
 
 import pytest
 
-from asrlora.storage import LOST, Claim
+from asrlora.storage import LEASE_TIMEOUT, Lease
 
 PROCESSES, ROUNDS = 4, 150
 
 
-def take_in_turns(folder: Path, barrier: Barrier, results: Any, number: int) -> None:
-    """Takes the same claim as the others in every round; its last owner has died before each of them."""
+def acquire_in_turns(folder: Path, barrier: Barrier, results: Any, number: int) -> None:
+    """Takes the same lease as the others in every round; its last owner has died before each of them."""
     for turn in range(ROUNDS):
         path = folder / f"{turn}.lock"
         if number == 0:
             path.write_text("who died\n")
-            old = time.time() - 3 * LOST
+            old = time.time() - 3 * LEASE_TIMEOUT
             os.utime(path, (old, old))
         barrier.wait(60)
-        taken = Claim(path).take(f"process {number}")
+        taken = Lease(path).acquire(f"process {number}")
         results.put((turn, number, taken))
         barrier.wait(60)
 
@@ -32,7 +32,7 @@ def test_one_of_several_processes_takes_what_a_dead_one_had(tmp_path: Path) -> N
     fork = multiprocessing.get_context("fork")
     barrier, results = fork.Barrier(PROCESSES), fork.Queue()
     processes = [
-        fork.Process(target=take_in_turns, args=(tmp_path, barrier, results, number))
+        fork.Process(target=acquire_in_turns, args=(tmp_path, barrier, results, number))
         for number in range(PROCESSES)
     ]
     for process in processes:
@@ -42,46 +42,46 @@ def test_one_of_several_processes_takes_what_a_dead_one_had(tmp_path: Path) -> N
         process.join(60)
     winners = {turn: [n for t, n, taken in found if t == turn and taken] for turn in range(ROUNDS)}
     assert {turn: who for turn, who in winners.items() if len(who) != 1} == {}
-    assert all(Claim(tmp_path / f"{t}.lock").owner() == f"process {who[0]}" for t, who in winners.items())
+    assert all(Lease(tmp_path / f"{t}.lock").owner() == f"process {who[0]}" for t, who in winners.items())
 
 
 @pytest.fixture
-def claim(tmp_path: Path) -> Claim:
-    return Claim(tmp_path / "trial" / "running.lock")
+def lease(tmp_path: Path) -> Lease:
+    return Lease(tmp_path / "trial" / "running.lock")
 
 
-def test_who_was_stopped_for_too_long_touches_nothing_of_the_next_owner(claim: Claim) -> None:
-    assert claim.take("job 1")
-    assert claim.keep()
-    _age(claim, LOST + 1)
-    assert claim.owner() is None
-    other = Claim(claim.path)
-    assert other.take("job 2")
-    assert not claim.keep()
-    claim.give_up()
+def test_who_was_stopped_for_too_long_touches_nothing_of_the_next_owner(lease: Lease) -> None:
+    assert lease.acquire("job 1")
+    assert lease.renew()
+    _age(lease, LEASE_TIMEOUT + 1)
+    assert lease.owner() is None
+    other = Lease(lease.path)
+    assert other.acquire("job 2")
+    assert not lease.renew()
+    lease.release()
     assert other.owner() == "job 2"
-    assert not claim.take("job 1")
-    other.give_up()
-    assert claim.take("job 1")
+    assert not lease.acquire("job 1")
+    other.release()
+    assert lease.acquire("job 1")
 
 
 @pytest.mark.parametrize("hours", [1, -1])
-def test_a_clock_that_was_set_does_not_keep_a_dead_owner_alive(claim: Claim, hours: int) -> None:
+def test_a_clock_that_was_set_does_not_keep_a_dead_owner_alive(lease: Lease, hours: int) -> None:
     """Set back, its last heartbeat lies ahead."""
-    assert claim.take("job 1")
-    _age(claim, 3600 * hours)
-    assert claim.owner() is None
-    assert Claim(claim.path).take("job 2")
+    assert lease.acquire("job 1")
+    _age(lease, 3600 * hours)
+    assert lease.owner() is None
+    assert Lease(lease.path).acquire("job 2")
 
 
-def test_the_owner_that_is_known_to_be_dead_is_the_one_who_loses_it(claim: Claim) -> None:
-    assert claim.take("process 2 on n1")
-    claim.take_from("process 1 on n1")
-    assert claim.owner() == "process 2 on n1"
-    claim.take_from("process 2 on n1")
-    assert claim.owner() is None
+def test_the_owner_that_is_known_to_be_dead_is_the_one_who_loses_it(lease: Lease) -> None:
+    assert lease.acquire("process 2 on n1")
+    lease.revoke("process 1 on n1")
+    assert lease.owner() == "process 2 on n1"
+    lease.revoke("process 2 on n1")
+    assert lease.owner() is None
 
 
-def _age(claim: Claim, seconds: float) -> None:
+def _age(lease: Lease, seconds: float) -> None:
     then = time.time() - seconds
-    os.utime(claim.path, (then, then))
+    os.utime(lease.path, (then, then))

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from asrlora import cli
 from asrlora.config import parse_run
 from asrlora.errors import UserError
-from asrlora.storage import Claim
+from asrlora.storage import Lease
 from asrlora.sweep import pruning, runner, slurm, sweep_file, trials
 from asrlora.sweep.sweep_file import Criteria, Pruning, Sweep, Trial
 from conftest import ROOT
@@ -265,12 +265,12 @@ def test_a_task_that_was_stopped_too_often_says_so(faked: Path, monkeypatch: pyt
 def test_an_attempt_without_a_sign_of_life_is_lost_and_a_living_one_is_left_alone(faked: Path) -> None:
     loaded = make(faked, grid={"seed": [1]})
     found = sweep_file.trials_of(loaded, loaded)
-    claim = Claim(found[0].folder / trials.CLAIM)
-    assert claim.take("job 7_0 on n1")
+    claim = Lease(found[0].folder / trials.CLAIM)
+    assert claim.acquire("job 7_0 on n1")
     (found[0].folder / trials.ATTEMPTS).write_text(
         json.dumps({"attempts": [{"owner": "job 7_0 on n1", "ended": None, "cause": None}]})
     )
-    assert not claim.take("job 8_0 on n2")
+    assert not claim.acquire("job 8_0 on n2")
     assert runner.run(loaded, loaded, found, found, 1) == 0
     assert starts(found[0]) == 0
     told = {"owner": "job 7_0 on n1", "ended": None, "cause": "cancelled", "told": ""}

@@ -20,7 +20,7 @@ from asrlora.data.importers.readers import METADATA, READERS, SUFFIXES, Found, S
 from asrlora.data.manifest import AllowedRoot, MissingFileError, OutsideRootError, Utterance
 from asrlora.data.shards.foreign import foreign_shards
 from asrlora.errors import UserError
-from asrlora.storage import write_whole
+from asrlora.storage import write_atomic
 
 DOMAIN_SAMPLES = 500  # utterances; fewer make a WER a matter of luck
 CLIPS = ("clips/", "wavs/")  # where Common Voice and LJ Speech keep what they name without a folder
@@ -264,7 +264,7 @@ def _judge(found: Found, root: AllowedRoot, aside: Path, source: str, tally: _Ta
             "utterances are one channel of their file, counted from 0, in a file of its own now"
         ] += 1
     if sound is not None:
-        write_whole(audio, sound)
+        write_atomic(audio, sound)
     return Utterance(
         record.id or default, audio, record.text, duration, start, record.speaker, record.extra, whole_file
     )

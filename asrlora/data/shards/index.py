@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from asrlora.data.audio import SAMPLE_RATE
 from asrlora.errors import UserError
-from asrlora.storage import written_whole
+from asrlora.storage import atomic_file
 
 LENGTHS, ROWS, TEXTS = FILES = ("lengths.bin", "rows.bin", "texts.bin")
 
@@ -170,7 +170,7 @@ class _Hashed:
 
     def __init__(self, path: Path) -> None:
         self.path, self._digest, self._size = path, hashlib.sha256(), 0
-        self._whole = written_whole(path)
+        self._whole = atomic_file(path)
 
     def __enter__(self) -> "_Hashed":
         self._file = self._whole.__enter__()

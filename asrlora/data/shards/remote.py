@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, cast
 from asrlora.data.shards.index import open_plain
 from asrlora.data.shards.writer import META
 from asrlora.errors import UserError
-from asrlora.storage import written_whole
+from asrlora.storage import atomic_file
 
 SCHEMES = ("http", "https", "s3", "gs", "file", "memory")
 LIMIT = 100 * 10**9  # bytes of tars, over all remote folders; $ASRLORA_CACHE_BYTES
@@ -34,7 +34,7 @@ def mirror(url: str, root: Path) -> Path:
         data = file.read()
     folder = root / "remote" / hashlib.sha256(data).hexdigest()[:24]
     folder.mkdir(parents=True, exist_ok=True)
-    with written_whole(folder / META) as file:
+    with atomic_file(folder / META) as file:
         file.write(data)
     return folder
 
@@ -56,7 +56,7 @@ def fetched(url: str, folder: Path, name: str, facts: dict[str, Any]) -> Buffere
 
 
 def _fetch(url: str, path: Path, facts: dict[str, Any]) -> None:
-    with _failures(url), written_whole(path) as file, _open(url) as source:
+    with _failures(url), atomic_file(path) as file, _open(url) as source:
         if _copy(source, file, facts["bytes"] + 1) != facts["sha256"]:
             raise UserError(f"{url} is damaged (its sha256 differs); upload it again")
 

@@ -28,7 +28,7 @@ from asrlora.data.manifest import TOLERANCE, Utterance, fingerprint
 from asrlora.data.shards import index
 from asrlora.data.shards.index import Sample, shard_name
 from asrlora.errors import UserError
-from asrlora.storage import sync, written_whole
+from asrlora.storage import atomic_file, sync
 
 FORMAT = 3
 SAMPLES_PER_SHARD = 256
@@ -86,7 +86,7 @@ def write_shards(
     except OSError as error:
         raise UserError(f"{out}: {work} cannot be made ({error.strerror}); give another folder") from None
     described = {"fingerprint": describe(chunks), "slices": count, "chunks": [c.fingerprint for c in chunks]}
-    with written_whole(work / PLAN) as file:
+    with atomic_file(work / PLAN) as file:
         file.write(json.dumps(described).encode())
     allotted = allocation.of_process()
     torch = sys.modules.get("torch")
@@ -164,7 +164,7 @@ def finish(out: Path) -> None:
         "rejected": dict(sorted(rejected.items())),
         "files": files,
     }
-    with written_whole(work / META) as file:
+    with atomic_file(work / META) as file:
         file.write(json.dumps({**meta, "sha256": digest(meta)}, indent=1).encode())
     try:
         os.rename(work, out)
@@ -243,7 +243,7 @@ def _write_shard(work: Path, chunk: Chunk, encoded: list[Future[_Encoded | None]
     rejected: Counter[str] = Counter()
     path = work / shard_name(chunk.number)
     with (
-        written_whole(path, synced=False) as file,
+        atomic_file(path, synced=False) as file,
         tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
     ):
         for number, utterance in enumerate(chunk.utterances):
@@ -266,7 +266,7 @@ def _write_shard(work: Path, chunk: Chunk, encoded: list[Future[_Encoded | None]
         "chunk": chunk.fingerprint, "sha256": index.sha256_of(path), "bytes": path.stat().st_size,
         "rejected": rejected,
     }  # fmt: skip
-    with written_whole(work / f"{path.name}.jsonl", synced=False) as file:
+    with atomic_file(work / f"{path.name}.jsonl", synced=False) as file:
         for record in (head, *map(asdict, samples)):
             file.write(json.dumps(record).encode() + b"\n")
 
