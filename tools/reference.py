@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from asrlora import cli
-from asrlora.config import ATTEMPT, RunConfig
+from asrlora.config import RESUMABLE_SETTINGS, RunConfig
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference"
 # the first setting of each section, in the order of RunConfig
@@ -58,7 +58,7 @@ def settings() -> str:
             lines += ["", f"## {SECTIONS[name]}", ""]
             lines += ["| setting | type | default | what it does | resume |", "|---|---|---|---|---|"]
         default = "required" if name in schema["required"] else value(field["default"])
-        resume = "may change" if name in ATTEMPT else ""
+        resume = "may change" if name in RESUMABLE_SETTINGS else ""
         row = (f"`--{name.replace('_', '-')}`", kind(field), default, field.get("description", ""), resume)
         lines.append("| " + " | ".join(text.replace("|", "\\|") for text in row) + " |")
     return "\n".join(lines) + "\n"
