@@ -5,6 +5,10 @@ import sys
 import time
 from collections.abc import Callable
 
+# exit codes beside 0 (all is well) and 1 (an error of ours)
+USER_ERROR = 2
+PREEMPTED = 75  # os.EX_TEMPFAIL: stopped on request, and saved, to be resumed
+
 
 class UserError(Exception):
     """Something the user can correct. The message names the file, line or field, and what to do."""
@@ -16,7 +20,7 @@ def exit_code(main: Callable[[], int]) -> int:
         return main()
     except UserError as error:
         report_only_on_local_rank_zero(error)
-        return 2
+        return USER_ERROR
 
 
 def report_only_on_local_rank_zero(error: UserError) -> None:

@@ -24,7 +24,7 @@ from asrlora.data.audit.findings import Audit
 from asrlora.data.audit.transcript_style import restyle
 from asrlora.data.shards import reader
 from asrlora.engine import launcher
-from asrlora.errors import UserError, exit_code, report
+from asrlora.errors import PREEMPTED, USER_ERROR, UserError, exit_code, report
 from asrlora.models import cost
 from asrlora.models.hub import find_model
 from asrlora.record import run_dir
@@ -209,7 +209,7 @@ def _stop(run: "Run", step: int) -> int:
     """Collective. The end on request; returns the exit code that schedulers take for "run me again"."""
     run.preempt(step)
     run.runtime.close()
-    return launcher.PREEMPTED
+    return PREEMPTED
 
 
 def _refuse(run: "Run", error: UserError) -> int:
@@ -218,7 +218,7 @@ def _refuse(run: "Run", error: UserError) -> int:
     run.runtime.close()
     if run.runtime.is_main:
         report(error)
-    return launcher.USER_ERROR
+    return USER_ERROR
 
 
 def _count(model: Any, trained: list[Any]) -> str:

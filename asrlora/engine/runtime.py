@@ -25,8 +25,9 @@ from accelerate.utils import DistributedType
 from asrlora import allocation
 from asrlora.data.loader import to_device
 from asrlora.engine import watchdog
-from asrlora.engine.launcher import STOP_SIGNALS, command_line, process_age
+from asrlora.engine.launcher import command_line, process_age
 from asrlora.errors import UserError
+from asrlora.launcher_hook import STOP_SIGNALS
 
 T = TypeVar("T")
 Tensors = dict[str, torch.Tensor]

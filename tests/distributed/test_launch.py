@@ -109,7 +109,7 @@ def test_adapters_equal_those_of_one_process(runs: dict[str, Path], name: str) -
         (
             ["--config_file", "accelerate_configs/cpu.yaml"],
             {"gradient_accumulation_steps": 3},
-            "cannot be dealt out evenly to 2 processes",
+            "cannot be divided evenly among 2 processes",
         ),
     ],
 )

@@ -14,8 +14,8 @@ MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))
 }
 # from the bottom up; a room may import rooms before it, and itself
-FLOORS = """errors storage allocation config console score data record sweep report tracking models engine
-demo bench bench_eval bench_engine bench_together train cli""".split()
+FLOORS = """errors storage allocation config console score data record launcher_hook sweep report tracking
+models engine demo bench bench_eval bench_engine bench_together train cli""".split()
 OUTSIDE = {
     "accelerate": ["asrlora.engine.runtime", "asrlora.engine.inference"],
     "deepspeed": ["asrlora.engine.runtime"],
@@ -73,6 +73,17 @@ def test_needs_no_torch(module: str) -> None:
     """What is told before a model loads must not wait for torch."""
     code = f"import sys, asrlora.{module}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_what_import_torch_calls_imports_next_to_nothing() -> None:
+    """It does so in every process of the environment, whatever that process is for."""
+    code = "import sys, asrlora.launcher_hook; print(*sys.modules)"
+    told = subprocess.run(
+        [sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True
+    )
+    ours = {name for name in told.stdout.split() if name.startswith("asrlora")}
+    assert ours == {"asrlora", "asrlora.errors", "asrlora.launcher_hook"}
+    assert not {"psutil", "yaml", "pydantic", "numpy"} & set(told.stdout.split())
 
 
 def test_no_module_shadows_a_library_when_train_runs_by_path() -> None:

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from asrlora import cli
+from asrlora import cli, errors
 from asrlora.config import RunConfig
-from asrlora.engine import launcher
 from asrlora.score import verdict
 
 ROOT = Path(__file__).parents[2]
@@ -70,7 +69,7 @@ def test_generated_pages_are_current() -> None:
 def test_exit_codes_are_documented() -> None:
     page = (ROOT / "docs" / "reference" / "exit_codes.md").read_text()
     listed = {int(code) for code in re.findall(r"^\| (\d+) \|", page, re.MULTILINE)}
-    codes = {*verdict.EXIT_CODES.values(), launcher.USER_ERROR, launcher.PREEMPTED, 1}
+    codes = {*verdict.EXIT_CODES.values(), errors.USER_ERROR, errors.PREEMPTED, 1}
     assert codes == listed
 
 

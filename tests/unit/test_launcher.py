@@ -11,6 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
+from asrlora import launcher_hook
 from asrlora.engine import launcher
 from asrlora.record import run_dir, status
 from asrlora.storage import lock
@@ -24,7 +25,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> run_dir.RunRecord:
     made = run_dir.RunRecord.create(tmp_path / "run", config={}, attempts=[])
     made.lock.close()
     words = ["accelerate", "launch", "--config_file", "x.yaml", "asrlora/train.py", *FLAGS, str(made.folder)]
-    monkeypatch.setattr(launcher.sys, "argv", words)
+    monkeypatch.setattr(launcher_hook.sys, "argv", words)
     return made
 
 
@@ -49,7 +50,7 @@ def test_the_signal_that_killed_a_rank_is_recorded(
     run: run_dir.RunRecord, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The one that the launcher ended afterwards is not the cause."""
-    launcher._note_killed(Failed(r0=(41, -signal.SIGTERM), r1=(42, -signal.SIGKILL)))
+    launcher_hook._note_killed(Failed(r0=(41, -signal.SIGTERM), r1=(42, -signal.SIGKILL)))
     state, told = reason(run)
     assert state == "failed"
     assert told.startswith(KILLED)
@@ -59,20 +60,20 @@ def test_the_signal_that_killed_a_rank_is_recorded(
 
 def test_a_rank_that_only_saw_that_another_one_is_gone_did_not_know_why(run: run_dir.RunRecord) -> None:
     run.update(state="failed", reason="rank 1 (process 42 on n) is gone: it was killed, by")
-    launcher._note_killed(Failed(r0=(41, 1), r1=(42, -signal.SIGSEGV)))
+    launcher_hook._note_killed(Failed(r0=(41, 1), r1=(42, -signal.SIGSEGV)))
     assert "killed by SIGSEGV" in reason(run)[1]
 
 
 def test_what_the_ranks_have_said_stays(run: run_dir.RunRecord, capsys: pytest.CaptureFixture[str]) -> None:
     """They end a rank that is stopped by SIGKILL themselves."""
     run.update(state="failed", reason="rank 1 (process 42 on n) is stopped")
-    launcher._note_killed(Failed(r0=(41, 1), r1=(42, -signal.SIGKILL)))
+    launcher_hook._note_killed(Failed(r0=(41, 1), r1=(42, -signal.SIGKILL)))
     assert reason(run) == ("failed", "rank 1 (process 42 on n) is stopped")
     assert capsys.readouterr().err == ""
 
 
 def test_the_only_process_of_a_launch_is_rank_0(run: run_dir.RunRecord) -> None:
-    launcher._note_killed(subprocess.CalledProcessError(-signal.SIGKILL, ["x"]))
+    launcher_hook._note_killed(subprocess.CalledProcessError(-signal.SIGKILL, ["x"]))
     assert reason(run)[1].startswith("rank 0 was killed by SIGKILL")
 
 
