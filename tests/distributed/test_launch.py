@@ -33,6 +33,14 @@ def launch(way: list[str], flags: list[str]) -> subprocess.CompletedProcess[str]
     )
 
 
+def until_first_step(run: Path, launcher: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + 200
+    while not (run / "metrics.jsonl").exists():
+        assert launcher.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def shorter(manifest: Path, count: int) -> Path:
     """Its first `count` utterances, in a file beside it."""
     few = manifest.with_name(f"first_{count}_{manifest.name}")
@@ -166,12 +174,8 @@ def test_a_signal_to_the_launcher_stops_its_ranks_with_a_checkpoint(speech: Spee
     run = tmp_path / "run"
     flags = speech.flags(run, **{**SETTINGS, "max_steps": 5000, "eval_interval": 5000})
     del flags[flags.index("--safety-manifest-path") : flags.index("--safety-manifest-path") + 2]
-    with subprocess.Popen([*WAYS["ddp"], "asrlora/train.py", *flags], cwd=ROOT) as launcher:
-        end = time.monotonic() + 200
-        while not (run / "metrics.jsonl").exists():
-            assert launcher.poll() is None
-            assert time.monotonic() < end
-            time.sleep(0.05)
+    with subprocess.Popen([*WAYS["ddp"], "asrlora/train.py", *flags], cwd=ROOT, text=True) as launcher:
+        until_first_step(run, launcher)
         launcher.send_signal(signal.SIGUSR1)
         assert launcher.wait(100) == 75
     identity = json.loads((run / "run.json").read_text())
@@ -184,12 +188,8 @@ def test_ranks_end_when_their_launcher_is_killed(speech: Speech, tmp_path: Path)
     """Else they would write into the files of the attempt that goes on with the run."""
     run = tmp_path / "run"
     flags = speech.flags(run, **{**SETTINGS, "max_steps": 5000, "eval_interval": 5000})
-    with subprocess.Popen([*WAYS["ddp"], "asrlora/train.py", *flags], cwd=ROOT) as launcher:
-        end = time.monotonic() + 200
-        while not (run / "metrics.jsonl").exists():
-            assert launcher.poll() is None
-            assert time.monotonic() < end
-            time.sleep(0.05)
+    with subprocess.Popen([*WAYS["ddp"], "asrlora/train.py", *flags], cwd=ROOT, text=True) as launcher:
+        until_first_step(run, launcher)
         ranks = psutil.Process(launcher.pid).children(recursive=True)
         launcher.kill()
     gone, left = psutil.wait_procs(ranks, timeout=30)
@@ -201,3 +201,23 @@ def test_ranks_end_when_their_launcher_is_killed(speech: Speech, tmp_path: Path)
     # the first rank that notices ends; another one may learn it from their broken connection
     assert identity["state"] == "failed"
     assert "launcher" in identity["reason"] or "Connection closed" in identity["reason"]
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_named_with_its_signal(speech: Speech, tmp_path: Path) -> None:
+    """Only the launcher, its parent, knows which signal it was."""
+    run = tmp_path / "run"
+    flags = speech.flags(run, **{**SETTINGS, "max_steps": 5000, "eval_interval": 5000})
+    words = [*WAYS["ddp"], "asrlora/train.py", *flags]
+    with subprocess.Popen(words, cwd=ROOT, text=True, stderr=subprocess.PIPE) as launcher:
+        until_first_step(run, launcher)
+        ranks = psutil.Process(launcher.pid).children(recursive=True)
+        (killed,) = [one for one in ranks if one.environ().get("RANK") == "1"]
+        killed.kill()
+        _, message = launcher.communicate(timeout=100)
+    assert launcher.returncode not in (0, 2, 75)
+    identity = json.loads((run / "run.json").read_text())
+    assert identity["state"] == "failed"
+    for text in (message, identity["reason"]):
+        assert f"rank 1 (process {killed.pid}" in text
+        assert "was killed by SIGKILL" in text

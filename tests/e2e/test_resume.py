@@ -335,9 +335,15 @@ def test_a_complete_run_has_nothing_left_to_do(
         ({"batch_size": 1, "max_steps": 99}, "--batch-size is 1 and was 2; --max-steps is 99 and was 12"),
     ],
 )
-def test_a_run_is_not_gone_on_with_under_other_settings(
-    undisturbed: Undisturbed, tmp_path: Path, change: dict[str, object], told: str
+def test_a_run_is_not_resumed_with_other_settings(
+    undisturbed: Undisturbed,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, object],
+    told: str,
 ) -> None:
+    """And this is found before manifests are read or a model is loaded."""
+    monkeypatch.setattr(train, "check", lambda config: pytest.fail("it went on to read the manifests"))
     whole, run = undisturbed.folder / "1", tmp_path / "run"
     run.mkdir()
     identity = run_dir.read_json(whole / "run.json")
