@@ -703,19 +703,19 @@ def _tell_breakdown(scores: Mapping[str, Any]) -> None:
 
 
 def _verdict(args: argparse.Namespace) -> int:
-    from asrlora.record.run_dir import judge_run
+    from asrlora.record.judge import judge_run
     from asrlora.report.page import write_report
-    from asrlora.score.verdict import EXIT_CODES, sections
+    from asrlora.score.verdict import EXIT_CODES
 
     judged = judge_run(args.run_dir, args.resample_by)
-    console.print(f"{judged['verdict']}: {judged['reason']}")
-    for name, section in sections(judged).items():
-        told = f"{name}: better with probability {section['improvement_probability']:.1%}"
-        if section["mapsswe"] is not None:  # it needs two segments that differ
-            told += f"; MAPSSWE p = {section['mapsswe']['p_value']:.2g}"
+    console.print(f"{judged.verdict}: {judged.reason}")
+    for name, section in judged.sets().items():
+        told = f"{name}: better with probability {section.improvement_probability:.1%}"
+        if section.mapsswe is not None:  # it needs two segments that differ
+            told += f"; MAPSSWE p = {section.mapsswe.p_value:.2g}"
         console.print(told)
     console.print(f"report: {write_report(args.run_dir)}")
-    return EXIT_CODES[judged["verdict"]]
+    return EXIT_CODES[judged.verdict]
 
 
 def _compare(args: argparse.Namespace) -> int:
@@ -902,7 +902,7 @@ def _sweep_status(args: argparse.Namespace) -> int:
                 else "–"
                 for name in ("domain", "heldout")
             ]
-            verdict = one.judged["verdict"] if one.judged else "–"
+            verdict = one.judged.verdict if one.judged else "–"
             steps = f"{one.step}/{one.max_steps}" if one.max_steps else "–"
             table.add_row(one.trial.id, one.trial.label, one.state, steps, *wers, verdict)
         console.print(table)

@@ -9,6 +9,7 @@ import numpy as np
 
 from asrlora.config import RunConfig
 from asrlora.record import run_dir
+from asrlora.record.judge import judge_run
 
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 STEPS = (100, 200, 400)
@@ -72,7 +73,7 @@ def write_run(
             best = (step, scores["domain"]["wer"])
     run.update(best_step=best[0], stage_seconds={"training": 0.3 * last})
     if state == "complete":
-        run_dir.judge_run(folder)
+        judge_run(folder)
         (folder / "report.html").write_text(f"<title>{folder.name}</title>")
     if state != "running":
         run.end(state, reason)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from asrlora.record import run_dir
+from asrlora.record.judge import judge_run
 from asrlora.score import text
 from asrlora.score.scoring import score
 
@@ -36,6 +37,12 @@ def write_run(folder: Path, sets: dict[str, tuple[list[int], list[int]]], **conf
         wers = {name: {"wer": sum(sides[number]) / 10 / len(sides[number])} for name, sides in sets.items()}
         run.write_evaluation(step, lines, {"step": step, "fingerprint": {"base": "b"}, **wers})
     return folder
+
+
+def judge(run: Path, resample_by: str | None = None) -> dict[str, Any]:
+    """Judges a run; what verdict.json then holds."""
+    judge_run(run, resample_by)
+    return run_dir.read_json(run / "verdict.json")
 
 
 def draws(rate: float, count: int, seed: int) -> list[int]:

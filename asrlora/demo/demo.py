@@ -17,6 +17,7 @@ from asrlora.console import console, progress
 from asrlora.demo import corpus
 from asrlora.errors import UserError
 from asrlora.record.run_dir import read_json
+from asrlora.record.schema import Verdict, read
 from asrlora.score.verdict import EXIT_CODES
 
 ROOT = Path(__file__).parents[2]
@@ -127,28 +128,28 @@ def _from_here(path: Path) -> str:
 
 
 def _tell(output: Path, times: dict[str, float]) -> int:
-    judged = read_json(output / "verdict.json")
+    judged = read(output / "verdict.json", Verdict)
     table = Table("set", "baseline WER", "tuned WER", "change, points")
-    for name, key, sign in (("domain", "reduction", -1), ("heldout", "regression", 1)):
-        part = judged[name]
-        ends = sorted(sign * end for end in part["interval"])
+    for name, part in judged.sets().items():
+        low, high = part.change_interval
         table.add_row(
             name,
-            _with_interval(part["baseline_wer"], part["baseline_interval"]),
-            _with_interval(part["tuned_wer"], part["tuned_interval"]),
-            f"{100 * sign * part[key]:+.2f} [{100 * ends[0]:+.2f}, {100 * ends[1]:+.2f}]",
+            _with_interval(part.baseline_wer, part.baseline_interval),
+            _with_interval(part.tuned_wer, part.tuned_interval),
+            f"{100 * part.change:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}]",
         )
     console.print(table)
-    console.print(f"verdict: {judged['verdict']} ({judged['reason']})")
+    console.print(f"verdict: {judged.verdict} ({judged.reason})")
     console.print(f"report:  {output / 'report.html'}")
     stages = {**times, **read_json(output / "run.json")["stage_seconds"]}
     whole = sum(times.values())
     console.print("time:    " + ", ".join(f"{name} {spent:.0f} s" for name, spent in stages.items()))
     console.print(f"in all:  {whole:.0f} s")
-    return EXIT_CODES[judged["verdict"]]
+    return EXIT_CODES[judged.verdict]
 
 
-def _with_interval(value: float, interval: list[float]) -> str:
+def _with_interval(value: float, interval: tuple[float, float] | None) -> str:
+    assert interval is not None
     return f"{value:.2%} [{interval[0]:.2%}, {interval[1]:.2%}]"
 
 

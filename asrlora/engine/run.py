@@ -25,6 +25,8 @@ from asrlora.errors import UserError
 from asrlora.models import adapters, registry
 from asrlora.models.registry import Base
 from asrlora.record import diagnosis, run_dir, status
+from asrlora.record.judge import judge_run
+from asrlora.record.schema import Verdict
 from asrlora.report import alignment, page
 from asrlora.score import bootstrap, degenerate, keyword_recall, metric, selection, text, verdict
 from asrlora.score.scoring import Hypothesis, summary
@@ -489,21 +491,21 @@ class Run:
         if adapters.digest_frozen(self.runtime.bare_model()) != self.frozen:
             raise RuntimeError("training has changed weights of the base, and not the adapter alone")
         adapters.check_reloads(self.runtime.bare_model(), self.base, self._best, self.config.model_id)
-        judged = run_dir.judge_run(self.config.output_dir)
+        judged = judge_run(self.config.output_dir)
         self._spent("verdict")
         stages = {name: round(seconds, 1) for name, seconds in self.stages.items()}
         self.record.update(stage_seconds=stages, diagnosis=diagnosis.of_run(self.config.output_dir))
-        self.tell(f"verdict: {judged['verdict']}. {judged['reason']}")
+        self.tell(f"verdict: {judged.verdict}. {judged.reason}")
         if self.config.report_audio:
             self._keep_excerpts(judged)
         self.tell(f"report: {page.write_report(self.config.output_dir)}")
         for name in self.data if self.tracker.run is not None else ():
-            self._track_hypotheses(name, judged["best_step"])
+            self._track_hypotheses(name, judged.best_step)
         adapter = self._best if self.config.wandb_artifact else None
         self._end_tracking(judged, adapter)
         self.record.end("complete", self.stopped)  # last: an attempt that goes on would stop here
 
-    def _keep_excerpts(self, judged: dict[str, Any]) -> None:
+    def _keep_excerpts(self, judged: Verdict) -> None:
         """The audio that the report plays: a report drawn again later has no shards at hand."""
         if not audio.writes_mp3():
             self.tell("the report is without audio: libsndfile cannot write MP3 here")
@@ -529,7 +531,7 @@ class Run:
         sinks.log_hypotheses(self.tracker, last, name, pairs, waves, self.metric)
 
     def _end_tracking(
-        self, judged: dict[str, Any] | None = None, adapter: Path | None = None, failed: bool = False
+        self, judged: Verdict | None = None, adapter: Path | None = None, failed: bool = False
     ) -> None:
         if self.record is None or self.progress is None:
             return

@@ -8,9 +8,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from asrlora.record import run_dir
+from asrlora.record.schema import SetVerdict, Verdict
 from asrlora.score.metric import Metric
 from asrlora.score.verdict import metric_of
 
@@ -38,14 +38,14 @@ class Diagnosis:
     told: str
 
 
-def diagnose(curves: Curves, judged: Mapping[str, Any] | None) -> list[Diagnosis]:
+def diagnose(curves: Curves, judged: Verdict | None) -> list[Diagnosis]:
     """All that holds, the gravest first. Nothing for an accepted run; else always at least one.
 
     `judged` is verdict.json, None for a run that failed before it.
     """
-    if judged is not None and judged["verdict"] == "accept":
+    if judged is not None and judged.accepted:
         return []
-    limit = judged["criteria"]["max_heldout_regression"] if judged else 0.002
+    limit = judged.criteria.max_heldout_regression if judged else 0.002
     found = [
         _diverged(curves) or _harmed(curves), _forgot(curves, limit), _overfitted(curves),
         _learned_nothing(curves), _starved(curves),
@@ -53,9 +53,9 @@ def diagnose(curves: Curves, judged: Mapping[str, Any] | None) -> list[Diagnosis
     told = [one for one in found if one is not None]
     if judged is None:
         return [*told, Diagnosis("failed", curves.reason or "it ended before its verdict")]
-    if judged["verdict"] == "inconclusive":
+    if judged.verdict == "inconclusive":
         told.append(_inconclusive(judged))
-    return told or [Diagnosis("fell short", judged["reason"])]
+    return told or [Diagnosis("fell short", judged.reason)]
 
 
 def smoothed(losses: Mapping[int, float]) -> dict[int, float]:
@@ -158,23 +158,25 @@ def _starved(curves: Curves) -> Diagnosis | None:
     return Diagnosis("starved", told)
 
 
-def _inconclusive(judged: Mapping[str, Any]) -> Diagnosis:
-    parts = []
-    for name, key, criterion in (
-        ("domain", "reduction", "min_domain_reduction"), ("heldout", "regression", "max_heldout_regression")
-    ):  # fmt: skip
-        one = judged.get(name)
-        if one is None:
-            parts.append(f"there is no {name} manifest")
-            continue
-        low, high = one["interval"]
-        if low < judged["criteria"][criterion] < high:
-            parts.append(
-                f"{name} {key} {_points(one[key])} lies within {_points((high - low) / 2)} of the"
-                f" {_points(judged['criteria'][criterion])} asked for, on {one['utterances']:,} utterances"
-            )
-    told = "; ".join(parts) or judged["reason"]
+def _inconclusive(judged: Verdict) -> Diagnosis:
+    need, limit = judged.criteria.min_domain_reduction, judged.criteria.max_heldout_regression
+    parts = [_unsettled("domain reduction", judged.domain.reduction, need, judged.domain)]
+    if judged.heldout is None:
+        parts.append("there is no heldout manifest")
+    else:
+        parts.append(_unsettled("heldout regression", judged.heldout.regression, limit, judged.heldout))
+    told = "; ".join(filter(None, parts)) or judged.reason
     return Diagnosis("inconclusive", f"below what the manifests can detect: {told}")
+
+
+def _unsettled(what: str, value: float | None, asked: float, one: SetVerdict) -> str | None:
+    low, high = one.interval
+    if value is None or not low < asked < high:
+        return None
+    return (
+        f"{what} {_points(value)} lies within {_points((high - low) / 2)} of the {_points(asked)} asked for,"
+        f" on {one.utterances:,} utterances"
+    )
 
 
 def _points(fraction: float) -> str:
@@ -199,8 +201,7 @@ def read_curves(run: Path) -> Curves:
 
 def of_run(run: Path) -> list[dict[str, str]]:
     """The diagnoses of a run, as run.json keeps them."""
-    path = run / "verdict.json"
-    judged = run_dir.read_json(path) if path.exists() else None
+    judged = run_dir.read_verdict(run)
     return [{"kind": one.kind, "told": one.told} for one in diagnose(read_curves(run), judged)]
 
 

@@ -5,7 +5,6 @@ records are not there (any more) are kept as they stand, and so is all that is w
 """
 
 import datetime
-import math
 import os
 import shlex
 import subprocess
@@ -14,12 +13,11 @@ import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from asrlora.errors import UserError
 from asrlora.record import diagnosis
-from asrlora.record.run_dir import read_json
-from asrlora.score import verdict
+from asrlora.record.run_dir import read_json, read_verdict
+from asrlora.record.schema import SetVerdict, Verdict, read
 from asrlora.storage import Lease, atomic_file, write_json
 
 BEGIN = "<!-- run matrix: written by `uv run asrlora ledger`; do not edit by hand -->"
@@ -53,31 +51,34 @@ def row(run: Path) -> str:
     """One line of the matrix. A run that failed has a line too, with the reason."""
     identity = read_json(run / "run.json")
     config = identity["config"]
-    judged = read_json(run / "verdict.json") if (run / "verdict.json").exists() else None
-    state = identity["state"] if judged is None else judged["verdict"]
-    why = (judged or identity)["reason"] or ""
+    judged = read_verdict(run)
+    state = judged.verdict if judged else identity["state"]
+    why = (judged.reason if judged else identity["reason"]) or ""
     if archived := identity.get("archived"):
         why = f"archived {archived['date']}: {archived['reason']}; {why}"
     settings = ", ".join(f"{name} {config[name]}" for name in SHOWN if config.get(name) not in (None, False))
     cells = [
         identity["run_id"], identity["started"][:10], f"`{identity['command']}`", settings,
         config["max_steps"], f"{config['learning_rate']:g}", f"`{config['manifest_path']}`",
-        _percent(judged, "domain", "baseline"), _percent(judged, "domain", "tuned"),
-        f"{_percent(judged, 'heldout', 'baseline')} → {_percent(judged, 'heldout', 'tuned')}",
+        *_rates(judged.domain if judged else None, judged),
+        " → ".join(_rates(judged.heldout if judged else None, judged)),
         state, why, diagnosis.told(identity.get("diagnosis", [])) or "–",
     ]  # fmt: skip
     return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
-def _percent(judged: dict[str, Any] | None, name: str, which: str) -> str:
-    """ "26.49% [24.31, 28.66]": the WER with its 95 % interval; "CER 5.13% [...]" by another metric"""
-    if not (judged and judged[name]):
-        return "–"
-    interval = judged[name].get(f"{which}_interval")
-    told = f" [{100 * interval[0]:.2f}, {100 * interval[1]:.2f}]" if interval else ""
-    metric = verdict.metric_of(judged)
-    named = "" if metric == "wer" else f"{metric.upper()} "
-    return f"{named}{verdict.rate(judged[name], which, metric):.2%}{told}"
+def _rates(one: SetVerdict | None, judged: Verdict | None) -> tuple[str, str]:
+    """A set's rate before and after: "26.49% [24.31, 28.66]", with its 95 % interval."""
+    if one is None or judged is None:
+        return "–", "–"
+    named = "" if judged.metric == "wer" else f"{judged.metric.upper()} "
+    before = (one.baseline(judged.metric), one.baseline_interval)
+    after = (one.tuned(judged.metric), one.tuned_interval)
+    found = [
+        f"{named}{rate:.2%}" + (f" [{100 * ends[0]:.2f}, {100 * ends[1]:.2f}]" if ends else "")
+        for rate, ends in (before, after)
+    ]
+    return found[0], found[1]
 
 
 def write_matrix(page: Path, archive_page: Path, runs: list[Path]) -> tuple[int, int]:
@@ -162,16 +163,16 @@ def again_command(typed: str, output: Path) -> list[str]:
 
 def compare(run: Path, again: Path) -> list[str]:
     """What differs between two runs of one command: verdict, best step, and rates by more than 0.1 points."""
-    one, other = (read_json(folder / "verdict.json") for folder in (run, again))
-    odd = [
-        f"{key}: {one[key]} and now {other[key]}"
+    one, other = (read(folder / "verdict.json", Verdict) for folder in (run, again))
+    found = [
+        f"{key}: {getattr(one, key)} and now {getattr(other, key)}"
         for key in ("verdict", "best_step")
-        if one[key] != other[key]
+        if getattr(one, key) != getattr(other, key)
     ]
     for name in ("domain", "heldout"):
-        for which in ("baseline", "tuned"):
-            key = f"{which}_{verdict.metric_of(one)}"
-            rates = [judged[name].get(key, math.nan) for judged in (one, other) if judged[name]]
-            if len(rates) == 2 and not abs(rates[0] - rates[1]) <= 0.001:
-                odd.append(f"{name} {key}: {rates[0]:.2%} and now {rates[1]:.2%}")
-    return odd
+        before, now = (getattr(judged, name) for judged in (one, other))
+        for which in ("baseline", "tuned") if before and now else ():
+            rates = [getattr(section, which)(one.metric) for section in (before, now)]
+            if not abs(rates[0] - rates[1]) <= 0.001:
+                found.append(f"{name} {which}_{one.metric}: {rates[0]:.2%} and now {rates[1]:.2%}")
+    return found

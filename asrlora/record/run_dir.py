@@ -14,15 +14,17 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from asrlora.config import RunConfig
 from asrlora.errors import UserError
-from asrlora.score import mapsswe, selection, verdict
-from asrlora.score.metric import NAMES, Metric, tally, units
+from asrlora.record import schema
+from asrlora.record.schema import Verdict
+from asrlora.record.schema import read_json as read_json  # callers of this module use it too
+from asrlora.score.metric import NAMES, Metric, tally
 from asrlora.score.wer import Tally
 from asrlora.storage import lock, to_json, write_json
 from asrlora.storage import write_atomic as write_atomic  # callers of this module use it too
@@ -245,14 +247,10 @@ def read_step_scores(path: Path) -> dict[str, Any]:
     return scores
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return loaded
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); is this a run directory?") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
+def read_verdict(run: Path) -> Verdict | None:
+    """verdict.json; None where the run has none."""
+    path = run / "verdict.json"
+    return schema.read(path, Verdict) if path.exists() else None
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -276,47 +274,6 @@ def read_hypotheses(path: Path) -> dict[str, dict[str, Any]]:
     return by_id
 
 
-def compare_files(
-    old: Path,
-    new: Path,
-    resample_by: str = "utterance",
-    only: Collection[str] | None = None,
-    metric: Metric = "wer",
-) -> verdict.Comparison:
-    """Two systems' scored lines. Raises UserError unless both were scored against the same references.
-
-    `resample_by` is "utterance" or "speaker"; the latter needs lines that name the speaker. `only` these
-    ids are compared, all unless given.
-    """
-    before, after = (
-        {i: line for i, line in read_hypotheses(path).items() if only is None or i in only}
-        for path in (old, new)
-    )
-    both = sorted(before.keys() & after.keys())  # compare() refuses what only one of them has
-    for i in both:
-        if before[i]["reference"] != after[i]["reference"]:
-            raise UserError(
-                f"{old} and {new}: the reference of {i!r} differs ({before[i]['reference']!r} and"
-                f" {after[i]['reference']!r}), so the texts were normalised in two ways; score both alike"
-            )
-    speakers = None
-    if resample_by == "speaker":
-        speakers = verdict.check_speakers(str(old), {i: h.get("speaker") for i, h in before.items()})
-    segments = [
-        segment
-        for i in both
-        for segment in mapsswe.segments(*(
-            units(text, metric)
-            for text in (before[i]["reference"], before[i]["hypothesis"], after[i]["hypothesis"])
-        ))
-    ]  # fmt: skip
-    compared = verdict.compare(tallies(before, metric), tallies(after, metric), speakers, segments)
-    if metric == "wer":
-        return compared
-    words = [sum(tallies(lines, "wer").values(), Tally()) for lines in (before, after)]
-    return replace(compared, metric=metric, words=(words[0], words[1]))
-
-
 def read_counts(path: Path, metric: Metric = "wer") -> dict[str, Tally]:
     """Integer counts by utterance id. Raises UserError when an id stands there twice."""
     return tallies(read_hypotheses(path), metric)
@@ -324,62 +281,6 @@ def read_counts(path: Path, metric: Metric = "wer") -> dict[str, Tally]:
 
 def tallies(lines: Mapping[str, Mapping[str, Any]], metric: Metric) -> dict[str, Tally]:
     return {i: tally(line, metric) for i, line in lines.items()}
-
-
-def judge_run(run: Path, resample_by: str | None = None) -> dict[str, Any]:
-    """The verdict of a run from its files alone; writes verdict.json and returns it.
-
-    `resample_by` is the run's own setting unless given. Raises UserError when the baseline and the
-    best step were scored with different fingerprints, on different sets or against different references.
-    """
-    identity = read_json(run / "run.json")
-    best = identity["best_step"]
-    by = resample_by or identity["config"].get("resample_by", "utterance")
-    metric = verdict.metric_of(identity)
-    old, new = step_folder(run, 0), step_folder(run, best)
-    before, after = (read_json(folder / "scores.json")["fingerprint"] for folder in (old, new))
-    _check_same(run, best, before, after)
-    names = [sorted(path.stem for path in folder.glob("*.jsonl")) for folder in (old, new)]
-    _check_same(run, best, *({f"set {name}": "there" for name in found} for found in names))
-
-    def compared(name: str, only: Collection[str] | None = None) -> verdict.Comparison:
-        return compare_files(old / f"{name}.jsonl", new / f"{name}.jsonl", by, only, metric)
-
-    guardrails = {name: compared(name) for name in names[0] if name not in ("domain", selection.REPORT)}
-    domain, chosen_on, report = compared("domain"), None, None
-    if selection.REPORT in names[0]:
-        chosen_on, report = domain, compared(selection.REPORT)
-    elif identity["config"].get("report_manifest") == "auto":
-        halves = selection.halves(read_hypotheses(old / "domain.jsonl"))
-        if halves:
-            chosen_on, report = (
-                compared("domain", halves[part]) for part in (selection.CHOSEN_ON, selection.REPORT)
-            )
-    judged = {
-        **verdict.judge(
-            domain, guardrails.pop("heldout", None), criteria_of(identity["config"]),
-            further=guardrails, chosen_on=chosen_on, report=report,
-        ),
-        "best_step": best,
-        "fingerprint": before,
-    }  # fmt: skip
-    write_json(run / "verdict.json", judged)
-    return judged
-
-
-def criteria_of(config: Mapping[str, Any]) -> verdict.Criteria:
-    """What a run with these settings is judged by; older records do not name all of them."""
-    names = [field.name for field in fields(verdict.Criteria)]
-    return verdict.Criteria(**{name: config[name] for name in names if name in config})
-
-
-def _check_same(run: Path, step: int, before: dict[str, Any], after: dict[str, Any]) -> None:
-    for name in sorted(before.keys() | after.keys()):
-        if before.get(name) != after.get(name):
-            raise UserError(
-                f"{run}: step 0 and step {step} differ in {name} ({before.get(name)} and"
-                f" {after.get(name)}); they cannot be compared"
-            )
 
 
 def versions() -> dict[str, str]:

@@ -102,9 +102,8 @@ def describe(run: Path) -> str:
         told.append(
             f"  step {last['step']:,} of {identity['config']['max_steps']:,}: loss {last['loss']:.4f}"
         )
-    if (run / "verdict.json").exists():
-        judged = read_json(run / "verdict.json")
-        told.append(f"  verdict: {judged['verdict']}. {judged['reason']}")
+    if judged := run_dir.read_verdict(run):
+        told.append(f"  verdict: {judged.verdict}. {judged.reason}")
     logs = sorted((run / "logs").glob("rank-*.log"))
     if logs:
         told.append(f"  logs of {len(logs)} other ranks: {run / 'logs'}")

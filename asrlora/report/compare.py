@@ -22,7 +22,16 @@ from rich.text import Text
 from asrlora.config import RESUMABLE_SETTINGS
 from asrlora.errors import UserError
 from asrlora.record import ledger
-from asrlora.record.run_dir import read_counts, read_json, read_log, read_scores, step_folder, write_atomic
+from asrlora.record.run_dir import (
+    read_counts,
+    read_json,
+    read_log,
+    read_scores,
+    read_verdict,
+    step_folder,
+    write_atomic,
+)
+from asrlora.record.schema import SetVerdict, Verdict
 from asrlora.score import selection, verdict
 from asrlora.score.bootstrap import Interval, interval, resample
 from asrlora.score.metric import Metric
@@ -138,13 +147,13 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 def read_run(folder: Path) -> Run:
     identity = read_json(folder / "run.json")
-    judged = read_json(folder / "verdict.json") if (folder / "verdict.json").exists() else None
+    judged = read_verdict(folder)
     metrics = read_log(folder / "metrics.jsonl")
-    best = (judged or identity).get("best_step") or 0
+    best = (judged.best_step if judged else identity.get("best_step")) or 0
     metric = verdict.metric_of(identity)
     evaluations = _evaluations(folder, metric)
     if judged is not None:
-        scores = {name: _judged_score(one, name, metric) for name, one in verdict.sections(judged).items()}
+        scores = {name: _judged_score(one, metric) for name, one in judged.sets().items()}
     else:
         before, after = evaluations.get(0, {}), evaluations.get(best, {})
         both = [name for name in before if name in after]
@@ -159,9 +168,9 @@ def read_run(folder: Path) -> Run:
         name=folder.resolve().name,
         folder=folder,
         identity=identity,
-        state=judged["verdict"] if judged and state == "complete" else state,
+        state=judged.verdict if judged and state == "complete" else state,
         why=_why(identity, judged),
-        criteria=verdict.Criteria(**judged["criteria"]) if judged else verdict.Criteria(),
+        criteria=judged.criteria if judged else verdict.Criteria(),
         scores=scores,
         best_step=best,
         losses=[
@@ -171,22 +180,15 @@ def read_run(folder: Path) -> Run:
     )
 
 
-def _why(identity: Mapping[str, Any], judged: Mapping[str, Any] | None) -> str:
+def _why(identity: Mapping[str, Any], judged: Verdict | None) -> str:
     """The diagnosis where there is one, and the verdict's reason, or why the run has not ended."""
     diagnosed = [f"{one['kind']}: {one['told']}" for one in identity.get("diagnosis") or ()]
-    reason = judged["reason"] if judged and identity["state"] == "complete" else identity["reason"]
+    reason = judged.reason if judged and identity["state"] == "complete" else identity["reason"]
     return "; ".join([*diagnosed, *([reason] if reason else [])])
 
 
-def _judged_score(section: Mapping[str, Any], name: str, metric: Metric) -> Score:
-    sign = -1 if name == "domain" else 1  # verdict.json tells the domain's reduction
-    change = section["reduction" if name == "domain" else "regression"]
-    low, high = sorted(sign * end for end in section["interval"])
-    tuned = section.get("tuned_interval")
-    return Score(
-        verdict.rate(section, "baseline", metric), verdict.rate(section, "tuned", metric), sign * change,
-        (tuned[0], tuned[1]) if tuned else None, (low, high),
-    )  # fmt: skip
+def _judged_score(one: SetVerdict, metric: Metric) -> Score:
+    return Score(one.baseline(metric), one.tuned(metric), one.change, one.tuned_interval, one.change_interval)
 
 
 def _evaluations(folder: Path, metric: Metric) -> dict[int, dict[str, float]]:

@@ -9,10 +9,11 @@ from typing import Any
 import jinja2
 
 from asrlora.record.run_dir import read_json, read_log, read_scores, write_atomic
+from asrlora.record.schema import SetVerdict, Verdict, read
 from asrlora.report import alignment, figures
 from asrlora.score import breakdown, keyword_recall, selection
 from asrlora.score.metric import KEYS, Metric
-from asrlora.score.verdict import metric_of, rate, sections
+from asrlora.score.verdict import Judgement
 
 EXCERPT_SECONDS = 30  # of an utterance that can be listened to; at 3 kB a second the page stays small
 PARTS_SHOWN = 12  # speakers, and domain words
@@ -29,20 +30,20 @@ class Row:
 
     name: str
     title: str
-    section: dict[str, Any]  # of verdict.json
+    section: SetVerdict
     baseline: float  # of the metric, a fraction
     tuned: float
     length: int  # of the references, in the metric's units
     change: float  # points, tuned minus baseline
     ends: tuple[float, float]
     limit: float  # the change must be at most this
-    judgement: dict[str, Any] | None  # None: shown, and not judged
+    judgement: Judgement | None  # None: shown, and not judged
     picture: str
 
 
 def write_report(run: Path) -> Path:
     """Draws run.json, metrics.jsonl, eval/, excerpts/ and verdict.json into report.html; returns its path."""
-    judged = read_json(run / "verdict.json")
+    judged = read(run / "verdict.json", Verdict)
     identity = read_json(run / "run.json")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
@@ -50,8 +51,8 @@ def write_report(run: Path) -> Path:
     )  # fmt: skip
     environment.filters["points"] = lambda points: f"{points:+.2f}".replace("-", figures.MINUS)
     environment.filters["percent"] = lambda fraction: f"{100 * fraction:.2f} %"
-    metric = metric_of(judged)
-    pairs = {name: alignment.read_pair(run, name, judged["best_step"], metric) for name in sections(judged)}
+    metric = judged.metric
+    pairs = {name: alignment.read_pair(run, name, judged.best_step, metric) for name in judged.sets()}
     page = environment.get_template("report.html").render(
         run=identity,
         judged=judged,
@@ -66,46 +67,56 @@ def write_report(run: Path) -> Path:
         pairs=pairs,
         speakers={name: _breakdown(pair, breakdown.by_speaker, metric) for name, pair in pairs.items()},
         durations={name: _breakdown(pair, breakdown.by_duration, metric) for name, pair in pairs.items()},
-        recall=_recall(run, alignment.read_pair(run, "domain", judged["best_step"], "wer")),
+        recall=_recall(run, alignment.read_pair(run, "domain", judged.best_step, "wer")),
         audio=lambda name, utterance: _embedded(alignment.excerpt(run, name, utterance)),
     )
     write_atomic(run / "report.html", page)
     return run / "report.html"
 
 
-def shown(run: Path, judged: dict[str, Any]) -> dict[str, list[str]]:
+def shown(run: Path, judged: Verdict) -> dict[str, list[str]]:
     """Set -> ids of the utterances that the report shows word by word, and whose audio it can use."""
-    metric = metric_of(judged)
     return {
-        name: alignment.read_pair(run, name, judged["best_step"], metric).shown() for name in sections(judged)
+        name: alignment.read_pair(run, name, judged.best_step, judged.metric).shown()
+        for name in judged.sets()
     }
 
 
-def _rows(judged: dict[str, Any]) -> Iterator[Row]:
-    metric = metric_of(judged)
-    parts = {name: judged[name] for name in (selection.CHOSEN_ON, selection.REPORT) if judged[name]}
-    for name, section in (sections(judged) | parts).items():
-        key, sign = ("reduction", -1) if "reduction" in section else ("regression", 1)
-        bound = "min_domain_reduction" if sign < 0 else "max_heldout_regression"
-        change, limit = (100 * sign * value for value in (section[key], judged["criteria"][bound]))
-        low, high = sorted(100 * sign * end for end in section["interval"])
+def _rows(judged: Verdict) -> Iterator[Row]:
+    metric, criteria = judged.metric, judged.criteria
+    parts = {selection.CHOSEN_ON: judged.domain_chosen_on, selection.REPORT: judged.domain_report}
+    for name, section in (judged.sets() | parts).items():
+        if section is None:
+            continue
+        of_domain = section.reduction is not None
+        limit = -criteria.min_domain_reduction if of_domain else criteria.max_heldout_regression
+        change, (low, high) = 100 * section.change, section.change_interval
+        ends = (100 * low, 100 * high)
         yield Row(
-            name, TITLES.get(name, f"Guardrail: {name}"), section, rate(section, "baseline", metric),
-            rate(section, "tuned", metric), section[KEYS[metric][1]], change, (low, high), limit,
-            judged["judgements"].get(name), figures.interval(change, (low, high), limit),
-        )  # fmt: skip
+            name=name,
+            title=TITLES.get(name, f"Guardrail: {name}"),
+            section=section,
+            baseline=section.baseline(metric),
+            tuned=section.tuned(metric),
+            length=section.length(metric),
+            change=change,
+            ends=ends,
+            limit=100 * limit,
+            judgement=judged.judgements.get(name),
+            picture=figures.interval(change, ends, 100 * limit),
+        )
 
 
-def _curves(run: Path, judged: dict[str, Any]) -> list[str]:
+def _curves(run: Path, judged: Verdict) -> list[str]:
     """Learning curves: the error rate of every set, with the chosen step and the guardrails' limits, and
     the loss."""
-    scores, metric = read_scores(run), metric_of(judged)
+    scores, metric = read_scores(run), judged.metric
     found = []
-    for name, section in sections(judged).items():
-        limit = rate(section, "baseline", metric) + judged["criteria"]["max_heldout_regression"]
+    for name, section in judged.sets().items():
+        limit = section.baseline(metric) + judged.criteria.max_heldout_regression
         points = [(step, scores[step][name][metric]) for step in scores if name in scores[step]]
         shown = None if name == "domain" else limit
-        found.append(figures.curve(name, points, judged["best_step"], shown, metric.upper()))
+        found.append(figures.curve(name, points, judged.best_step, shown, metric.upper()))
     metrics = read_log(run / "metrics.jsonl")
     losses = [(entry["step"], entry["loss"]) for entry in metrics if "loss" in entry]
     return [*found, figures.loss(losses)] if losses else found

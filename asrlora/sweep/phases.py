@@ -34,7 +34,7 @@ class Chapter:
 
     @property
     def accepted(self) -> bool:
-        return any(one.judged and one.judged["verdict"] == "accept" for one in self.standings)
+        return any(one.judged and one.judged.accepted for one in self.standings)
 
     @property
     def trials(self) -> list[Trial]:
@@ -58,7 +58,7 @@ def chapters(sweep: Sweep, until: str | None = None) -> list[Chapter]:
 
 def _accepted_first(standings: Sequence[Standing]) -> Sequence[Standing]:
     """Where some are accepted, the winner is one of them."""
-    accepted = [one for one in standings if one.judged and one.judged["verdict"] == "accept"]
+    accepted = [one for one in standings if one.judged and one.judged.accepted]
     return accepted or standings
 
 
@@ -94,7 +94,8 @@ def run_phase(sweep: Sweep, phase: Phase, jobs: int = 1, number: int | None = No
         """A programme stops at the first accept, a plain sweep runs all."""
         return bool(sweep.phases) and any(
             (one.folder / "verdict.json").exists()
-            and (standing(one, sweep.criteria).judged or {}).get("verdict") == "accept"
+            and (judged := standing(one, sweep.criteria).judged) is not None
+            and judged.accepted
             for one in trials
         )
 
@@ -175,8 +176,8 @@ def outcome(sweep: Sweep) -> dict[str, Any]:
     if best is not None and best.best.judged is not None:
         judged = best.best.judged
         diagnoses = run_dir.read_json(best.best.trial.folder / "run.json").get("diagnosis", [])
-        told["best"], told["verdict"] = str(best.best.trial.folder), judged["verdict"]
-        ways = [] if judged["verdict"] == "accept" else [judged["reason"], diagnosis.told(diagnoses)]
+        told["best"], told["verdict"] = str(best.best.trial.folder), judged.verdict
+        ways = [] if judged.accepted else [judged.reason, diagnosis.told(diagnoses)]
         told["in_the_way"] = [way for way in ways if way]
     return told
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from asrlora.errors import UserError
 from asrlora.record import diagnosis, run_dir
+from asrlora.record.schema import Verdict, read
 from asrlora.score import verdict
 from asrlora.score.metric import Metric
 from asrlora.score.wer import Tally
@@ -31,7 +32,7 @@ class Standing:
     max_steps: int = 0
     baseline: dict[str, float] | None = None
     tuned: dict[str, float] | None = None
-    judged: dict[str, Any] | None = None
+    judged: Verdict | None = None
     why: str = ""
     metric: Metric = "wer"
 
@@ -76,16 +77,16 @@ def standing(trial: Trial, criteria: Criteria) -> Standing:
 
 
 def _finished(trial: Trial, identity: dict[str, Any], criteria: Criteria) -> Standing:
-    judged = restate(run_dir.read_json(trial.folder / "verdict.json"), criteria)
+    judged = restate(read(trial.folder / "verdict.json", Verdict), criteria)
     reason = identity["reason"] or ""
-    sets = [name for name in ("domain", "heldout") if judged[name]]
+    sets = {name: one for name, one in judged.sets().items() if name in ("domain", "heldout")}
     told = diagnosis.told(identity.get("diagnosis", []))
-    metric = verdict.metric_of(judged)
+    metric = judged.metric
     return Standing(
-        trial, "pruned" if reason.startswith(PRUNED) else "complete", judged["best_step"],
+        trial, "pruned" if reason.startswith(PRUNED) else "complete", judged.best_step,
         identity["config"]["max_steps"],
-        {name: verdict.rate(judged[name], "baseline", metric) for name in sets},
-        {name: verdict.rate(judged[name], "tuned", metric) for name in sets},
+        {name: one.baseline(metric) for name, one in sets.items()},
+        {name: one.tuned(metric) for name, one in sets.items()},
         judged, "; ".join(part for part in (reason, told) if part), metric,
     )  # fmt: skip
 
@@ -94,20 +95,20 @@ def _json(path: Path) -> dict[str, Any] | None:
     return run_dir.read_json(path) if path.exists() else None
 
 
-def restate(judged: dict[str, Any], criteria: Criteria) -> dict[str, Any]:
+def restate(judged: Verdict, criteria: Criteria) -> Verdict:
     """verdict.json under the criteria of a sweep, by the rule of score/verdict.py."""
-    same = {name: judged["criteria"][name] for name in Criteria.model_fields} == criteria.model_dump()
-    if same:
-        return judged
     need, limit = criteria.min_domain_reduction, criteria.max_heldout_regression
-    intervals = {name: section["interval"] for name, section in verdict.sections(judged).items()}
+    own = verdict.Criteria(need, limit)
+    if judged.criteria == own:
+        return judged
+    intervals = {name: section.interval for name, section in judged.sets().items()}
     domain = intervals.pop("domain")
     losses = list(intervals.values())
     passed = domain[0] >= need and bool(losses) and all(high <= limit for _, high in losses)
     failed = domain[1] < need or any(low > limit for low, _ in losses)
     named = "accept" if passed else "reject" if failed else "inconclusive"
-    reason = f"{judged['reason']}; under the sweep's criteria ({need:.2%}, {limit:.2%}): {named}"
-    return {**judged, "verdict": named, "criteria": criteria.model_dump(), "reason": reason}
+    reason = f"{judged.reason}; under the sweep's criteria ({need:.2%}, {limit:.2%}): {named}"
+    return judged.changed(verdict=named, criteria=own, reason=reason)
 
 
 def within_guardrail(one: Standing, criteria: Criteria) -> bool:
@@ -160,8 +161,10 @@ def choose(standings: Sequence[Standing], criteria: Criteria) -> Choice | None:
 
 def _overlap(one: Standing, other: Standing) -> bool:
     """Whether the intervals of both rates meet: where they do not, nobody need ask whether they tie."""
-    intervals = [x.judged["domain"]["tuned_interval"] for x in (one, other) if x.judged]
-    return bool(intervals[0][0] <= intervals[1][1] and intervals[1][0] <= intervals[0][1])
+    ends = [x.judged.domain.tuned_interval for x in (one, other) if x.judged]
+    if ends[0] is None or ends[1] is None:  # of an older version
+        return True
+    return ends[0][0] <= ends[1][1] and ends[1][0] <= ends[0][1]
 
 
 def _rate(one: Standing) -> float:
@@ -178,7 +181,7 @@ def _ties(best: Standing, other: Standing) -> bool:
 
 def _counts(one: Standing) -> dict[str, Tally]:
     assert one.judged is not None
-    folder = run_dir.step_folder(one.trial.folder, one.judged["best_step"])
+    folder = run_dir.step_folder(one.trial.folder, one.judged.best_step)
     return run_dir.read_counts(folder / "domain.jsonl", one.metric)
 
 

@@ -13,7 +13,7 @@ from asrlora.config import RunConfig
 from asrlora.errors import UserError
 from asrlora.record import run_dir
 from asrlora.record.run_dir import read_json, redacted
-from asrlora.score import verdict
+from asrlora.record.schema import Verdict
 from asrlora.score.metric import KEYS, Metric, tally
 
 PROJECT = "asrlora"
@@ -258,7 +258,7 @@ def log_hypotheses(
 
 def finish(
     tracker: Tracker,
-    judged: Mapping[str, Any] | None = None,
+    judged: Verdict | None = None,
     adapter: Path | None = None,
     failed: bool = False,
 ) -> bool:
@@ -284,16 +284,17 @@ def finish(
     return not tracker.lost
 
 
-def _summary(judged: Mapping[str, Any]) -> dict[str, Any]:
-    found = {"verdict": judged["verdict"], "reason": judged["reason"], "best_step": judged["best_step"]}
-    metric = verdict.metric_of(judged)
-    found["metric"] = metric
-    for name, section in verdict.sections(judged).items():
-        change = "reduction" if name == "domain" else "regression"
-        rates = dict.fromkeys((f"baseline_{metric}", f"tuned_{metric}", "baseline_wer", "tuned_wer"))
-        found |= {f"{name}/{key}": section[key] for key in (*rates, change)}
-        found |= {f"{name}/{change}_low": section["interval"][0]}
-        found |= {f"{name}/{change}_high": section["interval"][1]}
+def _summary(judged: Verdict) -> dict[str, Any]:
+    metric = judged.metric
+    found: dict[str, Any] = {
+        "verdict": judged.verdict, "reason": judged.reason, "best_step": judged.best_step, "metric": metric,
+    }  # fmt: skip
+    for name, one in judged.sets().items():
+        change = "regression" if one.reduction is None else "reduction"
+        for rate in (metric, "wer"):
+            found |= {f"{name}/baseline_{rate}": one.baseline(rate), f"{name}/tuned_{rate}": one.tuned(rate)}
+        found[f"{name}/{change}"] = getattr(one, change)
+        found[f"{name}/{change}_low"], found[f"{name}/{change}_high"] = one.interval
     return found
 
 

@@ -18,6 +18,7 @@ import pytest
 
 from asrlora.data import audio
 from asrlora.record import run_dir
+from asrlora.record.judge import judge_run
 from asrlora.report import alignment, page
 from parts import CHROMIUM
 from written import better, draws, same, write_run
@@ -38,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "wrong wrong wrong", "<b>wrong</b> " + "donaudampfschifffahrt" * 4 + " &amp;"
     )
     path.write_text(lines)
-    judged = run_dir.judge_run(folder)
+    judged = judge_run(folder)
     tone = (3_000 * np.sin(np.arange(32_000) / 9)).astype(np.int16)
     for name, ids in page.shown(folder, judged).items():
         for one in ids:

@@ -27,7 +27,7 @@ OUTSIDE = {
 WITHOUT_TORCH = """score.wer score.verdict score.text data.manifest data.plan data.audit.checks
 data.audit.manifest_check data.audit.transcript_style data.shards.reader
 data.importers.convert data.subsets score.power score.mapsswe score.keyword_recall score.scoring
-score.calibration score.bootstrap record.run_dir record.scores report.compare
+score.calibration score.bootstrap record.run_dir record.schema record.judge record.scores report.compare
 report.publication_figures record.status allocation record.transcripts data.windows record.ledger
 tracking.sinks report.page config sweep.sweep_file sweep.slurm sweep.trials sweep.runner
 sweep.phases models.cost models.hub train cli demo.corpus demo.demo""".split()

@@ -83,7 +83,7 @@ def test_settings_that_differ_are_named(groups: list[compare.Group]) -> None:
 def test_every_guardrail_has_a_column(tmp_path: Path) -> None:
     sets = {"domain": written.better(), "heldout": written.same(), "quiet": written.worse()}
     judged = written.write_run(tmp_path / "judged", sets)
-    section = run_dir.judge_run(judged)["guardrails"]["quiet"]
+    section = written.judge(judged)["guardrails"]["quiet"]
     written.write_run(tmp_path / "unjudged", sets)
     (group,) = compare.grouped(compare.read_runs(compare.find([tmp_path])))
     assert group.sets == ["domain", "heldout", "quiet"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import written
-from asrlora.record import run_dir
+from asrlora.record.judge import judge_run
 from asrlora.report import compare
 from browser import PATIENCE, Browser, browser
 from sweeps import FINGERPRINT, write_run, write_sweep
@@ -32,7 +32,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_run(folder / "other", {}, fingerprint={**FINGERPRINT, "heldout manifest": "x" * 64})
     # a guardrail that is called like a column of the table
     sets = {"domain": written.better(), "heldout": written.same(), "why": written.worse()}
-    run_dir.judge_run(written.write_run(folder / "with guardrail", sets))
+    judge_run(written.write_run(folder / "with guardrail", sets))
     groups = compare.grouped(compare.read_runs(compare.find([folder])))
     compare.write_page(groups, folder / "compare.html")
     return folder / "compare.html"

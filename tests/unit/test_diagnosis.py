@@ -7,21 +7,23 @@ from typing import Any
 import pytest
 
 from asrlora.record.diagnosis import Curves, diagnose
+from asrlora.record.schema import Verdict
 
 FALLING = {step: 2.0 - step / 100 for step in range(1, 101)}
 SOUND = Curves(FALLING, {0: 0.30, 50: 0.25, 100: 0.20}, {0: 0.05, 50: 0.05, 100: 0.05}, 2.0)
 CRITERIA = {"min_domain_reduction": 0.01, "max_heldout_regression": 0.002}
 
 
-def judged(verdict: str = "reject", **domain: Any) -> dict[str, Any]:
-    part = {"reduction": 0.004, "interval": [-0.01, 0.02], "utterances": 60, **domain}
-    return {
-        "verdict": verdict, "reason": "the rule", "criteria": CRITERIA, "domain": part,
-        "heldout": {"regression": 0.0, "interval": [-0.001, 0.001], "utterances": 60},
-    }  # fmt: skip
+def judged(verdict: str = "reject") -> Verdict:
+    part = {"baseline_wer": 0.3, "tuned_wer": 0.296, "utterances": 60}
+    return Verdict.model_validate({
+        "verdict": verdict, "reason": "the rule", "criteria": CRITERIA, "best_step": 100,
+        "domain": {**part, "reduction": 0.004, "interval": [-0.01, 0.02]},
+        "heldout": {**part, "regression": 0.0, "interval": [-0.001, 0.001]},
+    })  # fmt: skip
 
 
-def kinds(curves: Curves, verdict: dict[str, Any] | None) -> list[str]:
+def kinds(curves: Curves, verdict: Verdict | None) -> list[str]:
     return [one.kind for one in diagnose(curves, verdict)]
 
 

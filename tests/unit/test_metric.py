@@ -7,7 +7,7 @@ import pytest
 
 from asrlora import cli
 from asrlora.errors import UserError
-from asrlora.record import diagnosis, ledger, run_dir, status
+from asrlora.record import diagnosis, ledger, run_dir, schema, status
 from asrlora.report import compare, page
 from asrlora.score import degenerate, text, verdict
 from asrlora.score.metric import Metric
@@ -15,6 +15,7 @@ from asrlora.score.scoring import score, summary
 from asrlora.sweep import trials
 from asrlora.sweep.sweep_file import Criteria, Trial
 from asrlora.tracking import sinks
+from written import judge
 
 SAID = "我们星期三十点在 harbour 出发"  # 10 characters of Chinese and a word
 
@@ -71,7 +72,7 @@ def test_the_verdict_is_of_the_metric_and_tells_the_true_wer(
 
 
 def test_by_words_the_sections_are_as_they_always_were(tmp_path: Path) -> None:
-    judged = run_dir.judge_run(write_run(tmp_path / "run", "wer"))
+    judged = judge(write_run(tmp_path / "run", "wer"))
     assert list(judged["domain"]) == [
         "baseline_wer", "baseline_interval", "tuned_wer", "tuned_interval", "reduction", "interval",
         "utterances", "words", "improvement_probability", "resampled", "mapsswe",
@@ -90,14 +91,14 @@ def test_records_of_earlier_versions_are_by_words() -> None:
 
 def test_report_matrix_and_tracking_are_by_the_metric(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", "cer")
-    judged = run_dir.judge_run(run)
+    judge(run)
     html = page.write_report(run).read_text()
     assert "Domain CER 11.76 % before" in html
     assert "errors: 2 before" in html
     assert "0 after, of 17 characters" in html
     assert "WER of 33.33 %" in html  # said beside it
     assert "CER 11.76%" in ledger.row(run)
-    summed = sinks._summary(judged)
+    summed = sinks._summary(schema.read(run / "verdict.json", schema.Verdict))
     assert summed["domain/tuned_cer"] == pytest.approx(0.1 / 17)
     assert summed["domain/tuned_wer"] == pytest.approx(0.1 / 3)
     assert diagnosis.read_curves(run).domain == pytest.approx({0: 2 / 17, 2: 0.1 / 17})
@@ -112,7 +113,7 @@ def test_runs_of_two_metrics_are_never_ranked_together(tmp_path: Path) -> None:
     metrics: tuple[Metric, ...] = ("cer", "mer", "wer")
     folders = [write_run(tmp_path / metric, metric) for metric in metrics]
     for folder in folders:
-        run_dir.judge_run(folder)
+        judge(folder)
     groups = compare.grouped(compare.read_runs(folders))
     assert [[run.metric for run in group.runs] for group in groups] == [["cer"], ["mer"], ["wer"]]
     assert "other metric" in str(compare.tables(groups)[1].title)
@@ -133,7 +134,7 @@ def test_scores_by_another_metric_are_not_judged(tmp_path: Path) -> None:
     scores = run_dir.read_json(path)
     path.write_text(json.dumps({**scores, "fingerprint": {**scores["fingerprint"], "metric": "wer"}}))
     with pytest.raises(UserError, match="differ in metric"):
-        run_dir.judge_run(run)
+        judge(run)
 
 
 @pytest.mark.parametrize(

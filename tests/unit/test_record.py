@@ -14,6 +14,7 @@ from asrlora.record import diagnosis, ledger, run_dir, status
 from asrlora.report.page import write_report
 from asrlora.score import text
 from asrlora.score.scoring import Hypothesis, score
+from written import judge
 
 CONFIG = {"max_steps": 4, "learning_rate": 1e-4, "manifest_path": "d|x.jsonl"}
 
@@ -41,7 +42,7 @@ def make_run(folder: Path, best_step: int = 2, **fingerprint: Any) -> run_dir.Ru
 
 def test_the_verdict_comes_from_the_files_alone(tmp_path: Path) -> None:
     make_run(tmp_path / "run")
-    judged = run_dir.judge_run(tmp_path / "run")
+    judged = judge(tmp_path / "run")
     assert judged["verdict"] == "accept"
     assert judged["domain"]["baseline_wer"] == pytest.approx(1 / 3)
     assert judged["domain"]["tuned_wer"] == 0
@@ -55,13 +56,13 @@ def test_the_best_step_is_judged_and_not_the_last(tmp_path: Path) -> None:
     worse = [asdict(scored(f"u{i}", "a b c", "all is wrong")) for i in range(40)]
     scores = {"fingerprint": {"base": "b"}, "domain": {"wer": 1.0}, "heldout": {"wer": 1.0}}
     run.write_evaluation(4, {"domain": worse, "heldout": worse}, scores)
-    assert run_dir.judge_run(tmp_path / "run")["domain"]["tuned_wer"] == 0
+    assert judge(tmp_path / "run")["domain"]["tuned_wer"] == 0
 
 
 def test_scores_with_other_fingerprints_are_not_compared(tmp_path: Path) -> None:
     make_run(tmp_path / "run", text={"name": "other"})
     with pytest.raises(UserError, match="differ in text"):
-        run_dir.judge_run(tmp_path / "run")
+        judge(tmp_path / "run")
 
 
 def test_scores_of_another_normalisation_are_not_compared(tmp_path: Path) -> None:
@@ -77,7 +78,7 @@ def test_scores_of_another_normalisation_are_not_compared(tmp_path: Path) -> Non
         scores["fingerprint"]["text"] = english
         path.write_text(json.dumps(scores))
         with pytest.raises(UserError, match="differ in text"):
-            run_dir.judge_run(run.folder)
+            judge(run.folder)
 
 
 def test_hypotheses_scored_against_another_reference_are_not_compared(tmp_path: Path) -> None:
@@ -88,18 +89,18 @@ def test_hypotheses_scored_against_another_reference_are_not_compared(tmp_path: 
     lines[7]["reference"] = "A b c"
     file.write_text(run_dir.to_lines(lines))
     with pytest.raises(UserError, match=r"reference of 'u7' differs.*normalised in two ways"):
-        run_dir.judge_run(tmp_path / "run")
+        judge(tmp_path / "run")
 
 
 def test_a_run_is_judged_again_by_speakers(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    assert run_dir.judge_run(tmp_path / "run")["domain"]["resampled"] == {"by": "utterance", "units": 40}
-    judged = run_dir.judge_run(tmp_path / "run", "speaker")
+    assert judge(tmp_path / "run")["domain"]["resampled"] == {"by": "utterance", "units": 40}
+    judged = judge(tmp_path / "run", "speaker")
     assert judged["domain"]["resampled"] == {"by": "speaker", "units": 20}
     assert judged["domain"]["mapsswe"]["segments"] == 40
     assert judged["domain"]["improvement_probability"] == 1
     run.update(config={**CONFIG, "resample_by": "speaker"})
-    assert run_dir.judge_run(tmp_path / "run") == judged
+    assert judge(tmp_path / "run") == judged
 
 
 def test_lines_of_an_older_run_are_judged_as_before(tmp_path: Path) -> None:
@@ -109,9 +110,9 @@ def test_lines_of_an_older_run_are_judged_as_before(tmp_path: Path) -> None:
         old = ("character_errors", "characters", "speaker", "duration")
         lines = [{k: v for k, v in line.items() if k not in old} for line in run_dir.read_lines(file)]
         file.write_text(run_dir.to_lines(lines))
-    assert run_dir.judge_run(tmp_path / "run")["verdict"] == "accept"
+    assert judge(tmp_path / "run")["verdict"] == "accept"
     with pytest.raises(UserError, match="names no speaker of 40 utterances, such as 'u0'"):
-        run_dir.judge_run(tmp_path / "run", "speaker")
+        judge(tmp_path / "run", "speaker")
 
 
 def test_an_utterance_that_is_there_twice_is_refused(tmp_path: Path) -> None:
@@ -120,7 +121,7 @@ def test_an_utterance_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     lines = file.read_text().splitlines(keepends=True)
     file.write_text("".join([*lines, lines[0]]))
     with pytest.raises(UserError, match="twice"):
-        run_dir.judge_run(tmp_path / "run")
+        judge(tmp_path / "run")
 
 
 def test_a_run_directory_is_not_taken_twice(tmp_path: Path) -> None:
@@ -135,7 +136,7 @@ def test_a_run_directory_is_not_taken_twice(tmp_path: Path) -> None:
 
 def test_the_ledger_keeps_failures_with_their_reason(tmp_path: Path) -> None:
     make_run(tmp_path / "runs" / "good")
-    run_dir.judge_run(tmp_path / "runs" / "good")
+    judge(tmp_path / "runs" / "good")
     failed = run_dir.RunRecord.create(
         tmp_path / "runs" / "bad", command="uv run python asrlora/train.py", config=CONFIG
     )
@@ -177,7 +178,7 @@ def test_many_that_draw_the_ledger_at_once_lose_nothing(tmp_path: Path) -> None:
 
 def test_many_runs_are_drawn_once_each(tmp_path: Path) -> None:
     made = make_run(tmp_path / "runs" / "0")
-    run_dir.judge_run(tmp_path / "runs" / "0")
+    judge(tmp_path / "runs" / "0")
     for number in range(1, 50):
         folder = tmp_path / "runs" / str(number)
         folder.mkdir()
@@ -203,7 +204,7 @@ def test_the_command_of_a_record_runs_again_into_another_folder(tmp_path: Path) 
 def test_a_run_that_comes_out_otherwise_is_told(tmp_path: Path) -> None:
     for name in ("one", "other"):
         make_run(tmp_path / name)
-        judged = run_dir.judge_run(tmp_path / name)
+        judged = judge(tmp_path / name)
     assert ledger.compare(tmp_path / "one", tmp_path / "other") == []
     judged["domain"]["tuned_wer"] = 0.01
     (tmp_path / "other" / "verdict.json").write_text(json.dumps({**judged, "verdict": "reject"}))
@@ -214,7 +215,7 @@ def test_a_run_that_comes_out_otherwise_is_told(tmp_path: Path) -> None:
 
 def test_the_report_is_one_page_with_the_figures(tmp_path: Path) -> None:
     make_run(tmp_path / "run")
-    run_dir.judge_run(tmp_path / "run")
+    judge(tmp_path / "run")
     page = write_report(tmp_path / "run").read_text()
     assert "<svg" in page
     assert "33.33 %" in page
@@ -259,7 +260,7 @@ def test_what_is_not_finite_is_null_in_every_file_and_nan_when_read(tmp_path: Pa
     assert math.isnan(run_dir.read_scores(run.folder)[4]["domain"]["wer"])
     assert "loss nan nats per token" in status.describe(run.folder)
     assert diagnosis.of_run(run.folder)[0]["kind"] == "diverged"
-    run_dir.judge_run(run.folder)
+    judge(run.folder)
     write_report(run.folder)
 
 
@@ -276,6 +277,6 @@ def test_a_run_is_judged_by_its_own_criteria(tmp_path: Path) -> None:
     """Step 2 takes a third of the words: an accept by default, not where half of them is asked for."""
     run = make_run(tmp_path / "run")
     run.update(config={**CONFIG, "min_domain_reduction": 0.5, "max_heldout_regression": 0.01})
-    judged = run_dir.judge_run(tmp_path / "run")
+    judged = judge(tmp_path / "run")
     assert judged["criteria"] == {"min_domain_reduction": 0.5, "max_heldout_regression": 0.01}
     assert judged["verdict"] == "reject"

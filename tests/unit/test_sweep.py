@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from asrlora import cli
 from asrlora.config import parse_run
 from asrlora.errors import UserError
+from asrlora.record.schema import Verdict
 from asrlora.storage import Lease
 from asrlora.sweep import pruning, runner, slurm, sweep_file, trials
 from asrlora.sweep.sweep_file import Criteria, Pruning, Sweep, Trial
@@ -323,8 +324,11 @@ def standing(tmp_path: Path, name: str, domain: float, heldout: float, seconds: 
     (folder / "eval" / "step-000001" / "domain.jsonl").write_text(text)
     return trials.Standing(
         Trial(name, {}, {}, folder), "complete", 1, 1, {"domain": 0.3, "heldout": 0.05},
-        {"domain": domain, "heldout": heldout}, {"best_step": 1, "verdict": "reject",
-         "domain": {"tuned_interval": [domain - 0.03, domain + 0.03]}},
+        {"domain": domain, "heldout": heldout}, Verdict.model_validate({
+            "best_step": 1, "verdict": "reject", "heldout": None, "criteria": {},
+            "domain": {"baseline_wer": 0.3, "tuned_wer": domain, "reduction": 0.3 - domain,
+                       "interval": [0.0, 0.2], "tuned_interval": [domain - 0.03, domain + 0.03]},
+        }),
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from asrlora.errors import UserError
 from asrlora.record import run_dir
 from asrlora.score import verdict
 from asrlora.score.wer import Tally
-from written import WORDS, better, draws, same, worse, write_run
+from written import WORDS, better, draws, judge, same, worse, write_run
 
 
 def test_the_first_200_utterances_of_a_sorted_manifest_do_not_accept(tmp_path: Path) -> None:
@@ -23,8 +23,8 @@ def test_the_first_200_utterances_of_a_sorted_manifest_do_not_accept(tmp_path: P
         tmp_path / "whole", {"domain": (luck[0] + rest[0], luck[1] + rest[1]), "heldout": same()}
     )
     first = write_run(tmp_path / "first", {"domain": luck, "heldout": same()})
-    assert run_dir.judge_run(first)["verdict"] == "accept", "the prefix was to be lucky"
-    judged = run_dir.judge_run(whole)
+    assert judge(first)["verdict"] == "accept", "the prefix was to be lucky"
+    judged = judge(whole)
     assert judged["verdict"] == "reject"
     assert judged["domain"]["utterances"] == 600
     assert judged["domain"]["words"] == 6_000
@@ -33,8 +33,8 @@ def test_the_first_200_utterances_of_a_sorted_manifest_do_not_accept(tmp_path: P
 @pytest.mark.parametrize("broken", ["heldout", "far-field", "names"])
 def test_one_broken_guardrail_of_several_rejects(tmp_path: Path, broken: str) -> None:
     sets = {"domain": better(), "heldout": same(), "far-field": same(), "names": same()}
-    assert run_dir.judge_run(write_run(tmp_path / "all hold", sets))["verdict"] == "accept"
-    judged = run_dir.judge_run(write_run(tmp_path / "one fails", {**sets, broken: worse()}))
+    assert judge(write_run(tmp_path / "all hold", sets))["verdict"] == "accept"
+    judged = judge(write_run(tmp_path / "one fails", {**sets, broken: worse()}))
     assert (judged["verdict"], judged["point"]) == ("reject", False)
     assert judged["guardrails"].keys() == {"far-field", "names"}
     outcomes = {name: judgement["outcome"] for name, judgement in judged["judgements"].items()}
@@ -44,7 +44,7 @@ def test_one_broken_guardrail_of_several_rejects(tmp_path: Path, broken: str) ->
 
 def test_each_criterion_has_its_reason_and_what_would_settle_it(tmp_path: Path) -> None:
     sets = {"domain": (draws(0.200, 300, 1), draws(0.185, 300, 2)), "heldout": better()}
-    judged = run_dir.judge_run(write_run(tmp_path / "run", sets))
+    judged = judge(write_run(tmp_path / "run", sets))
     assert judged["verdict"] == "inconclusive"
     domain, heldout = (judged["judgements"][name] for name in ("domain", "heldout"))
     assert (domain["outcome"], heldout["outcome"], heldout["enough"]) == ("open", "holds", None)
@@ -84,13 +84,13 @@ def test_a_gain_that_the_held_out_half_does_not_show_is_told(tmp_path: Path) -> 
     before = draws(0.3, 600, 1)
     after = [n if i in out else 0 for i, n in zip(ids, before, strict=True)]
     sets = {"domain": (before, after), "heldout": same()}
-    judged = run_dir.judge_run(write_run(tmp_path / "run", sets, report_manifest="auto"))
+    judged = judge(write_run(tmp_path / "run", sets, report_manifest="auto"))
     assert judged["verdict"] == "accept", "the rule is about the whole manifest"
     assert judged["domain_report"]["reduction"] == 0 < judged["domain_chosen_on"]["reduction"]
     assert "but on utterances that had no say in the choice of the step, held-out domain" in judged["reason"]
     assert "at least 1.00 fails" in judged["reason"]
     # a run that chose on all utterances holds none out
-    old = run_dir.judge_run(write_run(tmp_path / "old", sets))
+    old = judge(write_run(tmp_path / "old", sets))
     assert (old["domain_report"], old["domain_chosen_on"]) == (None, None)
     assert "no say" not in old["reason"]
 
@@ -121,7 +121,7 @@ def test_files_that_cannot_be_compared_are_refused(tmp_path: Path, mistake: str,
         scores["fingerprint"]["text"] = {"name": "another"}
         (folder / "scores.json").write_text(json.dumps(scores))
     with pytest.raises(UserError, match=told):
-        run_dir.judge_run(run)
+        judge(run)
     assert cli.main(["verdict", str(run)]) == 2
     assert not (run / "verdict.json").exists()
 

@@ -1,0 +1,104 @@
+"""The verdict of a run, from its files alone. Needs no torch."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from asrlora.errors import UserError
+from asrlora.record.run_dir import read_hypotheses, step_folder, tallies
+from asrlora.record.schema import Verdict, read_json
+from asrlora.score import mapsswe, selection, verdict
+from asrlora.score.metric import Metric, units
+from asrlora.score.wer import Tally
+from asrlora.storage import write_json
+
+
+def judge_run(run: Path, resample_by: str | None = None) -> Verdict:
+    """The verdict of a run from its files alone; writes verdict.json and returns it.
+
+    `resample_by` is the run's own setting unless given. Raises UserError when the baseline and the
+    best step were scored with different fingerprints, on different sets or against different references.
+    """
+    identity = read_json(run / "run.json")
+    best = identity["best_step"]
+    by = resample_by or identity["config"].get("resample_by", "utterance")
+    metric = verdict.metric_of(identity)
+    old, new = step_folder(run, 0), step_folder(run, best)
+    before, after = (read_json(folder / "scores.json")["fingerprint"] for folder in (old, new))
+    _check_same(run, best, before, after)
+    names = [sorted(path.stem for path in folder.glob("*.jsonl")) for folder in (old, new)]
+    _check_same(run, best, *({f"set {name}": "there" for name in found} for found in names))
+
+    def compared(name: str, only: Collection[str] | None = None) -> verdict.Comparison:
+        return compare_files(old / f"{name}.jsonl", new / f"{name}.jsonl", by, only, metric)
+
+    guardrails = {name: compared(name) for name in names[0] if name not in ("domain", selection.REPORT)}
+    heldout = guardrails.pop("heldout", None)
+    domain, chosen_on, report = compared("domain"), None, None
+    if selection.REPORT in names[0]:
+        chosen_on, report = domain, compared(selection.REPORT)
+    elif identity["config"].get("report_manifest") == "auto":
+        halves = selection.halves(read_hypotheses(old / "domain.jsonl"))
+        if halves:
+            chosen_on = compared("domain", halves[selection.CHOSEN_ON])
+            report = compared("domain", halves[selection.REPORT])
+    criteria = criteria_of(identity["config"])
+    judged = verdict.judge(domain, heldout, criteria, further=guardrails, chosen_on=chosen_on, report=report)
+    found = Verdict.model_validate({**judged, "best_step": best, "fingerprint": before})
+    write_json(run / "verdict.json", found.as_json())
+    return found
+
+
+def criteria_of(config: Mapping[str, Any]) -> verdict.Criteria:
+    """What a run with these settings is judged by; older records do not name all of them."""
+    names = [field.name for field in fields(verdict.Criteria)]
+    return verdict.Criteria(**{name: config[name] for name in names if name in config})
+
+
+def _check_same(run: Path, step: int, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Raises UserError that names the first key in which step 0 and the best step differ."""
+    for name in sorted(before.keys() | after.keys()):
+        if before.get(name) != after.get(name):
+            raise UserError(
+                f"{run}: step 0 and step {step} differ in {name} ({before.get(name)} and"
+                f" {after.get(name)}); they cannot be compared"
+            )
+
+
+def compare_files(
+    old: Path,
+    new: Path,
+    resample_by: str = "utterance",
+    only: Collection[str] | None = None,
+    metric: Metric = "wer",
+) -> verdict.Comparison:
+    """Two systems' scored lines. Raises UserError unless both were scored against the same references.
+
+    `resample_by` is "utterance" or "speaker"; the latter needs lines that name the speaker. `only` these
+    ids are compared, all unless given.
+    """
+    before, after = (
+        {i: line for i, line in read_hypotheses(path).items() if only is None or i in only}
+        for path in (old, new)
+    )
+    both = sorted(before.keys() & after.keys())  # compare() refuses what only one of them has
+    for i in both:
+        if before[i]["reference"] != after[i]["reference"]:
+            raise UserError(
+                f"{old} and {new}: the reference of {i!r} differs ({before[i]['reference']!r} and"
+                f" {after[i]['reference']!r}), so the texts were normalised in two ways; score both alike"
+            )
+    speakers = None
+    if resample_by == "speaker":
+        speakers = verdict.check_speakers(str(old), {i: h.get("speaker") for i, h in before.items()})
+    segments = []
+    for i in both:
+        texts = before[i]["reference"], before[i]["hypothesis"], after[i]["hypothesis"]
+        reference, first, second = (units(text, metric) for text in texts)
+        segments += mapsswe.segments(reference, first, second)
+    compared = verdict.compare(tallies(before, metric), tallies(after, metric), speakers, segments)
+    if metric == "wer":
+        return compared
+    words = [sum(tallies(lines, "wer").values(), Tally()) for lines in (before, after)]
+    return replace(compared, metric=metric, words=(words[0], words[1]))

@@ -1,0 +1,166 @@
+"""The files of a run and of a sweep as typed records. Needs no torch.
+
+pydantic checks them, as it checks settings: msgspec would be faster, but the files are small, and it would be
+one more dependency. Files of older versions are read too: what they lack has a default. Keys that are unknown
+here are kept, and all keys keep their order, so a record that is read and written again is the same file.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+import pydantic
+from pydantic import BeforeValidator, WithJsonSchema
+
+from asrlora.errors import UserError
+from asrlora.score.mapsswe import Mapsswe
+from asrlora.score.metric import KEYS, Metric
+from asrlora.score.verdict import Criteria, Judgement
+
+# JSON has no number for what is not finite: a null in a file, NaN here
+Number = Annotated[
+    float,
+    BeforeValidator(lambda value: math.nan if value is None else value),
+    WithJsonSchema({"type": ["number", "null"]}),
+]
+Interval = tuple[Number, Number]  # 95 %, low and high
+
+
+class Record(pydantic.BaseModel):
+    """A JSON object of a file. It does not change: `changed` returns another one."""
+
+    model_config = pydantic.ConfigDict(extra="allow", frozen=True)
+    _keys: tuple[str, ...] = ()  # as they were given
+
+    @pydantic.model_validator(mode="wrap")
+    @classmethod
+    def _remember_keys(cls, data: Any, handler: pydantic.ModelWrapValidatorHandler[Self]) -> Self:
+        record = handler(data)
+        if isinstance(data, Mapping):
+            record._keys = tuple(data)
+        return record
+
+    @pydantic.model_serializer(mode="wrap")
+    def _in_order(self, handler: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values = handler(self)
+        return {key: values[key] for key in self._keys}
+
+    def as_json(self) -> dict[str, Any]:
+        """The keys that were given, in their order; numbers that are not finite are written as null."""
+        return self.model_dump()
+
+    def changed(self, **changes: Any) -> Self:
+        """The same record with other values, or with further keys at the end."""
+        return self.model_validate({**self.as_json(), **changes})
+
+
+R = TypeVar("R", bound=Record)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object as it stands in a file. Raises UserError where there is none that can be read."""
+    try:
+        loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return loaded
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); is this a run directory?") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+
+
+def read(path: Path, kind: type[R]) -> R:
+    """Reads a file as a record of this kind. Raises UserError that names the file and the key."""
+    try:
+        return kind.model_validate(read_json(path))
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: {key}: {first['msg'].lower()}; was it written by asrlora?") from None
+
+
+class Resampled(Record):
+    """What was drawn again for the intervals."""
+
+    by: str  # "utterance" or "speaker"
+    units: int  # how many of these there are
+
+
+class SetVerdict(Record):
+    """One set of verdict.json: the baseline against the best step. Rates and intervals are fractions.
+
+    The keys of another metric stand beside those of words. The domain has a reduction (baseline minus best
+    step), a guardrail has a regression (best step minus baseline).
+    """
+
+    baseline_wer: Number
+    tuned_wer: Number
+    words: int = 0
+    baseline_cer: Number = math.nan
+    tuned_cer: Number = math.nan
+    characters: int = 0
+    baseline_mer: Number = math.nan
+    tuned_mer: Number = math.nan
+    mixed_units: int = 0
+    baseline_interval: Interval | None = None
+    tuned_interval: Interval | None = None
+    reduction: Number | None = None
+    regression: Number | None = None
+    interval: Interval  # of the reduction or the regression
+    utterances: int = 0
+    improvement_probability: float = math.nan
+    resampled: Resampled | None = None
+    mapsswe: Mapsswe | None = None
+
+    def baseline(self, metric: Metric) -> float:
+        """The baseline's rate, NaN where the references are empty."""
+        return float(getattr(self, f"baseline_{metric}"))
+
+    def tuned(self, metric: Metric) -> float:
+        """The best step's rate."""
+        return float(getattr(self, f"tuned_{metric}"))
+
+    def length(self, metric: Metric) -> int:
+        """Of the references, in the metric's units."""
+        return int(getattr(self, KEYS[metric][1]))
+
+    @property
+    def change(self) -> float:
+        """Best step minus baseline: below 0 is better."""
+        if self.reduction is not None:
+            return -self.reduction
+        assert self.regression is not None
+        return self.regression
+
+    @property
+    def change_interval(self) -> tuple[float, float]:
+        low, high = self.interval
+        return (low, high) if self.reduction is None else (-high, -low)
+
+
+class Verdict(Record):
+    """verdict.json."""
+
+    verdict: Literal["accept", "reject", "inconclusive"]
+    metric: Metric = "wer"  # of earlier versions too
+    point: bool = False  # the plain rule on the point estimates
+    reason: str = ""
+    domain: SetVerdict
+    heldout: SetVerdict | None
+    guardrails: dict[str, SetVerdict] = {}  # beside heldout
+    domain_chosen_on: SetVerdict | None = None  # the part of the domain that chose the step
+    domain_report: SetVerdict | None = None  # the part that did not
+    judgements: dict[str, Judgement] = {}
+    criteria: Criteria
+    best_step: int
+    fingerprint: dict[str, Any] = {}
+
+    @property
+    def accepted(self) -> bool:
+        return self.verdict == "accept"
+
+    def sets(self) -> dict[str, SetVerdict]:
+        """All that was judged: domain, heldout and the guardrails beside it."""
+        heldout = {"heldout": self.heldout} if self.heldout else {}
+        return {"domain": self.domain, **heldout, **self.guardrails}
