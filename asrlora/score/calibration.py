@@ -106,7 +106,7 @@ def _half(interval: tuple[float, float]) -> float:
 
 
 def as_row(found: Rates) -> str:
-    """A row of the table of docs/reference/metrics.md; HEAD stands above it."""
+    """A row of the table of docs/log/verdict.md; HEAD stands above it."""
     truth = found.truth
     return (
         f"| {truth.name} | {truth.domain_utterances:,} + {truth.heldout_utterances:,}"

@@ -129,7 +129,7 @@ def test_a_rewritten_base_is_rewritten_again(
 def test_bf16_on_two_processes_stays_within_its_bound(
     pissa: dict[str, str], undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    """docs/guide/resume.md states the bound: rounding to 8 bits differs with the order of sums and the
+    """docs/reference/models.md states the bound: rounding to 8 bits differs with the order of sums and the
     processor. A loss of nearly nothing has no share of its own to stay within."""
     two, _ = kill_resume.undisturbed(undisturbed.speech, tmp_path / "run", 2, **PISSA)
     ours, theirs = (json.loads(found["metrics.jsonl"]) for found in (two, pissa))

@@ -1,4 +1,4 @@
-"""The table of docs/reference/metrics.md in small; `asrlora bench verdict` draws it in full."""
+"""The table of docs/log/verdict.md in small; `asrlora bench verdict` draws it in full."""
 
 import numpy as np
 import pytest
