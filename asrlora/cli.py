@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from asrlora import allocation
 from asrlora.config import ALLOW_OUTSIDE, Parser, add_flags, validate
@@ -24,6 +24,7 @@ STYLE = ("label_case", "label_punctuation", "label_characters")
 if TYPE_CHECKING:
     from asrlora.bench import Figures
     from asrlora.data.manifest import Utterance
+    from asrlora.record.schema import EvalScores
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -624,17 +625,16 @@ def _eval(args: argparse.Namespace) -> int:
     domain_words = keyword_recall.choose(listed, general, (u.text for u in utterances), None, normaliser)
     if (args.output_dir / "scores.json").exists():
         raise UserError(f"--output-dir {args.output_dir} holds another evaluation; give a new folder")
-    scores: dict[str, Any] | None
+    scores: EvalScores | None
     if args.hypotheses:
         scores = score_file(
             args.hypotheses, utterances, args.output_dir, normaliser, by.name, domain_words,
             folder=args.manifest_path.parent,
         )  # fmt: skip
-        if scores["wer"] == 0 and fold(scores["hypothesis_field"]) in PLAIN:
-            console.print(
-                f"note: no error at all; is {scores['hypothesis_field']} the reference in {args.hypotheses}?"
-            )
-        speed = f"the field {scores['hypothesis_field']}"
+        field = str(scores.hypothesis_field)
+        if scores.wer == 0 and fold(field) in PLAIN:
+            console.print(f"note: no error at all; is {field} the reference in {args.hypotheses}?")
+        speed = f"the field {field}"
     else:
         from asrlora.engine.launcher import check_processes
 
@@ -649,23 +649,23 @@ def _eval(args: argparse.Namespace) -> int:
         )  # fmt: skip
         if scores is None:
             return 0  # one of several processes; the first one tells
-        speed = f"{scores['rtfx']:,.0f} audio-s/s"
+        speed = f"{scores.rtfx:,.0f} audio-s/s"
     console.print(str(by))
     for finding in checks.spaces(str(args.manifest_path), utterances, by):
         console.print(f"note: {finding.message}")
     console.print(
-        f"WER {scores['wer']:.2%} ({scores['substitutions']} substitutions, {scores['deletions']}"
-        f" deletions, {scores['insertions']} insertions in {scores['words']} words,"
-        f" {scores['utterances']} utterances, {speed}), CER {scores['cer']:.2%}"
+        f"WER {scores.wer:.2%} ({scores.substitutions} substitutions, {scores.deletions}"
+        f" deletions, {scores.insertions} insertions in {scores.words} words,"
+        f" {scores.utterances} utterances, {speed}), CER {scores.cer:.2%}"
     )
     if by.name != "wer":
-        of = metric.tally(scores, by.name)
+        of = metric.tally(scores.as_json(), by.name)
         what = metric.KEYS[by.name][1].replace("_", " ")
         console.print(f"{by.name.upper()} {of.rate:.2%} ({of.errors} errors in {of.length} {what})")
-    if scores.get("windowed"):
-        limit = scores["fingerprint"]["decode"]["windows"]["seconds"]
-        console.print(f"{scores['windowed']:,} utterances are {windows.describe(scores, limit)}")
-    if strange := degenerate.told(scores):
+    if scores.windowed:
+        limit = scores.fingerprint["decode"]["windows"]["seconds"]
+        console.print(f"{scores.windowed:,} utterances are {windows.describe(scores.as_json(), limit)}")
+    if strange := degenerate.told(scores.as_json()):
         console.print(f"of the hypotheses {strange}")
     _tell_breakdown(scores)
     return 0
@@ -678,25 +678,24 @@ def _path(args: argparse.Namespace, name: str) -> Path | None:
 SPEAKERS_SHOWN = 10
 
 
-def _tell_breakdown(scores: Mapping[str, Any]) -> None:
+def _tell_breakdown(scores: "EvalScores") -> None:
     """Recall of domain words, and error rates by duration and by speaker, those with most errors first."""
     from rich.table import Table
 
     from asrlora.score.metric import KEYS
 
-    if "domain_words" in scores:
-        found = scores["domain_words"]
-        share = "not said once" if found["recall"] is None else f"recall {found['recall']:.2%}"
+    if found := scores.domain_words:
+        share = "not said once" if found.recall is None else f"recall {found.recall:.2%}"
         console.print(
-            f"domain words: {share} ({found['hits']} of {found['occurrences']} times, {found['words']} words)"
+            f"domain words: {share} ({found.hits} of {found.occurrences} times, {found.words} words)"
         )
-    speakers = sorted(scores["by_speaker"].items(), key=lambda item: (-item[1]["errors"], item[0]))
-    name = scores["metric"]
+    speakers = sorted(scores.by_speaker.items(), key=lambda item: (-item[1].errors, item[0]))
+    name = scores.metric
     counted = ("errors", KEYS[name][1], "utterances")
     table = Table("", name.upper(), *(key.replace("_", " ") for key in counted))
-    for row, part in [*scores["by_duration"].items(), *speakers[:SPEAKERS_SHOWN]]:
-        rate = "-" if part[name] is None else f"{part[name]:.2%}"
-        table.add_row(row, rate, *(f"{part[key]:,}" for key in counted))
+    for row, part in [*scores.by_duration.items(), *speakers[:SPEAKERS_SHOWN]]:
+        rate = f"{part.rate(name):.2%}" if part.length(name) else "-"
+        table.add_row(row, rate, *(f"{getattr(part, key):,}" for key in counted))
     console.print(table)
     if len(speakers) > SPEAKERS_SHOWN:
         console.print(f"{len(speakers) - SPEAKERS_SHOWN} more speakers are in scores.json")

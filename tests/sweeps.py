@@ -10,6 +10,7 @@ import numpy as np
 from asrlora.config import RunConfig
 from asrlora.record import run_dir
 from asrlora.record.judge import judge_run
+from asrlora.record.schema import Scores
 
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
 STEPS = (100, 200, 400)
@@ -68,7 +69,7 @@ def write_run(
         for name, lines in sets.items():
             wrong, words = (sum(line[key] for line in lines) for key in ("substitutions", "words"))
             scores[name] = {"wer": wrong / words, "words": words, "utterances": utterances}
-        run.write_evaluation(step, sets, scores)
+        run.write_evaluation(step, sets, Scores.model_validate(scores))
         if scores["domain"]["wer"] < best[1]:
             best = (step, scores["domain"]["wer"])
     run.update(best_step=best[0], stage_seconds={"training": 0.3 * last})

@@ -8,6 +8,7 @@ import numpy as np
 
 from asrlora.record import run_dir
 from asrlora.record.judge import judge_run
+from asrlora.record.schema import Scores
 from asrlora.score import text
 from asrlora.score.scoring import score
 
@@ -35,7 +36,7 @@ def write_run(folder: Path, sets: dict[str, tuple[list[int], list[int]]], **conf
             for name, sides in sets.items()
         }
         wers = {name: {"wer": sum(sides[number]) / 10 / len(sides[number])} for name, sides in sets.items()}
-        run.write_evaluation(step, lines, {"step": step, "fingerprint": {"base": "b"}, **wers})
+        run.write_evaluation(step, lines, Scores(step=step, fingerprint={"base": "b"}, **wers))
     return folder
 
 

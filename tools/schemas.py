@@ -6,7 +6,11 @@ from pathlib import Path
 from asrlora.record import schema
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference" / "schemas"
-FILES: dict[str, type[schema.Record]] = {"verdict": schema.Verdict}
+FILES: dict[str, type[schema.Record]] = {
+    "verdict": schema.Verdict,
+    "scores": schema.Scores,
+    "eval_scores": schema.EvalScores,
+}
 
 
 def schemas() -> dict[Path, str]:

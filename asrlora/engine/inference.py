@@ -24,6 +24,7 @@ from asrlora.engine.training_set import augmentation, cached
 from asrlora.errors import UserError
 from asrlora.models import adapters, registry
 from asrlora.models.hub import BASE_FILE, adapter_settings, base_of, lasting_name, trained_on
+from asrlora.record.schema import EvalScores
 from asrlora.record.scores import write_scores
 from asrlora.score import metric as metrics
 from asrlora.score import text
@@ -102,7 +103,7 @@ def evaluate_manifest(
     num_beams: int = 1,
     in_4bit: bool | None = None,
     matmul_precision: str | None = None,
-) -> dict[str, Any] | None:
+) -> EvalScores | None:
     """Collective. Writes hypotheses.jsonl and scores.json into `output`; returns the scores, on rank 0."""
     normaliser = text.normaliser(text_normaliser, language)
     runtime = runtimes.start()

@@ -26,7 +26,7 @@ from asrlora.models import adapters, registry
 from asrlora.models.registry import Base
 from asrlora.record import diagnosis, run_dir, status
 from asrlora.record.judge import judge_run
-from asrlora.record.schema import Verdict
+from asrlora.record.schema import Scores, SetScores, Verdict, read
 from asrlora.report import alignment, page
 from asrlora.score import bootstrap, degenerate, keyword_recall, metric, selection, text, verdict
 from asrlora.score.scoring import Hypothesis, summary
@@ -271,14 +271,14 @@ class Run:
         path = run_dir.step_folder(self.config.output_dir, step) / "scores.json"
         known = self.runtime.on_main(
             "reading scores",
-            lambda: run_dir.read_step_scores(path) if self.goes_on and path.exists() else None,
+            lambda: read(path, Scores) if self.goes_on and path.exists() else None,
         )
         scores = known or self._score(step, model)
         if scores is None:
             return False
         label = self.metric.upper()
-        wers = {name: scores[name][self.metric] for name in self.data}
-        chosen_on = scores.get(selection.CHOSEN_ON, scores["domain"])[self.metric]
+        wers = {name: scores.sets[name].rate(self.metric) for name in self.data}
+        chosen_on = scores.sets.get(selection.CHOSEN_ON, scores.sets["domain"]).rate(self.metric)
         if step == 0:
             self.baseline, self.best_wer = wers, chosen_on
         guardrails = {name: wers[name] for name in self.config.guardrails}
@@ -297,11 +297,11 @@ class Run:
         compared = status.against_baseline(wers, self.baseline, self.config.max_heldout_regression)
         self.tell(
             f"step {step}: {label} {compared}"
-            + f" ({scores['rtfx']:,.0f} audio-s/s)"
+            + f" ({scores.rtfx:,.0f} audio-s/s)"
             + (", best so far" if best else "")
         )
         for name in self.data:
-            if strange := degenerate.told(scores[name]):
+            if strange := degenerate.told(scores.sets[name].as_json()):
                 self.tell(f"{name}: of the hypotheses {strange}")
         if self.stopped is None:
             at = (step, self.config.max_steps, self.config.eval_interval)
@@ -311,7 +311,7 @@ class Run:
         if self.stopped:
             self.tell(self.stopped)
         if known is None:
-            self.tracker.log(max(step, self.tracker.logged + 1), self._told(scores))
+            self.tracker.log(max(step, self.tracker.logged + 1), self._told(scores.sets))
         if self.progress is not None:
             self.progress.tell(
                 stage="training", wers=wers, baseline=self.baseline, metric=self.metric,
@@ -333,20 +333,21 @@ class Run:
             f" another --model-id, manifest, normaliser or --language, or expect {wer:.4f}"
         )
 
-    def _told(self, scores: dict[str, Any]) -> dict[str, float]:
+    def _told(self, scores: Mapping[str, SetScores]) -> dict[str, float]:
         """What W&B gets of an evaluation: rates and changes with intervals, and the guardrail."""
         told = {}
         for name in self.data:
-            told[f"{self.metric}/{name}"] = scores[name][self.metric]
-            for key in ("interval", "change_interval"):
-                for end, value in zip(("low", "high"), scores[name].get(key, ()), strict=False):
+            one = scores[name]
+            told[f"{self.metric}/{name}"] = one.rate(self.metric)
+            for key, ends in (("interval", one.interval), ("change_interval", one.change_interval)):
+                for end, value in zip(("low", "high"), ends or (), strict=False):
                     told[f"{self.metric}/{name}_{key}_{end}"] = value
         if "heldout" in self.baseline:
             limit = self.baseline["heldout"] + self.config.max_heldout_regression
             told[f"{self.metric}/guardrail"] = limit
         return told
 
-    def _score(self, step: int, model: Any) -> dict[str, Any] | None:
+    def _score(self, step: int, model: Any) -> Scores | None:
         """Collective. Evaluates all sets and writes hypotheses and scores; None where it was dropped."""
         results: dict[str, list[Hypothesis]] = {}
         strange: dict[str, dict[str, int]] = {}
@@ -374,7 +375,7 @@ class Run:
     def _count(
         self, step: int, results: dict[str, list[Hypothesis]], strange: dict[str, dict[str, int]],
         total: float, seconds: float,
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> Scores:  # fmt: skip
         """Only rank 0: scores.json, written; `total` seconds of audio took so many seconds."""
         assert self.record is not None
         scores: dict[str, Any] = {
@@ -391,10 +392,11 @@ class Run:
         for name, hypotheses in results.items():
             scores[name] |= self._intervals(step, name, hypotheses)
         lines = {name: [h.line() for h in found] for name, found in results.items()}
-        self.record.write_evaluation(step, lines, scores)
+        written = Scores.model_validate(scores)
+        self.record.write_evaluation(step, lines, written)
         if step == 0:
             self._audit_baseline(self.record, results)
-        return scores
+        return written
 
     def _intervals(self, step: int, name: str, hypotheses: Sequence[Hypothesis]) -> dict[str, Any]:
         """Only rank 0: 95 % intervals of the metric and, after step 0, of its change since then."""

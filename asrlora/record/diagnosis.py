@@ -186,14 +186,13 @@ def _points(fraction: float) -> str:
 def read_curves(run: Path) -> Curves:
     """The curves of a run directory, of a run that goes on too."""
     metrics = run_dir.read_log(run / "metrics.jsonl")
-    scores = run_dir.read_scores(run)
     identity = run_dir.read_json(run / "run.json")
     planned = identity.get("audit", {}).get("sets", {}).get("train", {}).get("epochs") or 0.0
     share = metrics[-1]["step"] / identity["config"]["max_steps"] if metrics else 0.0
     metric = metric_of(identity)
+    rates = run_dir.read_rates(run, metric)
     domain, heldout = (
-        {step: float(one[name][metric]) for step, one in scores.items() if name in one}
-        for name in ("domain", "heldout")
+        {step: one[name] for step, one in rates.items() if name in one} for name in ("domain", "heldout")
     )
     losses = {line["step"]: line["loss"] for line in metrics}
     return Curves(losses, domain, heldout, planned * share, identity["reason"] or "", metric)

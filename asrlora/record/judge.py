@@ -7,7 +7,7 @@ from typing import Any
 
 from asrlora.errors import UserError
 from asrlora.record.run_dir import read_hypotheses, step_folder, tallies
-from asrlora.record.schema import Verdict, read_json
+from asrlora.record.schema import Scores, Verdict, read, read_json
 from asrlora.score import mapsswe, selection, verdict
 from asrlora.score.metric import Metric, units
 from asrlora.score.wer import Tally
@@ -25,7 +25,7 @@ def judge_run(run: Path, resample_by: str | None = None) -> Verdict:
     by = resample_by or identity["config"].get("resample_by", "utterance")
     metric = verdict.metric_of(identity)
     old, new = step_folder(run, 0), step_folder(run, best)
-    before, after = (read_json(folder / "scores.json")["fingerprint"] for folder in (old, new))
+    before, after = (read(folder / "scores.json", Scores).fingerprint for folder in (old, new))
     _check_same(run, best, before, after)
     names = [sorted(path.stem for path in folder.glob("*.jsonl")) for folder in (old, new)]
     _check_same(run, best, *({f"set {name}": "there" for name in found} for found in names))

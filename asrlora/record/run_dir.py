@@ -22,9 +22,9 @@ from typing import Any, BinaryIO
 from asrlora.config import RunConfig
 from asrlora.errors import UserError
 from asrlora.record import schema
-from asrlora.record.schema import Verdict
+from asrlora.record.schema import Scores, Verdict
 from asrlora.record.schema import read_json as read_json  # callers of this module use it too
-from asrlora.score.metric import NAMES, Metric, tally
+from asrlora.score.metric import Metric, tally
 from asrlora.score.wer import Tally
 from asrlora.storage import lock, to_json, write_json
 from asrlora.storage import write_atomic as write_atomic  # callers of this module use it too
@@ -190,13 +190,12 @@ class RunRecord:
         with open(self.folder / file_name, "a", encoding="utf-8") as file:
             file.write(to_json(entry) + "\n")
 
-    def write_evaluation(
-        self, step: int, sets: dict[str, list[dict[str, Any]]], scores: dict[str, Any]
-    ) -> None:
+    def write_evaluation(self, step: int, sets: dict[str, list[dict[str, Any]]], scores: Scores) -> None:
+        """The scored lines of each set and, last, scores.json: where it is, the evaluation was finished."""
         folder = step_folder(self.folder, step)
         for name, hypotheses in sets.items():
             write_atomic(folder / f"{name}.jsonl", to_lines(hypotheses))
-        write_json(folder / "scores.json", scores)
+        write_json(folder / "scores.json", scores.as_json())
 
     def _write(self) -> None:
         write_json(self.folder / "run.json", self.identity)
@@ -232,19 +231,18 @@ def step_folder(run: Path, step: int) -> Path:
     return run / "eval" / f"step-{step:06d}"
 
 
-def read_scores(run: Path) -> dict[int, dict[str, Any]]:
+def read_scores(run: Path) -> dict[int, Scores]:
     """scores.json by step, of the evaluations that were finished."""
     paths = sorted(run.glob("eval/step-*/scores.json"))
-    return {int(path.parent.name.removeprefix("step-")): read_step_scores(path) for path in paths}
+    return {int(path.parent.name.removeprefix("step-")): schema.read(path, Scores) for path in paths}
 
 
-def read_step_scores(path: Path) -> dict[str, Any]:
-    """One scores.json; the rates of a set without a reference word, null there, are NaN here."""
-    scores = read_json(path)
-    for one in scores.values():
-        if isinstance(one, dict):
-            one.update({name: math.nan for name in NAMES if name in one and one[name] is None})
-    return scores
+def read_rates(run: Path, metric: Metric) -> dict[int, dict[str, float]]:
+    """The metric of each set, by step and name: fractions, NaN where the references are empty."""
+    return {
+        step: {name: one.rate(metric) for name, one in scores.sets.items()}
+        for step, scores in read_scores(run).items()
+    }
 
 
 def read_verdict(run: Path) -> Verdict | None:

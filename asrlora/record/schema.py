@@ -164,3 +164,93 @@ class Verdict(Record):
         """All that was judged: domain, heldout and the guardrails beside it."""
         heldout = {"heldout": self.heldout} if self.heldout else {}
         return {"domain": self.domain, **heldout, **self.guardrails}
+
+
+class DomainWords(Record):
+    """How many of the domain's own words were written where they were said."""
+
+    recall: float | None  # None where none was said
+    hits: int
+    occurrences: int
+    words: int  # of the list
+
+
+class SetScores(Record):
+    """Error rates (fractions) of one set with their counts, and hypotheses that are no transcripts."""
+
+    wer: Number
+    substitutions: int = 0
+    deletions: int = 0
+    insertions: int = 0
+    words: int = 0
+    cer: Number = math.nan
+    character_errors: int = 0
+    characters: int = 0
+    mer: Number = math.nan
+    mixed_errors: int = 0
+    mixed_units: int = 0
+    utterances: int = 0
+    empty: int = 0
+    runaway: int = 0
+    windowed: int = 0  # utterances that are longer than the model takes at once
+    windows: int = 0
+    cuts_in_speech: int = 0
+    without_speech: int = 0
+    domain_words: DomainWords | None = None
+    interval: Interval | None = None  # of the run's metric
+    change_interval: Interval | None = None  # since step 0
+
+    def rate(self, metric: Metric) -> float:
+        """NaN where the references are empty."""
+        return float(getattr(self, metric))
+
+
+class Scores(Record):
+    """eval/step-NNNNNN/scores.json: some keys about the evaluation, and one for each set."""
+
+    __pydantic_extra__: dict[str, SetScores]
+    step: int = 0
+    metric: Metric = "wer"
+    fingerprint: dict[str, Any] = {}
+    seconds: float = 0.0
+    rtfx: float = 0.0  # seconds of audio in a second
+
+    @property
+    def sets(self) -> dict[str, SetScores]:
+        return self.__pydantic_extra__
+
+
+class GroupScores(Record):
+    """The utterances of one speaker, or of one band of durations."""
+
+    wer: Number = math.nan
+    cer: Number = math.nan
+    mer: Number = math.nan
+    errors: int
+    words: int = 0
+    characters: int = 0
+    mixed_units: int = 0
+    utterances: int
+
+    def rate(self, metric: Metric) -> float:
+        """NaN where the references are empty."""
+        return float(getattr(self, metric))
+
+    def length(self, metric: Metric) -> int:
+        """Of the references, in the metric's units."""
+        return int(getattr(self, KEYS[metric][1]))
+
+
+class EvalScores(SetScores):
+    """scores.json of `asrlora eval`."""
+
+    metric: Metric = "wer"
+    by_duration: dict[str, GroupScores] = {}
+    by_speaker: dict[str, GroupScores] = {}
+    fingerprint: dict[str, Any] = {}
+    hypothesis_field: str | None = None  # where the hypotheses came from a file
+    left_out: dict[str, int] = {}  # utterances by reason
+    audio_seconds: float = 0.0
+    seconds: float = 0.0
+    rtfx: float = 0.0  # seconds of audio in a second
+    threads: dict[str, Any] = {}

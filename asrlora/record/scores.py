@@ -10,6 +10,7 @@ from asrlora.data.manifest import Utterance
 from asrlora.errors import UserError
 from asrlora.record.hypothesis_file import read_hypotheses
 from asrlora.record.run_dir import to_lines, write_atomic
+from asrlora.record.schema import EvalScores
 from asrlora.score import breakdown, keyword_recall
 from asrlora.score.metric import Metric
 from asrlora.score.scoring import Hypothesis, score, summary
@@ -19,19 +20,21 @@ from asrlora.storage import write_json
 
 def write_scores(
     output: Path, hypotheses: Sequence[Hypothesis], domain_words: frozenset[str], metric: Metric, **more: Any
-) -> dict[str, Any]:
+) -> EvalScores:
     """Writes hypotheses.jsonl and scores.json into `output`; returns the scores."""
     lines = [h.line() for h in hypotheses]
-    scores = {
-        "metric": metric,
-        **summary(hypotheses),
-        **keyword_recall.summary(hypotheses, domain_words),
-        "by_duration": breakdown.by_duration(lines, metric),
-        "by_speaker": breakdown.by_speaker(lines, metric),
-        **more,
-    }
+    scores = EvalScores.model_validate(
+        {
+            "metric": metric,
+            **summary(hypotheses),
+            **keyword_recall.summary(hypotheses, domain_words),
+            "by_duration": breakdown.by_duration(lines, metric),
+            "by_speaker": breakdown.by_speaker(lines, metric),
+            **more,
+        }
+    )
     write_atomic(output / "hypotheses.jsonl", to_lines(lines))
-    write_json(output / "scores.json", scores)
+    write_json(output / "scores.json", scores.as_json())
     return scores
 
 
@@ -44,7 +47,7 @@ def score_file(
     domain_words: frozenset[str] = frozenset(),
     *,
     folder: Path,
-) -> dict[str, Any]:
+) -> EvalScores:
     """Scores a file of hypotheses by the rules that hold for models; writes what `write_scores` does.
 
     Each line holds its hypothesis, and `id`, or the audio and times of its utterance; `folder` is the

@@ -26,7 +26,7 @@ from asrlora.record.run_dir import (
     read_counts,
     read_json,
     read_log,
-    read_scores,
+    read_rates,
     read_verdict,
     step_folder,
     write_atomic,
@@ -194,12 +194,8 @@ def _judged_score(one: SetVerdict, metric: Metric) -> Score:
 def _evaluations(folder: Path, metric: Metric) -> dict[int, dict[str, float]]:
     """The metric of each set, by step."""
     return {
-        step: {
-            name: one[metric]
-            for name, one in scores.items()
-            if isinstance(one, dict) and metric in one and name != selection.REPORT
-        }
-        for step, scores in read_scores(folder).items()
+        step: {name: rate for name, rate in rates.items() if name != selection.REPORT}
+        for step, rates in read_rates(folder, metric).items()
     }
 
 

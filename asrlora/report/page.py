@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from asrlora.record.run_dir import read_json, read_log, read_scores, write_atomic
+from asrlora.record.run_dir import read_json, read_log, read_rates, write_atomic
 from asrlora.record.schema import SetVerdict, Verdict, read
 from asrlora.report import alignment, figures
 from asrlora.score import breakdown, keyword_recall, selection
@@ -110,11 +110,11 @@ def _rows(judged: Verdict) -> Iterator[Row]:
 def _curves(run: Path, judged: Verdict) -> list[str]:
     """Learning curves: the error rate of every set, with the chosen step and the guardrails' limits, and
     the loss."""
-    scores, metric = read_scores(run), judged.metric
+    rates, metric = read_rates(run, judged.metric), judged.metric
     found = []
     for name, section in judged.sets().items():
         limit = section.baseline(metric) + judged.criteria.max_heldout_regression
-        points = [(step, scores[step][name][metric]) for step in scores if name in scores[step]]
+        points = [(step, rates[step][name]) for step in rates if name in rates[step]]
         shown = None if name == "domain" else limit
         found.append(figures.curve(name, points, judged.best_step, shown, metric.upper()))
     metrics = read_log(run / "metrics.jsonl")

@@ -15,7 +15,8 @@ from typing import Any
 from asrlora.console import console
 from asrlora.errors import UserError
 from asrlora.record import diagnosis, run_dir
-from asrlora.score import verdict
+from asrlora.record.schema import EvalScores, Scores, read
+from asrlora.score.metric import Metric
 from asrlora.storage import write_json
 from asrlora.sweep import runner
 from asrlora.sweep.sweep_file import Phase, Settings, Sweep, Trial, phases_of, trials_of
@@ -114,16 +115,26 @@ def check_parity(sweep: Sweep) -> int:
     folder, fixed = sweep.output_dir / "parity", sweep.fixed
     manifests = {"domain": fixed.get("manifest_path"), "heldout": fixed.get("safety_manifest_path")}
     for name, manifest in manifests.items():
-        scores = [_evaluated(folder / f"{name}-{time}", fixed, manifest) for time in (1, 2) if manifest]
+        found = [_evaluated(folder / f"{name}-{time}", fixed, manifest) for time in (1, 2) if manifest]
         for path in sorted(sweep.output_dir.glob("*/eval/step-000000/scores.json")):
-            whole = run_dir.read_json(path)
-            told: dict[str, Any] = {key: whole[key] for key in ("metric", "fingerprint") if key in whole}
-            scores.append({**whole.get(name, {}), **told})
-        _agree(name, [one for one in scores if "wer" in one])
+            scores = read(path, Scores)
+            if name in scores.sets:
+                rate = scores.sets[name].rate(scores.metric)
+                found.append(Baseline(rate, scores.metric, scores.fingerprint))
+        _agree(name, found)
     return 0
 
 
-def _evaluated(output: Path, fixed: Settings, manifest: Any) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Baseline:
+    """What one evaluation of the base gave on one manifest; the rate is a fraction."""
+
+    rate: float
+    metric: Metric
+    fingerprint: dict[str, Any]
+
+
+def _evaluated(output: Path, fixed: Settings, manifest: Any) -> Baseline:
     if not (output / "scores.json").exists():
         words = ["eval", "--manifest-path", str(manifest), "--output-dir", str(output)]
         for name in ("model_id", "eval_batch_seconds", "language", "metric", "text_normaliser"):
@@ -132,25 +143,26 @@ def _evaluated(output: Path, fixed: Settings, manifest: Any) -> dict[str, Any]:
         words += ["--allow-outside"] if fixed.get("allow_outside") else []
         if subprocess.run([sys.executable, "-m", "asrlora.cli", *words]).returncode:
             raise UserError(f"parity: the baseline cannot be evaluated on {manifest}; see above")
-    return run_dir.read_json(output / "scores.json")
+    scores = read(output / "scores.json", EvalScores)
+    return Baseline(scores.rate(scores.metric), scores.metric, scores.fingerprint)
 
 
-def _agree(name: str, scores: Sequence[dict[str, Any]]) -> None:
-    metrics = {verdict.metric_of(one) for one in scores}
+def _agree(name: str, found: Sequence[Baseline]) -> None:
+    """Raises UserError where evaluations of one manifest differ in metric, rate or fingerprint."""
+    metrics = sorted({one.metric for one in found})
     if len(metrics) > 1:
-        raise UserError(f"parity: evaluations of {name} are by several metrics, {', '.join(sorted(metrics))}")
-    metric = next(iter(metrics), "wer")
-    rates = [one[metric] for one in scores]
+        raise UserError(f"parity: evaluations of {name} are by several metrics, {', '.join(metrics)}")
+    rates = [one.rate for one in found]
     if rates and max(rates) - min(rates) > PARITY:
         raise UserError(
-            f"parity: the baseline's {name} {metric.upper()} came out from {min(rates):.2%} to"
+            f"parity: the baseline's {name} {metrics[0].upper()} came out from {min(rates):.2%} to"
             f" {max(rates):.2%} in {len(rates)} evaluations; {PARITY:.1%} is allowed. Find out why before"
             " anything is trained"
         )
     for part in ("audio", "text", "decode", "base"):
-        told = {json.dumps(one["fingerprint"].get(part), sort_keys=True) for one in scores}
-        if len(told) > 1:
-            raise UserError(f"parity: evaluations of {name} differ in {part}: {' and '.join(sorted(told))}")
+        values = {json.dumps(one.fingerprint.get(part), sort_keys=True) for one in found}
+        if len(values) > 1:
+            raise UserError(f"parity: evaluations of {name} differ in {part}: {' and '.join(sorted(values))}")
 
 
 def outcome(sweep: Sweep) -> dict[str, Any]:

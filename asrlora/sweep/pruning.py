@@ -2,12 +2,11 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 from asrlora.record import run_dir
 from asrlora.record.diagnosis import loss_rose
+from asrlora.record.schema import Scores, read
 from asrlora.score.metric import Metric
-from asrlora.score.verdict import metric_of
 from asrlora.storage import write_json
 from asrlora.sweep.sweep_file import Criteria, Pruning, Trial
 
@@ -31,21 +30,21 @@ def reason(run: Path, step: int, max_steps: int, eval_interval: int) -> str | No
         return None
     told = run_dir.read_json(path)
     rules, scores = Pruning.model_validate(told["rules"]), run_dir.read_scores(run)
-    metric = metric_of(scores[step])
+    metric = scores[step].metric
     why = _heldout(rules, told["guardrail"], scores, step, metric) or _loss(rules, run)
     if why is None and rules.halving and step in rungs(max_steps, eval_interval, rules.halving):
         peers = {name: _domain(run.parent / name, step, metric) for name in told["peers"] if name != run.name}
         others = [rate for rate in peers.values() if rate is not None]
-        why = halving(scores[step]["domain"][metric], others, rules.halving, metric)
+        why = halving(scores[step].sets["domain"].rate(metric), others, rules.halving, metric)
     return why and f"{PRUNED} {step}: {why}"
 
 
 def _heldout(
-    rules: Pruning, guardrail: float, scores: dict[int, dict[str, Any]], step: int, metric: Metric
+    rules: Pruning, guardrail: float, scores: dict[int, Scores], step: int, metric: Metric
 ) -> str | None:
-    if rules.heldout_margin is None or "heldout" not in scores[step]:
+    if rules.heldout_margin is None or "heldout" not in scores[step].sets:
         return None
-    past = scores[step]["heldout"][metric] - scores[0]["heldout"][metric]
+    past = scores[step].sets["heldout"].rate(metric) - scores[0].sets["heldout"].rate(metric)
     if past <= guardrail + rules.heldout_margin:
         return None
     return (
@@ -89,5 +88,5 @@ def halving(rate: float, peers: list[float], share: int, metric: Metric = "wer")
 def _domain(run: Path, step: int, metric: Metric) -> float | None:
     """The domain's error rate; None where the step was not evaluated yet, or by another metric."""
     path = run_dir.step_folder(run, step) / "scores.json"
-    scores = run_dir.read_json(path) if path.exists() else None
-    return float(scores["domain"][metric]) if scores and metric_of(scores) == metric else None
+    scores = read(path, Scores) if path.exists() else None
+    return scores.sets["domain"].rate(metric) if scores and scores.metric == metric else None

@@ -64,12 +64,8 @@ def standing(trial: Trial, criteria: Criteria) -> Standing:
         why = identity["reason"] or why
         if told := diagnosis.told(identity.get("diagnosis", [])):
             why += f" ({told})"
-    metrics, scores = run_dir.read_log(trial.folder / "metrics.jsonl"), run_dir.read_scores(trial.folder)
-    sets = ("domain", "heldout")
-    metric = verdict.metric_of(identity)
-    rates: dict[int, dict[str, float]] = {
-        step: {name: one[name][metric] for name in sets if name in one} for step, one in scores.items()
-    }
+    metrics, metric = run_dir.read_log(trial.folder / "metrics.jsonl"), verdict.metric_of(identity)
+    rates = run_dir.read_rates(trial.folder, metric)
     return Standing(
         trial, state, metrics[-1]["step"] if metrics else 0, identity["config"]["max_steps"],
         rates.get(0), rates.get(max(rates, default=0)), why=why, metric=metric,

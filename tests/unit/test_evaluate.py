@@ -38,21 +38,22 @@ def test_the_base_hears_general_speech(speech: Speech, tmp_path: Path) -> None:
     scores = inference.evaluate_manifest(
         str(BASE), None, read_manifest(speech.heldout), tmp_path / "eval", 160.0
     )
-    assert scores["wer"] < 0.15
-    assert scores["utterances"] == 48
-    assert scores["fingerprint"]["text"]["name"] == "whisper-english"
-    assert 0 < scores["cer"] < scores["wer"]
-    for parts in (scores["by_duration"], scores["by_speaker"]):
-        assert sum(part["words"] for part in parts.values()) == scores["words"]
-    assert set(scores["by_speaker"]) == {u.speaker for u in read_manifest(speech.heldout)}
+    assert scores is not None
+    assert scores.wer < 0.15
+    assert scores.utterances == 48
+    assert scores.fingerprint["text"]["name"] == "whisper-english"
+    assert 0 < scores.cer < scores.wer
+    for parts in (scores.by_duration, scores.by_speaker):
+        assert sum(part.words for part in parts.values()) == scores.words
+    assert set(scores.by_speaker) == {u.speaker for u in read_manifest(speech.heldout)}
     files = [u.audio for u in read_manifest(speech.heldout)]
     alone = {found.path: found.text for found in inference.transcribe_files(str(BASE), None, files)}
     from asrlora.record.run_dir import read_lines
 
     written = {line["id"]: line["hypothesis_raw"] for line in read_lines(tmp_path / "eval/hypotheses.jsonl")}
     assert written == {u.id: alone[u.audio] for u in read_manifest(speech.heldout)}
-    assert scores["rtfx"] > 0
-    assert (scores["empty"], scores["runaway"]) == (0, 0)
+    assert scores.rtfx > 0
+    assert (scores.empty, scores.runaway) == (0, 0)
 
 
 def test_silence_is_an_empty_text(tmp_path: Path) -> None:

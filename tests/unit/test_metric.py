@@ -37,9 +37,11 @@ def write_run(folder: Path, metric: Metric, count: int = 200) -> Path:
                 score(f"{name}-{i:03d}", SAID, "他" * n + SAID[n:], normal, f"s{i % 3}", 2.0)
                 for i, n in enumerate(wrong)
             ]
-        scores = {"step": step, "metric": metric, "fingerprint": {"base": "b", "metric": metric}}
         lines = {name: [one.line() for one in found] for name, found in sets.items()}
-        run.write_evaluation(step, lines, scores | {name: summary(found) for name, found in sets.items()})
+        run.write_evaluation(step, lines, schema.Scores(
+            step=step, metric=metric, fingerprint={"base": "b", "metric": metric},
+            **{name: summary(found) for name, found in sets.items()},
+        ))  # fmt: skip
     run.log({"step": 1, "loss": 2.5, "audio_seconds": 1.0})
     run.end("complete", None)
     return folder

@@ -11,6 +11,7 @@ import pytest
 
 from asrlora.errors import UserError
 from asrlora.record import diagnosis, ledger, run_dir, status
+from asrlora.record.schema import Scores
 from asrlora.report.page import write_report
 from asrlora.score import text
 from asrlora.score.scoring import Hypothesis, score
@@ -33,9 +34,11 @@ def make_run(folder: Path, best_step: int = 2, **fingerprint: Any) -> run_dir.Ru
     )  # fmt: skip
     for step, hypothesis in ((0, "a wrong c"), (2, "a b c")):
         hypotheses = [asdict(scored(f"u{i}", "a b c", hypothesis, f"s{i // 2}")) for i in range(40)]
-        scores = {"step": step, "fingerprint": {"base": "b", **(fingerprint if step else {})}}
-        scores |= {name: {"wer": 0.0 if step else 1 / 3} for name in ("domain", "heldout")}
-        run.write_evaluation(step, {"domain": hypotheses, "heldout": hypotheses}, scores)
+        found = Scores(
+            step=step, fingerprint={"base": "b", **(fingerprint if step else {})},
+            **{name: {"wer": 0.0 if step else 1 / 3} for name in ("domain", "heldout")},
+        )  # fmt: skip
+        run.write_evaluation(step, {"domain": hypotheses, "heldout": hypotheses}, found)
     run.log({"step": 1, "loss": 2.5})
     return run
 
@@ -54,8 +57,8 @@ def test_the_verdict_comes_from_the_files_alone(tmp_path: Path) -> None:
 def test_the_best_step_is_judged_and_not_the_last(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     worse = [asdict(scored(f"u{i}", "a b c", "all is wrong")) for i in range(40)]
-    scores = {"fingerprint": {"base": "b"}, "domain": {"wer": 1.0}, "heldout": {"wer": 1.0}}
-    run.write_evaluation(4, {"domain": worse, "heldout": worse}, scores)
+    found = Scores(step=4, fingerprint={"base": "b"}, domain={"wer": 1.0}, heldout={"wer": 1.0})
+    run.write_evaluation(4, {"domain": worse, "heldout": worse}, found)
     assert judge(tmp_path / "run")["domain"]["tuned_wer"] == 0
 
 
@@ -247,7 +250,7 @@ def test_what_is_not_finite_is_null_in_every_file_and_nan_when_read(tmp_path: Pa
     run.log({"step": 2, "told": "not finite", "values": [math.nan, 1.5]}, "nonfinite.jsonl")
     run.update(diagnosis=[{"margin": math.inf}])
     run.write_evaluation(
-        4, {"domain": []}, {"step": 4, "domain": {"wer": math.nan, "interval": (math.nan, 1.0)}}
+        4, {"domain": []}, Scores(step=4, domain={"wer": math.nan, "interval": (math.nan, 1.0)})
     )
     progress = status.Progress(run.folder)
     progress.tell(stage="training", step=2, max_steps=4, loss=math.nan, data_wait=0.0)
@@ -257,7 +260,7 @@ def test_what_is_not_finite_is_null_in_every_file_and_nan_when_read(tmp_path: Pa
         for line in path.read_text().splitlines():
             strictly(line)
     assert math.isnan(run_dir.read_log(run.folder / "metrics.jsonl")[-1]["loss"])
-    assert math.isnan(run_dir.read_scores(run.folder)[4]["domain"]["wer"])
+    assert math.isnan(run_dir.read_scores(run.folder)[4].sets["domain"].wer)
     assert "loss nan nats per token" in status.describe(run.folder)
     assert diagnosis.of_run(run.folder)[0]["kind"] == "diverged"
     judge(run.folder)
