@@ -31,6 +31,7 @@ import soundfile
 from asrlora.console import console
 from asrlora.data import audio, manifest, plan
 from asrlora.data.shards import index, reader, writer
+from asrlora.data.shards.folder import META, digest
 
 REPEATS = 3
 BATCH_SIZE = 8
@@ -134,12 +135,12 @@ def _index(folder: Path, count: int) -> dict[str, Any]:
     facts = index.write_index(folder, samples)
     written = time.perf_counter() - start
     for number in range(-(-count // 256)):
-        facts[index.shard_name(number)] = {"bytes": 64_000_000, "sha256": "0" * 64}
+        facts[index.shard_name(number)] = index.FileFacts(bytes=64_000_000, sha256="0" * 64)
     meta = {
         "fingerprint": {"audio": audio.FINGERPRINT}, "utterances": count, "seconds": sum(lengths),
-        "rejected": {}, "files": facts,
+        "rejected": {}, "files": {name: file.model_dump() for name, file in facts.items()},
     }  # fmt: skip
-    (folder / reader.META).write_text(json.dumps({**meta, "sha256": writer.digest(meta)}))
+    (folder / META).write_text(json.dumps({**meta, "sha256": digest(meta)}))
     opened = reader.open_shards(folder).samples
     rng = np.random.default_rng(0)
     some = rng.integers(count, size=1000).tolist()
@@ -147,14 +148,14 @@ def _index(folder: Path, count: int) -> dict[str, Any]:
         "utterances": count,
         "write seconds": written,
         "open seconds": min(_cpu_seconds(lambda: reader.open_shards(folder)) for _ in range(REPEATS)),
-        "bytes per utterance": sum(facts[name]["bytes"] for name in index.FILES) / count,
+        "bytes per utterance": sum(facts[name].bytes for name in index.FILES) / count,
         "microseconds per checked sample": 1e3 * _cpu_seconds(lambda: [opened[n] for n in some]),
     }
 
 
 def _damage(folder: Path, count: int) -> dict[str, Any]:
     utterances = write_corpus(folder / "wav", np.full(8, 0.5), audio.SAMPLE_RATE)
-    reader.build(utterances, folder / "shards")
+    writer.build(utterances, folder / "shards")
     path = folder / "shards" / index.shard_name(0)
     whole = path.read_bytes()
     rng = np.random.default_rng(0)
@@ -194,7 +195,7 @@ def _build(folder: Path, count: int) -> dict[str, Any]:
 
 def _build_seconds(utterances: list[manifest.Utterance], workers: int, out: Path) -> float:
     start = time.perf_counter()
-    reader.build(utterances, out, workers=workers)
+    writer.build(utterances, out, workers=workers)
     return time.perf_counter() - start
 
 
@@ -219,7 +220,7 @@ def _apart(utterances: list[manifest.Utterance], out: Path) -> float:
 def _half(utterances: list[manifest.Utterance], out: Path, together: Any) -> None:
     audio.read_audio(utterances[0].audio)
     together.wait()
-    reader.build(utterances, out, workers=1)
+    writer.build(utterances, out, workers=1)
     together.wait()
 
 
@@ -236,7 +237,7 @@ def _loader(folder: Path, count: int) -> dict[str, Any]:
     from asrlora.engine.runtime import keep_memory
 
     lengths = np.sort(speech_lengths(count - count % BATCH_SIZE, 2))
-    opened = reader.build(write_corpus(folder / "wav", lengths, audio.SAMPLE_RATE), folder / "shards")
+    opened = writer.build(write_corpus(folder / "wav", lengths, audio.SAMPLE_RATE), folder / "shards")
     batches = [(0, list(range(n, n + BATCH_SIZE))) for n in range(0, len(lengths), BATCH_SIZE)]
     torch.set_num_threads(1)  # as in a worker: threads that wait for work by spinning would be counted
     keep_memory()

@@ -24,7 +24,7 @@ from asrlora.bench import Figures
 from asrlora.bench_engine import few
 from asrlora.console import console
 from asrlora.data import manifest
-from asrlora.data.shards import reader
+from asrlora.data.shards import cache
 from asrlora.demo.demo import ROOT
 from asrlora.record.run_dir import read_json
 from asrlora.sweep import sweep_file
@@ -70,7 +70,7 @@ def _settings(data: Path, folder: Path, steps: int) -> dict[str, Any]:
         key: few(data / MANIFESTS[key], folder / f"{key}.jsonl", count) for key, count in UTTERANCES.items()
     }
     for path in paths.values():
-        reader.cached(manifest.read_manifest(path, allow_outside=True))
+        cache.cached(manifest.read_manifest(path, allow_outside=True))
     return {
         **{key: str(path) for key, path in paths.items()},
         "model_id": str(ROOT / "asrlora" / "demo" / "base"), "max_steps": steps, "eval_interval": steps,

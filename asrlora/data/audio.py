@@ -1,8 +1,8 @@
 """The only audio path: decode, take out a DC offset, mix to mono, 16 kHz, RMS 0.075, 16-bit samples.
 
-Shards, training, evaluation and transcription all call `read_audio`, so a model never hears a
-recording in two ways. The result is 16-bit on purpose: FLAC shards keep it bit for bit, so what
-`asrlora transcribe` hears is what training heard.
+Shards, training, evaluation and transcription all call `read_audio`, so a model never gets a recording in two
+ways. The result is 16-bit on purpose: FLAC shards keep it bit for bit, so `asrlora transcribe` gives the
+model the samples that it was trained on.
 
 Shapes: T samples of one utterance at 16 kHz.
 """
@@ -32,6 +32,7 @@ TARGET_RMS = 0.075
 PEAK = 0.999  # the gain stops here: a loud click keeps its shape and the utterance stays quieter
 SILENCE_RMS = 1e-4  # -80 dBFS; below it there is nothing to amplify
 DEAD = 0.01  # of the loudest channel's RMS (-40 dB); a channel below it is taken for a dead one
+ROUNDING = 1e-3  # by which gain and mean of what is normalised already may differ from 1 and 0
 OPPOSITE = -0.5  # correlation with the loudest channel; below it the mean of both loses most of the speech
 
 # Every number above changes what a model hears, so all of them are part of the fingerprint.
@@ -101,6 +102,31 @@ def read_measured(
     return normalise(wave, rate), source
 
 
+def read_stored(data: bytes) -> Pcm:
+    """Like `read_audio`, for a file in a tar that asrlora did not write.
+
+    Where the file is what the audio path makes (mono 16-bit FLAC at 16 kHz, without a DC offset, at a level
+    at which the gain would be 1), it is taken as it is: the path would only round it again.
+    """
+    made = _made_by_audio_path(data)
+    return read_audio(data) if made is None else made
+
+
+def _made_by_audio_path(data: bytes) -> Pcm | None:
+    import miniaudio
+
+    if not data.startswith(b"fLaC"):
+        return None
+    try:
+        head = miniaudio.flac_get_info(data)
+        pcm = decode_flac(data, head.num_frames)
+    except (AudioError, miniaudio.DecodeError):
+        return None
+    wave = to_float(pcm)
+    unscaled = len(wave) > 0 and abs(_gain(wave) - 1) < ROUNDING and abs(float(wave.mean())) < ROUNDING
+    return pcm if unscaled else None
+
+
 def mix(channels: "decode.Samples") -> tuple[Wave, Fault]:
     """Channels (T, C) to one wave (T,), without a constant or drifting offset; and what was odd about them.
 
@@ -163,10 +189,15 @@ def normalise(wave: Wave, rate: int) -> Pcm:
     _check(wave)
     if rate != SAMPLE_RATE:
         wave = _resample(wave, rate)
-    level = rms(wave)
-    if level >= SILENCE_RMS:
-        wave = wave * min(TARGET_RMS / level, PEAK / float(np.abs(wave).max()))
+    if (gain := _gain(wave)) > 0:
+        wave = wave * gain
     return np.round(np.clip(wave, -1.0, 1.0) * 32767).astype(np.int16)
+
+
+def _gain(wave: Wave) -> float:
+    """What brings the wave to RMS 0.075, or its peak to PEAK where that is less; 0 for silence."""
+    level = rms(wave)
+    return min(TARGET_RMS / level, PEAK / float(np.abs(wave).max())) if level >= SILENCE_RMS else 0.0
 
 
 def _resample(wave: Wave, rate: int) -> Wave:
@@ -193,10 +224,12 @@ def _resampler(rate: int) -> Callable[..., Any]:
 
 
 def rms(wave: Wave) -> float:
+    """Root mean square of a wave (T,), full scale 1.0."""
     return float(np.sqrt(np.mean(np.square(wave, dtype=np.float64))))
 
 
 def is_silent(pcm: Pcm) -> bool:
+    """Whether there is nothing to amplify: below -80 dBFS."""
     return rms(to_float(pcm)) < SILENCE_RMS
 
 
@@ -228,10 +261,8 @@ def writes_mp3() -> bool:
 def encode_mp3(pcm: Pcm) -> bytes:
     """About 3 kB a second, to listen to in any browser; never an input to a model."""
     buffer = io.BytesIO()
-    soundfile.write(
-        buffer, pcm, SAMPLE_RATE, format="MP3", subtype="MPEG_LAYER_III", bitrate_mode="VARIABLE",
-        compression_level=0.9,
-    )  # fmt: skip
+    quality: dict[str, Any] = {"bitrate_mode": "VARIABLE", "compression_level": 0.9}
+    soundfile.write(buffer, pcm, SAMPLE_RATE, format="MP3", subtype="MPEG_LAYER_III", **quality)
     return buffer.getvalue()
 
 
@@ -251,6 +282,6 @@ def decode_flac(data: bytes, frames: int) -> Pcm:
         pcm = np.frombuffer(miniaudio.flac_read_s16(data).samples, np.int16)
     except miniaudio.DecodeError as error:
         raise AudioError(f"cannot be decoded ({error})") from error
-    if len(pcm) != frames:  # dr_flac ends at the first broken block without a word
+    if len(pcm) != frames:  # dr_flac ends at the first broken block and reports nothing
         raise AudioError(f"holds {len(pcm)} samples, not {frames}")
     return pcm

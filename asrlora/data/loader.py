@@ -17,7 +17,7 @@ import torch
 from asrlora import allocation
 from asrlora.data import audio
 from asrlora.data.plan import QUANTUM, Cost, by_length
-from asrlora.data.shards.reader import Sample
+from asrlora.data.shards.index import Sample
 
 FRAMES = round(QUANTUM * audio.SAMPLE_RATE)
 

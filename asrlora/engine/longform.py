@@ -12,7 +12,8 @@ from typing import Any
 
 from asrlora.data import audio, loader, plan, windows
 from asrlora.data.audio import SAMPLE_RATE, Pcm
-from asrlora.data.shards.reader import Sample, Shards
+from asrlora.data.shards.index import Sample
+from asrlora.data.shards.reader import Shards
 from asrlora.data.windows import Windows
 from asrlora.engine.runtime import Runtime
 from asrlora.errors import UserError

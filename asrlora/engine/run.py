@@ -14,7 +14,8 @@ from asrlora.console import console, progress, steps_bar
 from asrlora.data import audio, manifest, windows
 from asrlora.data.audit.checks import baseline
 from asrlora.data.audit.findings import Audit
-from asrlora.data.shards.reader import Sample, Shards
+from asrlora.data.shards.index import Sample
+from asrlora.data.shards.reader import Shards
 from asrlora.engine import checkpoint, launcher, logs, longform
 from asrlora.engine.checkpoint import Checkpoint
 from asrlora.engine.evaluate import evaluate, fingerprint

@@ -10,7 +10,7 @@ from asrlora.config import RunConfig
 from asrlora.console import console, progress
 from asrlora.data import manifest, plan
 from asrlora.data.augment import Augment
-from asrlora.data.shards import reader
+from asrlora.data.shards import cache, reader
 from asrlora.engine.runtime import Runtime
 from asrlora.errors import UserError
 
@@ -76,7 +76,7 @@ def cached(runtime: Runtime, what: str, utterances: list[manifest.Utterance]) ->
     def open_or_build() -> reader.Shards:
         total = sum(utterance.duration for utterance in utterances)
         with progress(what, total, runtime.accelerator.is_local_main_process) as advance:
-            return reader.cached(utterances, advance)
+            return cache.cached(utterances, advance)
 
     return runtime.first_of_machine(what, open_or_build)
 

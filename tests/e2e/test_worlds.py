@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from asrlora.data.manifest import read_manifest
-from asrlora.data.shards import reader
+from asrlora.data.shards import reader, writer
 from asrlora.errors import UserError
 from asrlora.score import text
 from conftest import BASE, Speech
@@ -47,7 +47,7 @@ def test_hypotheses_are_the_same_on_any_number_of_processes(speech: Speech, tmp_
     """With other batches each time, a shuffled manifest, and a set too small to give each rank a batch."""
     lines = speech.domain.read_text().splitlines(keepends=True)[:16]
     small = tmp_path / "small"
-    reader.build(read_manifest(speech.heldout)[:2], small)
+    writer.build(read_manifest(speech.heldout)[:2], small)
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(PRELOAD)
     written = []
@@ -55,7 +55,7 @@ def test_hypotheses_are_the_same_on_any_number_of_processes(speech: Speech, tmp_
         random.Random(world).shuffle(lines)
         mixed = speech.domain.with_name(f"mixed-{world}.jsonl")
         mixed.write_text("".join(lines))
-        reader.build(read_manifest(mixed), tmp_path / mixed.stem)
+        writer.build(read_manifest(mixed), tmp_path / mixed.stem)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

@@ -18,7 +18,7 @@ from asrlora.data import audio, manifest
 from asrlora.data.audit import checks
 from asrlora.data.decoding import decode
 from asrlora.data.decoding.decode import Fault
-from asrlora.data.shards import reader, writer
+from asrlora.data.shards import writer
 from asrlora.errors import UserError
 
 RATE = 16_000
@@ -257,7 +257,7 @@ def test_refused_with_file_and_line(what: str, tmp_path: Path, capfd: pytest.Cap
     path = lay(tmp_path, name, data())
 
     def use() -> None:
-        reader.build(manifest.read_manifest(path), tmp_path / "out")
+        writer.build(manifest.read_manifest(path), tmp_path / "out")
 
     with pytest.raises(UserError, match=rf"line 2\b.*\b{name}\b.*{message}"):
         use()
@@ -329,7 +329,7 @@ SIGNALS: dict[str, tuple[np.ndarray, str, np.ndarray]] = {  # samples, the findi
 def test_faults_of_the_signal_are_reported_and_taken_out(what: str, tmp_path: Path) -> None:
     samples, finding, right = SIGNALS[what]
     (utterance,) = manifest.read_manifest(lay(tmp_path, "a.wav", wav(samples, "FLOAT")))
-    built = reader.build([utterance], tmp_path / "out")
+    built = writer.build([utterance], tmp_path / "out")
     found = list(checks.sound("domain", list(built.samples), checks.HARMLESS))
     assert finding in [one.numbers["what"] for one in found]
     assert all("'x'" in one.message and not one.stops for one in found)
@@ -340,12 +340,12 @@ def test_faults_of_the_signal_are_reported_and_taken_out(what: str, tmp_path: Pa
 
 def test_silence_under_an_offset_is_silence(tmp_path: Path) -> None:
     path = lay(tmp_path, "a.wav", wav(np.full(16_000, 0.1)))
-    assert reader.build(manifest.read_manifest(path), tmp_path / "out").rejected == {"silent": 1}
+    assert writer.build(manifest.read_manifest(path), tmp_path / "out").rejected == {"silent": 1}
 
 
 def test_sound_recordings_give_no_finding(tmp_path: Path) -> None:
     wave = np.stack([LEFT, 0.7 * LEFT + 0.3 * speech(seed=1)], 1)
-    built = reader.build(manifest.read_manifest(lay(tmp_path, "a.wav", wav(wave))), tmp_path / "out")
+    built = writer.build(manifest.read_manifest(lay(tmp_path, "a.wav", wav(wave))), tmp_path / "out")
     assert not list(checks.sound("domain", list(built.samples), checks.HARMLESS))
 
 

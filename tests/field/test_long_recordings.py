@@ -19,7 +19,7 @@ import tiny
 from asrlora import cli, train
 from asrlora.data import audio, windows
 from asrlora.data.manifest import read_manifest
-from asrlora.data.shards import reader
+from asrlora.data.shards import cache
 from asrlora.engine import longform
 from asrlora.engine import runtime as runtimes
 from asrlora.engine.evaluate import evaluate
@@ -285,7 +285,7 @@ def test_eval_scores_what_transcribe_writes_and_counts_the_windows(
 
 def test_scores_do_not_depend_on_ranks_or_batches(manifest: Path) -> None:
     base = registry.load_base(str(BASE))
-    data = reader.cached(read_manifest(manifest))
+    data = cache.cached(read_manifest(manifest))
     normaliser = texts.normaliser(None, "en")
     runtime = runtimes.start()
     wide, narrow = (evaluate(runtime, base.model, base, data, s, normaliser) for s in (160.0, 4.0))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from asrlora.data.manifest import read_manifest
-from asrlora.data.shards import reader
+from asrlora.data.shards import cache, reader
 from asrlora.engine import evaluate, inference
 from asrlora.models import registry
 from asrlora.score import text
@@ -15,7 +15,7 @@ ENGLISH = text.normaliser(None, "en")
 
 @pytest.fixture(scope="module")
 def heldout(speech: Speech) -> reader.Shards:
-    return reader.cached(read_manifest(speech.heldout))
+    return cache.cached(read_manifest(speech.heldout))
 
 
 def test_an_utterance_evaluated_twice_is_an_error(heldout: reader.Shards) -> None:

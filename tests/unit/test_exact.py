@@ -15,7 +15,7 @@ import tiny
 from asrlora import allocation, cli
 from asrlora.data import loader
 from asrlora.data.manifest import read_manifest
-from asrlora.data.shards import reader
+from asrlora.data.shards import cache, reader
 from asrlora.engine import watchdog
 from asrlora.engine.evaluate import Evaluation, evaluate, fingerprint
 from asrlora.models import decode, moonshine, padding, registry, seq2seq, whisper
@@ -41,7 +41,7 @@ def demo_base() -> Base:
 
 @pytest.fixture(scope="module")
 def heldout(speech: Speech) -> reader.Shards:
-    return reader.cached(read_manifest(speech.heldout)[:20])
+    return cache.cached(read_manifest(speech.heldout)[:20])
 
 
 def noise(base: Base) -> list[np.ndarray[Any, np.dtype[np.int16]]]:
@@ -117,7 +117,7 @@ def test_hypotheses_are_the_same_at_any_budget_world_size_and_order(
     random.Random(0).shuffle(lines)
     shuffled = speech.heldout.with_name("shuffled.jsonl")
     shuffled.write_text("".join(lines))
-    mixed = reader.cached(read_manifest(shuffled))
+    mixed = cache.cached(read_manifest(shuffled))
     assert [s.id for s in mixed.samples] != [s.id for s in heldout.samples]
     for data, seconds, world in (
         (heldout, 7.0, 1), (heldout, 20.0, 2), (mixed, 20.0, 3), (heldout, 1e4, 1), (mixed, 1e4, 3),

@@ -14,7 +14,7 @@ from asrlora import cli
 from asrlora.data import loader
 from asrlora.data.audio import read_audio
 from asrlora.data.manifest import read_manifest
-from asrlora.data.shards import reader
+from asrlora.data.shards import cache
 from asrlora.engine import inference
 from asrlora.engine import runtime as runtimes
 from asrlora.engine.evaluate import evaluate
@@ -69,7 +69,7 @@ def test_merged_active_and_saved_adapter_write_the_same(
         flags = ["--manifest-path", str(few), "--output-dir", str(output)]
         assert cli.main(["eval", "--model-id", *words, *flags]) == 0
         written[name] = read_lines(output / "hypotheses.jsonl")
-    active = evaluate(runtimes.start(), model, base, reader.cached(read_manifest(few)), 4.0, NORMALISER)
+    active = evaluate(runtimes.start(), model, base, cache.cached(read_manifest(few)), 4.0, NORMALISER)
     assert active is not None
     assert written["saved"] == written["merged"] == [h.line() for h in active.hypotheses]
     assert written["saved"] != written["base"]

@@ -17,7 +17,7 @@ from asrlora.data import audio, plan
 from asrlora.data.audit import checks
 from asrlora.data.audit.findings import Audit, Item
 from asrlora.data.manifest import BadLine, Utterance, filter_for_training, read_lines
-from asrlora.data.shards import reader, writer
+from asrlora.data.shards import cache, reader, writer
 from asrlora.errors import UserError
 
 
@@ -84,7 +84,7 @@ def _open(name: str, read: Set) -> tuple[Set, reader.Shards]:
 
 def _cached(name: str, utterances: Sequence[Utterance]) -> reader.Shards:
     with progress(f"shards of {name}", sum(utterance.duration for utterance in utterances)) as advance:
-        return reader.cached(utterances, advance)
+        return cache.cached(utterances, advance)
 
 
 def find_undecodable(utterances: Sequence[Utterance]) -> dict[str, BadLine]:

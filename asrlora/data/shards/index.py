@@ -1,21 +1,20 @@
 """The index of a folder of shards: memory-mapped, so that a million utterances open at once.
 
-Three files of fixed-width rows, one a sample, in manifest order:
-
     lengths.bin   what planning reads of all samples; its sha256 is checked at opening
     rows.bin      where a sample's bytes are, their sha256, and the source; checked row by row
     texts.bin     id, text and speaker, end to end in UTF-8
 
-Every row holds a checksum over itself, its number, its lengths and its texts, so that a flipped bit
-anywhere is noticed when the sample is read, without hashing 100 MB at every start. No row names a
-file: shards are numbered, so an index cannot point outside its folder. Nothing here is a pickle.
+Each holds a row a sample, in manifest order; the first two are of fixed width. Every row holds a checksum
+over itself, its number, its lengths and its texts, so that a flipped bit anywhere is noticed when the sample
+is read, without hashing 100 MB at every start. No row names a file: shards are numbered, so an index cannot
+point outside its folder. Nothing here is a pickle.
 """
 
 import hashlib
 import itertools
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
+import pydantic
 
 from asrlora.data.audio import SAMPLE_RATE
 from asrlora.errors import UserError
@@ -30,18 +30,35 @@ from asrlora.storage import atomic_file
 
 LENGTHS, ROWS, TEXTS = FILES = ("lengths.bin", "rows.bin", "texts.bin")
 
-LENGTH = np.dtype([
-    ("frames", "<u4"),  # samples of the audio in the shard
-    ("characters", "<u4"),  # of the text, without white space around it
-    ("key", "<u8"),  # of the id: what random draws about this utterance start from
-])  # fmt: skip
-ROW = np.dtype([
-    ("shard", "<u4"), ("offset", "<u8"), ("length", "<u4"), ("sha256", "u1", 32),  # of the FLAC data
-    ("level", "<f8"), ("clipped", "<f8"), ("rate", "<u4"), ("channels", "<u4"),  # of the source
-    ("dc", "<f8"), ("still", "<f8"), ("faults", "<u4"),  # of the source
-    ("at", "<u8"), ("id", "<u4"), ("text", "<u4"), ("speaker", "<i4"),  # bytes in texts.bin; -1: None
-    ("check", "u1", 8),
-])  # fmt: skip
+LENGTH = np.dtype(
+    [
+        ("frames", "<u4"),  # samples of the audio in the shard
+        ("characters", "<u4"),  # of the text, without white space around it
+        ("key", "<u8"),  # of the id: what random draws about this utterance start from
+    ]
+)
+ROW = np.dtype(
+    [
+        ("shard", "<u4"),
+        ("offset", "<u8"),  # bytes into the tar, of the audio
+        ("length", "<u4"),  # bytes of the audio
+        ("sha256", "u1", 32),  # of the audio
+        ("level", "<f8"),  # this and what follows to `faults` are of the source, see Sample
+        ("clipped", "<f8"),
+        ("rate", "<u4"),
+        ("channels", "<u4"),
+        ("dc", "<f8"),
+        ("still", "<f8"),
+        ("faults", "<u4"),
+        ("at", "<u8"),  # of the id in texts.bin; text and speaker follow it
+        ("id", "<u4"),  # bytes, as the next two
+        ("text", "<u4"),
+        ("speaker", "<i4"),  # -1: None
+        ("check", "u1", 8),
+    ]
+)
+
+SOURCE = ("level", "clipped", "rate", "channels", "dc", "still", "faults")  # fields of Sample and ROW
 
 Rows = npt.NDArray[np.int64]
 
@@ -54,10 +71,10 @@ class Sample:
     text: str
     duration: float  # seconds, of the audio in the shard
     speaker: str | None
-    shard: str
-    offset: int  # bytes into the shard, of the FLAC data
-    length: int  # bytes
-    sha256: str  # of the FLAC data
+    shard: str  # name of the tar
+    offset: int  # bytes into the shard, of the audio (FLAC, where asrlora built the shards)
+    length: int  # bytes of the audio
+    sha256: str  # of the audio
     level: float  # RMS of the source, full scale 1.0
     clipped: float  # share of the source's samples at full scale
     rate: int  # of the source, Hz
@@ -68,14 +85,23 @@ class Sample:
 
     @property
     def frames(self) -> int:
+        """Samples at 16 kHz."""
         return round(self.duration * SAMPLE_RATE)
 
 
 class Index(Sequence[Sample]):
     """A folder's samples; each is made and checked as it is asked for."""
 
-    def __init__(self, folder: Path, lengths: "np.ndarray", rows: "np.ndarray", texts: "np.ndarray") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        lengths: "np.ndarray",
+        rows: "np.ndarray",
+        texts: "np.ndarray",
+        tars: Sequence[str] = (),
+    ) -> None:
         self.folder, self.lengths, self._rows, self._texts = folder, lengths, rows, texts
+        self._tars = tars  # by shard number; none: they are called as asrlora calls its own
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -106,25 +132,36 @@ class Index(Sequence[Sample]):
             cut = [texts[start - at : end - at].decode() for start, end in itertools.pairwise(ends)]
         except UnicodeDecodeError:
             raise UserError(f"{self.folder}: row {number} of the index is not UTF-8") from None
-        return Sample(
-            cut[0], cut[1], lengths["frames"].item() / SAMPLE_RATE, cut[2] if sizes[2] >= 0 else None,
-            shard_name(shard), offset, length, bytes(sha256).hex(), *source,
-        )  # fmt: skip
+        speaker = cut[2] if speaker_size >= 0 else None
+        name = self._tars[shard] if self._tars else shard_name(shard)
+        seconds = lengths["frames"].item() / SAMPLE_RATE
+        return Sample(cut[0], cut[1], seconds, speaker, name, offset, length, bytes(sha256).hex(), *source)
+
+
+class FileFacts(pydantic.BaseModel, extra="forbid", strict=True, frozen=True):
+    """What a file of a folder of shards must be."""
+
+    bytes: int
+    sha256: str
 
 
 def shard_name(number: int) -> str:
+    """What asrlora calls its own tars."""
     return f"shard-{number:05d}.tar"
 
 
 def is_shard_name(name: str) -> bool:
+    """Whether `shard_name` makes such names."""
     return re.fullmatch(r"shard-[0-9]{5,9}\.tar", name, re.ASCII) is not None
 
 
 def shard_number(name: str) -> int:
+    """The inverse of `shard_name`."""
     return int(name.removeprefix("shard-").removesuffix(".tar"))
 
 
 def key(identity: str) -> int:
+    """64 bits of the id's sha256."""
     return int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8], "little")
 
 
@@ -133,8 +170,11 @@ def _check(number: int, lengths: bytes, row: bytes, texts: bytes) -> bytes:
     return hashlib.sha256(whole).digest()[:8]
 
 
-def write_index(folder: Path, samples: Iterable[Sample]) -> dict[str, dict[str, Any]]:
-    """Writes the three files; returns bytes and sha256 of each, which `open_index` asks back."""
+def write_index(folder: Path, samples: Iterable[Sample], tars: Sequence[str] = ()) -> dict[str, FileFacts]:
+    """Writes the three .bin files; returns what they are, which `open_index` compares them with.
+
+    `tars` are the names of others' tars, by number; without them the shards are called as asrlora's own."""
+    number_of = {name: number for number, name in enumerate(tars)}
     at = 0
     with (
         _Hashed(folder / LENGTHS) as lengths_file,
@@ -145,15 +185,11 @@ def write_index(folder: Path, samples: Iterable[Sample]) -> dict[str, dict[str, 
             texts = [part.encode() for part in (sample.id, sample.text, sample.speaker or "")]
             speaker = -1 if sample.speaker is None else len(texts[2])
             lengths = np.array((sample.frames, len(sample.text.strip()), key(sample.id)), LENGTH)
-            row = np.array(
-                (
-                    shard_number(sample.shard), sample.offset, sample.length,
-                    list(bytes.fromhex(sample.sha256)), sample.level, sample.clipped, sample.rate,
-                    sample.channels, sample.dc, sample.still, sample.faults,
-                    at, len(texts[0]), len(texts[1]), speaker, [0] * 8,
-                ),
-                ROW,
-            )  # fmt: skip
+            shard = number_of[sample.shard] if tars else shard_number(sample.shard)
+            sha256 = list(bytes.fromhex(sample.sha256))
+            source = [getattr(sample, name) for name in SOURCE]
+            place = (shard, sample.offset, sample.length, sha256)
+            row = np.array((*place, *source, at, len(texts[0]), len(texts[1]), speaker, [0] * 8), ROW)
             raw, text = row.tobytes(), b"".join(texts)
             check = _check(number, lengths.tobytes(), raw, text)
             lengths_file.write(lengths.tobytes())
@@ -184,28 +220,29 @@ class _Hashed:
         self._whole.__exit__(*error)
 
     @property
-    def facts(self) -> dict[str, Any]:
-        return {"bytes": self._size, "sha256": self._digest.hexdigest()}
+    def facts(self) -> FileFacts:
+        return FileFacts(bytes=self._size, sha256=self._digest.hexdigest())
 
 
-def open_index(folder: Path, facts: dict[str, dict[str, Any]]) -> Index:
+def open_index(folder: Path, facts: Mapping[str, FileFacts], tars: Sequence[str] = ()) -> Index:
     """Maps the files that `write_index` described. Raises UserError where they differ from that."""
-    lengths = _map(folder / LENGTHS, LENGTH, facts[LENGTHS]["bytes"])
-    rows = _map(folder / ROWS, ROW, facts[ROWS]["bytes"])
-    texts = _map(folder / TEXTS, np.dtype("u1"), facts[TEXTS]["bytes"])
+    lengths = _map(folder / LENGTHS, LENGTH, facts[LENGTHS].bytes)
+    rows = _map(folder / ROWS, ROW, facts[ROWS].bytes)
+    texts = _map(folder / TEXTS, np.dtype("u1"), facts[TEXTS].bytes)
     if len(lengths) != len(rows):
         raise UserError(f"{folder}: {LENGTHS} and {ROWS} differ in length; build the shards again")
-    if hashlib.sha256(lengths.data).hexdigest() != facts[LENGTHS]["sha256"]:
+    if hashlib.sha256(lengths.data).hexdigest() != facts[LENGTHS].sha256:
         raise UserError(f"{folder / LENGTHS} is damaged (its sha256 differs); build the shards again")
-    return Index(folder, lengths, rows, texts)
+    return Index(folder, lengths, rows, texts, tars)
 
 
-def damaged_files(folder: Path, facts: dict[str, dict[str, Any]]) -> list[str]:
+def damaged_files(folder: Path, facts: Mapping[str, FileFacts]) -> list[str]:
     """Hashes every byte of the named files; returns the names that differ or are missing."""
-    return [name for name, fact in facts.items() if sha256_of(folder / name) != fact["sha256"]]
+    return [name for name, fact in facts.items() if sha256_of(folder / name) != fact.sha256]
 
 
 def sha256_of(path: Path) -> str | None:
+    """None where the file cannot be read."""
     try:
         with open_plain(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

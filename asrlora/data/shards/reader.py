@@ -1,17 +1,12 @@
-"""Shards: standard WebDataset tars with an index that knows every byte.
+"""Reading shards: those that asrlora built, those in its cache, those at an address, and tars that others
+made and `asrlora shards index` has indexed. What is read is the same for all: int16 samples by number.
 
-A folder of shards holds `shard-NNNNN.tar` (members `KEY.flac` and `KEY.json`), the index (see
-data/shards/index.py) and `shards.json` (fingerprint, counts, and the sha256 of every other file). The audio
-has been through the audio path once; reading gives the same int16 samples again. Identical input
-gives identical bytes, whatever the number of workers.
-
-The tars are never unpacked: a sample is the bytes at its offset, so no name and no link inside a tar
-is ever followed.
+Tars are never unpacked: a sample is the bytes at its offset, checked by sha256, so no name and no link inside
+a tar is ever followed.
 """
 
 import functools
 import hashlib
-import json
 import os
 import threading
 from collections import Counter
@@ -22,19 +17,13 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
-import pydantic
 
 from asrlora.data import audio
-from asrlora.data.manifest import Utterance
 from asrlora.data.shards import index, remote
-from asrlora.data.shards import writer as builder
+from asrlora.data.shards.folder import FolderRecord, read_record
 from asrlora.data.shards.foreign import foreign_shards
 from asrlora.data.shards.index import Index, Rows, Sample
-from asrlora.data.shards.writer import META, SAMPLES_PER_SHARD
 from asrlora.errors import UserError
-
-__all__ = ["META", "SAMPLES_PER_SHARD", "Sample", "Shards", "build", "cached", "open_shards", "verify"]
-
 
 KEEP_BYTES = 2**30  # decoded audio that a process keeps in memory: 9 hours; $ASRLORA_KEEP_BYTES
 
@@ -49,10 +38,7 @@ class Folder:
 
     path: Path
     index: Index
-    fingerprint: dict[str, Any]
-    rejected: dict[str, int]  # reason -> utterances that are in the manifest and not here
-    files: dict[str, dict[str, Any]]  # name -> bytes, sha256
-    content: str  # sha256 over those, and so over every text and every byte of audio
+    record: FolderRecord
     url: str | None = None  # where the files come from; then `path` is a cache
     kept: dict[int, audio.Pcm] = field(default_factory=dict, compare=False, repr=False)
 
@@ -69,18 +55,28 @@ class Folder:
             raise Damage(f"{shard}: sample {sample.id!r} cannot be read ({error})") from None
         if hashlib.sha256(data).hexdigest() != sample.sha256:
             raise Damage(
-                f"{shard}: sample {sample.id!r} is damaged (its sha256 differs from the index);"
-                " delete the folder and build the shards again"
+                f"{shard}: sample {sample.id!r} is damaged (its sha256 differs from the index); {self._anew}"
             )
         try:
-            return audio.decode_flac(data, sample.frames)
+            if self.record.tars is None:
+                return audio.decode_flac(data, sample.frames)
+            pcm = audio.read_stored(data)
         except audio.AudioError as error:
-            raise Damage(f"{shard}: sample {sample.id!r} {error}; build the shards again") from None
+            raise Damage(f"{shard}: sample {sample.id!r} {error}; {self._anew}") from None
+        if len(pcm) != sample.frames:
+            raise Damage(f"{shard}: sample {sample.id!r} holds {len(pcm)} samples, not {sample.frames}")
+        return pcm
+
+    @property
+    def _anew(self) -> str:
+        if self.record.tars is None:
+            return "delete the folder and build the shards again"
+        return "copy the tar again, or delete shards.json and index the folder again"
 
     def _open(self, name: str) -> BufferedReader:
-        if self.url is None or name not in self.files:
+        if self.url is None or name not in self.record.files:
             return index.open_plain(self.path / name)
-        return remote.fetched(self.url, self.path, name, self.files[name])
+        return remote.fetched(self.url, self.path, name, self.record.files[name])
 
 
 @dataclass(frozen=True)
@@ -92,19 +88,23 @@ class Shards:
 
     @property
     def folder(self) -> Path:
+        """The first of the folders."""
         return self.folders[0].path
 
     @property
     def samples(self) -> "Samples":
+        """Of this choice, each made and checked as it is asked for."""
         return Samples(self)
 
     @property
     def rejected(self) -> dict[str, int]:
-        return dict(sum((Counter(folder.rejected) for folder in self.folders), Counter()))
+        """Reason -> utterances that were left out when the folders were made."""
+        return dict(sum((Counter(folder.record.rejected) for folder in self.folders), Counter()))
 
     @property
     def content(self) -> str:
-        return "+".join(folder.content for folder in self.folders)
+        """sha256 of the folders, which fingerprints hold."""
+        return "+".join(folder.record.content for folder in self.folders)
 
     @functools.cached_property
     def lengths(self) -> "np.ndarray":
@@ -118,9 +118,11 @@ class Shards:
 
     @property
     def seconds(self) -> float:
+        """Of audio, in all."""
         return float(self.durations.sum())
 
     def subset(self, chosen: "Rows | Sequence[int]") -> "Shards":
+        """The samples with these numbers, in this order."""
         return replace(self, rows=self.rows[np.asarray(chosen, np.int64)])
 
     def join(self, other: "Shards") -> "Shards":
@@ -159,12 +161,14 @@ class Memory:
         self._lock = threading.Lock()
 
     def take(self, count: int) -> bool:
+        """Whether so many bytes may be kept; if so they are counted."""
         with self._lock:
             enough = count <= self.left
             self.left -= count if enough else 0
             return enough
 
     def give(self, count: int) -> None:
+        """So many bytes are kept no longer."""
         with self._lock:
             self.left += count
 
@@ -210,108 +214,25 @@ def for_training(shards: Shards, min_seconds: float, max_seconds: float) -> tupl
     return kept, Counter({reason: count for reason, count in rejected.items() if count})
 
 
-def build(
-    utterances: Sequence[Utterance],
-    out: Path,
-    *,
-    workers: int | None = None,
-    progress: Callable[[float], None] = lambda seconds: None,
-) -> Shards:
-    """Builds `out`, which must not exist; it appears only when every byte is on disk.
-
-    Shards that an interrupted build has finished are verified and kept. Silent utterances are left
-    out and counted; audio that cannot be decoded raises UserError.
-    """
-    builder.write_shards(builder.cut(utterances), out, workers=workers, progress=progress)
-    builder.finish(out)
-    return open_shards(out)
-
-
-class _File(pydantic.BaseModel, extra="forbid", strict=True):
-    bytes: int
-    sha256: str
-
-
-class _Meta(pydantic.BaseModel, extra="forbid", strict=True):
-    """shards.json: nothing but this is believed."""
-
-    fingerprint: dict[str, Any]
-    utterances: int
-    seconds: float
-    rejected: dict[str, int]
-    files: dict[str, _File]
-    sha256: str
-
-
 def open_shards(place: Path | str) -> Shards:
-    """Opens a folder that `build` made, or one at an address such as s3://bucket/folder.
+    """Opens a folder of shards, or one at an address such as s3://bucket/folder.
 
     Raises UserError when it is no such folder or incomplete.
     """
     if foreign := foreign_shards(place):
         raise UserError(foreign)
     url = place if isinstance(place, str) else None
-    folder = place if isinstance(place, Path) else remote.mirror(place, cache_root())
-    try:
-        with index.open_plain(folder / META) as file:
-            meta = json.load(file)
-        _Meta.model_validate(meta)
-    except (OSError, ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0]
+    folder = place if isinstance(place, Path) else remote.mirror(place, remote.cache_root())
+    record = read_record(folder)
+    if record.fingerprint.get("audio") != audio.FINGERPRINT:
         raise UserError(
-            f"{folder} is not a whole folder of shards, as asrlora builds it ({reason}); build it again:"
-            f" uv run asrlora shards build MANIFEST {folder}"
-        ) from None
-    if meta.pop("sha256") != builder.digest(meta):
-        raise UserError(f"{folder / META} is damaged (its sha256 differs); build the shards again")
-    files: dict[str, dict[str, Any]] = meta["files"]
-    for name in files:
-        if name not in index.FILES and not index.is_shard_name(name):
-            raise UserError(f"{folder / META} lists {name!r}, which is no file of shards; build them again")
-    if not files.keys() >= set(index.FILES):
-        raise UserError(f"{folder / META} lists no index; build the shards again")
-    if meta["fingerprint"].get("audio") != audio.FINGERPRINT:
-        raise UserError(
-            f"{folder} was built by another audio path ({meta['fingerprint'].get('audio')}, now"
+            f"{folder} was built by another audio path ({record.fingerprint.get('audio')}, now"
             f" {audio.FINGERPRINT}); build the shards again"
         )
     for name in index.FILES if url else ():
-        remote.fetched(url or "", folder, name, files[name]).close()
-    content = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
-    opened = Folder(
-        folder, index.open_index(folder, files), meta["fingerprint"], meta["rejected"], files, content,
-        url=url,
-    )  # fmt: skip
+        remote.fetched(url or "", folder, name, record.files[name]).close()
+    opened = Folder(folder, index.open_index(folder, record.files, record.tars or ()), record, url)
     return Shards((opened,), np.arange(len(opened.index)))
-
-
-def cached(
-    utterances: Sequence[Utterance], progress: Callable[[float], None] = lambda seconds: None
-) -> Shards:
-    """The shards of these utterances, built at the first call and found again by fingerprint.
-
-    They live in $ASRLORA_CACHE, else ~/.cache/asrlora.
-    """
-    chunks = builder.cut(utterances)
-    identity = json.dumps(builder.describe(chunks), sort_keys=True)
-    folder = cache_root() / "shards" / hashlib.sha256(identity.encode()).hexdigest()[:24]
-    if not folder.exists():
-        try:
-            builder.write_shards(chunks, folder, progress=progress)
-            builder.finish(folder)
-        except (OSError, UserError) as error:
-            # another process built the same folder meanwhile, and took ours away; its bytes are ours
-            if not folder.exists():
-                if isinstance(error, UserError):
-                    raise
-                raise UserError(
-                    f"shards cannot be written to {folder} ({error}); set ASRLORA_CACHE"
-                ) from None
-    return open_shards(folder)
-
-
-def cache_root() -> Path:
-    return Path(os.environ.get("ASRLORA_CACHE") or Path.home() / ".cache" / "asrlora")
 
 
 def damaged_samples(shards: Shards, numbers: Iterable[int]) -> dict[int, str]:
@@ -348,9 +269,9 @@ def verify(folder: Path) -> list[str]:
     """
     shards = open_shards(folder)
     (opened,) = shards.folders
-    files = index.damaged_files(folder, opened.files)
+    files = index.damaged_files(folder, opened.record.files)
     damaged: list[str] = []
-    told = set()
+    named = set()
     for row in damaged_samples(shards, range(len(shards.rows))):
         try:
             sample = opened.index[row]
@@ -358,5 +279,5 @@ def verify(folder: Path) -> list[str]:
             damaged.append(f"row {row} of the index")
         else:
             damaged.append(sample.id)
-            told.add(sample.shard)
-    return [name for name in files if name not in told] + damaged
+            named.add(sample.shard)
+    return [name for name in files if name not in named] + damaged

@@ -1,7 +1,7 @@
 """Shards on S3 or HTTP: files fetched whole into a local cache, verified, and evicted when it is full.
 
-The cache is shared by all processes of a machine. A file is fetched by one of them under a lock,
-written aside and renamed; the others wait and find it. Tars that were not used for longest go first.
+The cache is shared by all processes of a machine. A file is fetched by one of them under a lock, to a
+temporary name first; the others wait and find it. Tars that were not used for longest are evicted first.
 """
 
 import contextlib
@@ -13,10 +13,10 @@ import urllib.request
 from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
-from asrlora.data.shards.index import open_plain
-from asrlora.data.shards.writer import META
+from asrlora.data.shards.folder import META
+from asrlora.data.shards.index import FileFacts, open_plain
 from asrlora.errors import UserError
 from asrlora.storage import atomic_file
 
@@ -25,8 +25,13 @@ LIMIT = 100 * 10**9  # bytes of tars, over all remote folders; $ASRLORA_CACHE_BY
 TIMEOUT = 60.0  # seconds without a byte
 
 
+def cache_root() -> Path:
+    """Where shards are kept on this machine: $ASRLORA_CACHE, else ~/.cache/asrlora."""
+    return Path(os.environ.get("ASRLORA_CACHE") or Path.home() / ".cache" / "asrlora")
+
+
 def mirror(url: str, root: Path) -> Path:
-    """Fetches shards.json; returns the local folder of what it describes."""
+    """Fetches shards.json; returns the local folder, below `root`, of what it describes."""
     scheme = url.partition("://")[0]
     if scheme not in SCHEMES or "::" in url:
         raise UserError(f"{url}: shards are read from {', '.join(SCHEMES)} addresses only")
@@ -39,7 +44,7 @@ def mirror(url: str, root: Path) -> Path:
     return folder
 
 
-def fetched(url: str, folder: Path, name: str, facts: dict[str, Any]) -> BufferedReader:
+def fetched(url: str, folder: Path, name: str, facts: FileFacts) -> BufferedReader:
     """The file, open for reading; fetched first where it is not in the cache.
 
     Raises UserError where it cannot be fetched, or is not what shards.json says.
@@ -47,17 +52,17 @@ def fetched(url: str, folder: Path, name: str, facts: dict[str, Any]) -> Buffere
     path = folder / name
     while True:  # another process may evict it between the two
         with contextlib.suppress(FileNotFoundError):
-            os.utime(path)  # so that it is among the last to go
+            os.utime(path)  # so that it is among the last to be evicted
             return open_plain(path)
         with _locked(folder / f".{name}.lock"):
             if not path.exists():
-                _make_room(folder.parent, facts["bytes"])
+                _make_room(folder.parent, facts.bytes)
                 _fetch(f"{url.rstrip('/')}/{name}", path, facts)
 
 
-def _fetch(url: str, path: Path, facts: dict[str, Any]) -> None:
+def _fetch(url: str, path: Path, facts: FileFacts) -> None:
     with _failures(url), atomic_file(path) as file, _open(url) as source:
-        if _copy(source, file, facts["bytes"] + 1) != facts["sha256"]:
+        if _copy(source, file, facts.bytes + 1) != facts.sha256:
             raise UserError(f"{url} is damaged (its sha256 differs); upload it again")
 
 
@@ -74,7 +79,7 @@ def _copy(source: BinaryIO, to: BinaryIO, most: int) -> str:
 def _make_room(root: Path, count: int) -> None:
     limit = int(os.environ.get("ASRLORA_CACHE_BYTES", LIMIT))
     with _locked(root / ".room.lock"):
-        tars = [(path, path.stat()) for path in root.glob("*/shard-*.tar")]
+        tars = [(path, path.stat()) for path in root.glob("*/*.tar")]
         held = sum(stat.st_size for _, stat in tars)
         for path, stat in sorted(tars, key=lambda item: item[1].st_mtime_ns):
             if held + count <= limit:

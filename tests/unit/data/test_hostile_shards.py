@@ -21,8 +21,8 @@ import pytest
 import soundfile
 
 from asrlora import bench
-from asrlora.data.shards import index, reader
-from asrlora.data.shards import writer as builder
+from asrlora.data.shards import index, reader, writer
+from asrlora.data.shards.folder import META, digest
 from asrlora.errors import UserError
 
 WATCHED = ("open", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "pickle.find_class",
@@ -50,7 +50,7 @@ def watch() -> Watch:
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sound")
-    reader.build(bench.write_corpus(folder / "wav", np.full(3, 0.3), 16_000), folder / "shards")
+    writer.build(bench.write_corpus(folder / "wav", np.full(3, 0.3), 16_000), folder / "shards")
     return folder / "shards"
 
 
@@ -68,10 +68,10 @@ Harm = Callable[[Path], object]
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    meta = json.loads((folder / reader.META).read_text())
+    meta = json.loads((folder / META).read_text())
     meta.pop("sha256")
     change(meta)
-    (folder / reader.META).write_text(json.dumps({**meta, "sha256": builder.digest(meta)}))
+    (folder / META).write_text(json.dumps({**meta, "sha256": digest(meta)}))
 
 
 def refresh(folder: Path) -> None:
@@ -101,7 +101,7 @@ def fact(name: str, **changes: Any) -> Harm:
 
 
 def raw_meta(data: bytes) -> Harm:
-    return lambda folder: (folder / reader.META).write_bytes(data)
+    return lambda folder: (folder / META).write_bytes(data)
 
 
 def row(texts: bytes | None = None, frames: int | None = None, **changes: Any) -> Harm:
@@ -190,7 +190,7 @@ HARMLESS = {  # the samples are right; what else the tar holds is never looked a
     "member-torch": member("00000000000.pth", data=pickle.dumps(Boom())),
 }
 HARMFUL = {
-    "meta-missing": lambda folder: (folder / reader.META).unlink(),
+    "meta-missing": lambda folder: (folder / META).unlink(),
     "meta-empty": raw_meta(b""),
     "meta-list": raw_meta(b"[]"),
     "meta-deep": raw_meta(b"[" * 100_000),
@@ -203,7 +203,7 @@ HARMFUL = {
     "meta-rejected-nested": meta(rejected={"silent": {"a": 1}}),
     "meta-nan": meta(utterances=float("nan")),
     "meta-no-index": meta(files={}),
-    "meta-symlink": linked(reader.META, "../../secret"),
+    "meta-symlink": linked(META, "../../secret"),
     "file-climbs": listed("../../secret"),
     "file-absolute": listed("/etc/passwd"),
     "file-pipe": listed("pipe:touch canary"),

@@ -132,7 +132,7 @@ def test_kaldi_segments_reach_the_decoded_audio(tmp_path: Path) -> None:
 
 
 def test_nemo_offsets_reach_the_shards(tmp_path: Path) -> None:
-    from asrlora.data.shards import reader
+    from asrlora.data.shards import writer
 
     # a hill, a valley, silence, and a hill
     steps = np.repeat([0.1, -0.1, 0.0, 0.1], RATE) * np.tile(np.sin(np.linspace(0, np.pi, RATE)), 4)
@@ -144,7 +144,7 @@ def test_nemo_offsets_reach_the_shards(tmp_path: Path) -> None:
             for i in range(4)
         ),
     )
-    built = reader.build(bring_in(source, tmp_path).utterances, tmp_path / "shards")
+    built = writer.build(bring_in(source, tmp_path).utterances, tmp_path / "shards")
     assert built.rejected == {"silent": 1}
     signs = [int(np.sign(int(built.read(i)[audio.SAMPLE_RATE // 2]))) for i in range(3)]
     assert signs == [1, -1, 1]

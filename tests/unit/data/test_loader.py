@@ -9,7 +9,7 @@ from asrlora import bench
 from asrlora.data import audio
 from asrlora.data.augment import Augment
 from asrlora.data.loader import pad, read_batches
-from asrlora.data.shards import reader
+from asrlora.data.shards import reader, writer
 from asrlora.errors import UserError
 
 
@@ -17,7 +17,7 @@ from asrlora.errors import UserError
 def built(tmp_path_factory: pytest.TempPathFactory) -> reader.Shards:
     folder = tmp_path_factory.mktemp("batches")
     lengths = np.linspace(0.4, 2.0, 40)
-    return reader.build(bench.write_corpus(folder / "wav", lengths, 16_000), folder / "shards")
+    return writer.build(bench.write_corpus(folder / "wav", lengths, 16_000), folder / "shards")
 
 
 def test_waves_and_mask_are_the_samples(built: reader.Shards) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from asrlora import bench
-from asrlora.data.shards import reader, remote
-from asrlora.data.shards import writer as builder
+from asrlora.data.shards import reader, remote, writer
+from asrlora.data.shards.folder import META
 from asrlora.errors import UserError
 
 
@@ -23,8 +23,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three shards of two."""
     root = tmp_path_factory.mktemp("remote")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(builder, "SAMPLES_PER_SHARD", 2)
-        reader.build(bench.write_corpus(root / "wav", np.full(6, 0.5), 16_000), root / "shards")
+        patch.setattr(writer, "SAMPLES_PER_SHARD", 2)
+        writer.build(bench.write_corpus(root / "wav", np.full(6, 0.5), 16_000), root / "shards")
     return root / "shards"
 
 
@@ -73,7 +73,7 @@ def test_http_shards_are_fetched_once_and_are_the_same(folder: Path, served: tup
         for number in (0, 1, 4):
             assert np.array_equal(opened.read(number), local.read(number))
     assert sorted(asked) == sorted([
-        reader.META, reader.META, "lengths.bin", "rows.bin", "texts.bin", "shard-00000.tar",
+        META, META, "lengths.bin", "rows.bin", "texts.bin", "shard-00000.tar",
         "shard-00002.tar",
     ])  # fmt: skip
 

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from asrlora import bench
 from asrlora.data import audio
 from asrlora.data.manifest import filter_for_training, read_manifest
-from asrlora.data.shards import index, reader
-from asrlora.data.shards import writer as builder
+from asrlora.data.shards import cache, index, reader, writer
+from asrlora.data.shards.folder import META, digest
 from asrlora.demo.corpus import folder_digest
 from asrlora.errors import UserError
 from conftest import Speech
@@ -29,7 +29,7 @@ from conftest import Speech
 @pytest.fixture(scope="module")
 def built(speech: Speech, tmp_path_factory: pytest.TempPathFactory) -> reader.Shards:
     out = tmp_path_factory.mktemp("shards") / "heldout"
-    return reader.build(read_manifest(speech.heldout), out, workers=1)
+    return writer.build(read_manifest(speech.heldout), out, workers=1)
 
 
 @pytest.fixture(scope="module")
@@ -63,20 +63,20 @@ def test_shards_hold_what_transcription_hears(speech: Speech, built: reader.Shar
 def test_same_bytes_whatever_the_number_of_workers_and_slices(
     speech: Speech, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(builder, "SAMPLES_PER_SHARD", 32)
+    monkeypatch.setattr(writer, "SAMPLES_PER_SHARD", 32)
     utterances = read_manifest(speech.train)
     for workers in (1, 2):
-        reader.build(utterances, tmp_path / str(workers), workers=workers)
+        writer.build(utterances, tmp_path / str(workers), workers=workers)
     assert folder_digest(tmp_path / "1") == folder_digest(tmp_path / "2")
-    chunks = builder.cut(utterances)
+    chunks = writer.cut(utterances)
     assert len(chunks) == 5
     out = tmp_path / "sliced"
     for number in (3, 1):
-        builder.write_shards(chunks, out, part=(number, 3))
+        writer.write_shards(chunks, out, part=(number, 3))
     with pytest.raises(UserError, match="build the slices 2/3"):
-        builder.finish(out)
-    builder.write_shards(chunks, out, part=(2, 3))
-    builder.finish(out)
+        writer.finish(out)
+    writer.write_shards(chunks, out, part=(2, 3))
+    writer.finish(out)
     assert folder_digest(out) == folder_digest(tmp_path / "1")
 
 
@@ -111,9 +111,9 @@ def test_a_tar_cut_at_a_member_boundary_is_found(built: reader.Shards, tmp_path:
 
 def test_a_damaged_index_and_another_audio_path_are_refused(built: reader.Shards, tmp_path: Path) -> None:
     folder = copy(built, tmp_path / "copy")
-    meta = json.loads((folder / reader.META).read_text())
+    meta = json.loads((folder / META).read_text())
     meta["fingerprint"]["audio"]["rms"] = 0.1
-    (folder / reader.META).write_text(json.dumps(meta))
+    (folder / META).write_text(json.dumps(meta))
     with pytest.raises(UserError, match=r"shards\.json is damaged"):
         reader.open_shards(folder)
     write_meta(folder, meta)
@@ -124,7 +124,7 @@ def test_a_damaged_index_and_another_audio_path_are_refused(built: reader.Shards
 def write_meta(folder: Path, meta: dict[str, Any]) -> None:
     """As someone would who knows how the file protects itself."""
     meta.pop("sha256", None)
-    (folder / reader.META).write_text(json.dumps({**meta, "sha256": builder.digest(meta)}))
+    (folder / META).write_text(json.dumps({**meta, "sha256": digest(meta)}))
 
 
 def noticed(folder: Path) -> bool:
@@ -228,7 +228,7 @@ def test_two_folders_are_read_as_one(built: reader.Shards) -> None:
 def test_a_killed_build_goes_on_and_a_spoilt_shard_is_made_again(
     plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(builder, "SAMPLES_PER_SHARD", 16)
+    monkeypatch.setattr(writer, "SAMPLES_PER_SHARD", 16)
     utterances = read_manifest(plain)
     out = tmp_path / "out"
 
@@ -236,30 +236,30 @@ def test_a_killed_build_goes_on_and_a_spoilt_shard_is_made_again(
         "import os, signal\n"
         "from pathlib import Path\n"
         "from asrlora.data import manifest\n"
-        "from asrlora.data.shards import reader, writer\n"
+        "from asrlora.data.shards import writer\n"
         "writer.SAMPLES_PER_SHARD = 16\n"
         f"utterances = manifest.read_manifest(Path({str(plain)!r}))\n"
         "kill = lambda seconds: os.kill(os.getpid(), signal.SIGKILL)\n"
-        f"reader.build(utterances, Path({str(out)!r}), workers=1, progress=kill)\n"
+        f"writer.build(utterances, Path({str(out)!r}), workers=1, progress=kill)\n"
     )
     killed = subprocess.run([sys.executable, "-c", script], timeout=120, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not out.exists()
-    work = builder.work_folder(out)
+    work = writer.work_folder(out)
     first = (work / "shard-00000.tar").stat().st_ino
     assert len(list(work.glob("shard-*.tar.jsonl"))) < 3
-    builder.write_shards(builder.cut(utterances), out)  # all three shards are there now
+    writer.write_shards(writer.cut(utterances), out)  # all three shards are there now
     assert (work / "shard-00000.tar").stat().st_ino == first
     (work / ".shard-00001.tar-half").write_bytes(b"what a kill leaves")
     spoilt = bytearray((work / "shard-00001.tar").read_bytes())
     spoilt[1000] ^= 1
     (work / "shard-00001.tar").write_bytes(spoilt)
     before = {name: (work / name).stat().st_ino for name in ("shard-00000.tar", "shard-00002.tar")}
-    made = reader.build(utterances, out)
+    made = writer.build(utterances, out)
     assert {name: (out / name).stat().st_ino for name in before} == before
     assert reader.verify(out) == []
     assert len(made.samples) == len(utterances)
-    assert sorted(path.name for path in out.iterdir()) == sorted([reader.META, *made.folders[0].files])
+    assert sorted(path.name for path in out.iterdir()) == sorted([META, *made.folders[0].record.files])
 
 
 def test_the_source_is_described_as_it_was(tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_the_source_is_described_as_it_was(tmp_path: Path) -> None:
     wave[100:8_000] = 0.1
     soundfile.write(tmp_path / "a.wav", wave, 22_050, subtype="PCM_16")
     (tmp_path / "m.jsonl").write_text('{"audio": "a.wav", "text": "x"}\n')
-    (sample,) = reader.build(read_manifest(tmp_path / "m.jsonl"), tmp_path / "out").samples
+    (sample,) = writer.build(read_manifest(tmp_path / "m.jsonl"), tmp_path / "out").samples
     assert (sample.rate, sample.channels) == (22_050, 2)
     assert sample.level == pytest.approx(wave.mean(axis=1).std(), rel=1e-3)
     assert sample.dc == pytest.approx(np.abs(wave.mean(axis=0)).max(), abs=1e-3)
@@ -282,9 +282,9 @@ def test_a_script_without_a_main_guard_starts_nothing_twice(plain: Path, tmp_pat
     script.write_text(
         "from pathlib import Path\n"
         "from asrlora.data import manifest\n"
-        "from asrlora.data.shards import reader\n"
+        "from asrlora.data.shards import writer\n"
         f"print('started', flush=True)\n"
-        f"reader.build(manifest.read_manifest(Path({str(plain)!r})), Path('out'), workers=2)\n"
+        f"writer.build(manifest.read_manifest(Path({str(plain)!r})), Path('out'), workers=2)\n"
     )
     done = subprocess.run(
         [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120
@@ -300,7 +300,7 @@ def test_unreadable_audio_makes_no_folder(tmp_path: Path) -> None:
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     utterances = read_manifest(tmp_path / "m.jsonl")
     with pytest.raises(UserError, match=r"line 2 of the manifest: .*bad\.flac is cut off or damaged"):
-        reader.build(utterances, tmp_path / "out" / "shards")
+        writer.build(utterances, tmp_path / "out" / "shards")
     assert not (tmp_path / "out" / "shards").exists()
 
 
@@ -309,7 +309,7 @@ def test_silence_is_left_out_and_counted(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "tone.wav", np.resize([0.1, 0.1, -0.1, -0.1], 16_000), 16_000)
     lines = [{"audio": f"{name}.wav", "text": name} for name in ("silent", "tone")]
     (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    made = reader.build(read_manifest(tmp_path / "m.jsonl"), tmp_path / "out")
+    made = writer.build(read_manifest(tmp_path / "m.jsonl"), tmp_path / "out")
     assert [sample.text for sample in made.samples] == ["tone"]
     assert made.rejected == {"silent": 1}
 
@@ -318,7 +318,7 @@ def test_the_cache_is_found_again_and_a_changed_file_is_not(tmp_path: Path, monk
     monkeypatch.setenv("ASRLORA_CACHE", str(tmp_path / "cache"))
     soundfile.write(tmp_path / "a.wav", np.resize([0.1, 0.1, -0.1, -0.1], 16_000), 16_000)
     (tmp_path / "m.jsonl").write_text('{"audio": "a.wav", "text": "x"}\n')
-    first = reader.cached(read_manifest(tmp_path / "m.jsonl"))
-    assert reader.cached(read_manifest(tmp_path / "m.jsonl")).folder == first.folder
+    first = cache.cached(read_manifest(tmp_path / "m.jsonl"))
+    assert cache.cached(read_manifest(tmp_path / "m.jsonl")).folder == first.folder
     soundfile.write(tmp_path / "a.wav", np.resize([0.1, 0.1, -0.1, -0.1], 20_000), 16_000)
-    assert reader.cached(read_manifest(tmp_path / "m.jsonl")).folder != first.folder
+    assert cache.cached(read_manifest(tmp_path / "m.jsonl")).folder != first.folder

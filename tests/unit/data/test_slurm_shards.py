@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from asrlora import bench
-from asrlora.data.shards import reader
+from asrlora.data.shards import reader, writer
 
 ROOT = Path(__file__).parents[3]
 SBATCH = """#!/usr/bin/env bash
@@ -45,7 +45,7 @@ def test_slices_and_merge_make_what_one_build_makes(tmp_path: Path) -> None:
         },
     )  # fmt: skip
     assert reader.verify(out) == []
-    assert reader.open_shards(out).content == reader.build(utterances, tmp_path / "one").content
+    assert reader.open_shards(out).content == writer.build(utterances, tmp_path / "one").content
     array, merge = (tmp_path / "log").read_text().splitlines()
     assert "--array=1-2" in array
     assert "--partition=cpu" in array
