@@ -365,7 +365,7 @@ def _pretrain(args: argparse.Namespace) -> int:
 def _manifest_check(args: argparse.Namespace) -> int:
     from asrlora.data import plan
     from asrlora.data.audit import manifest_check
-    from asrlora.models import cost
+    from asrlora.models import registry
     from asrlora.storage import write_json
 
     paths = {"dataset_path": args.train, "manifest_path": args.domain, "safety_manifest_path": args.heldout}
@@ -373,7 +373,7 @@ def _manifest_check(args: argparse.Namespace) -> int:
     config = validate(args.config, {**given, **paths, "output_dir": Path()})
     named = "model_id" in config.model_fields_set
     with_model = named and not args.quick
-    costs = cost.of(config.model_id) if named else plan.by_length
+    costs = registry.cost_of(config.model_id) if named else plan.by_length
     if with_model:
         find_model(config.model_id)
     sets = {"train": args.train, "domain": args.domain, **config.guardrails}

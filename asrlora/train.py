@@ -25,7 +25,7 @@ from asrlora.data.audit.transcript_style import restyle
 from asrlora.data.shards import reader
 from asrlora.engine import launcher
 from asrlora.errors import PREEMPTED, USER_ERROR, UserError, exit_code, report
-from asrlora.models import cost
+from asrlora.models import registry
 from asrlora.models.hub import find_model
 from asrlora.record import run_dir
 from asrlora.score import keyword_recall, selection, text, verdict
@@ -76,7 +76,7 @@ def check(config: RunConfig) -> Inputs:
         if items is not None
         for item in (items.samples if isinstance(items, reader.Shards) else items)
     ]
-    costs = cost.of(config.model_id)
+    costs = registry.cost_of(config.model_id)
     found = checks.quick(train, evaluation, config, costs).check()
     find_model(config.model_id)
     if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
@@ -118,7 +118,7 @@ def _train(config: RunConfig, inputs: Inputs, runtime: "Runtime") -> int:
     from asrlora.engine.run import Run
     from asrlora.engine.step import learning_rate, train_step
     from asrlora.engine.training_set import augmentation, open_sets
-    from asrlora.models import adapters, registry
+    from asrlora.models import adapters, objective
 
     # 1. processes, data, model
     runtime.stop_on_signals(config.max_minutes)
@@ -132,7 +132,7 @@ def _train(config: RunConfig, inputs: Inputs, runtime: "Runtime") -> int:
         s.id: restyle(s.text, config.label_case, config.label_punctuation, config.label_characters)
         for s in samples
     }
-    labels, unlearnable = registry.label(base, texts, augmentation(config).extremes(training.samples))
+    labels, unlearnable = objective.label(base, texts, augmentation(config).extremes(training.samples))
     found = found.plus(unlearnable).check()
     run = Run(config, runtime, base, evaluation, cuts)
 

@@ -25,7 +25,7 @@ POOL = 128
 Microbatch = list[int]  # indices of utterances
 Seconds = npt.NDArray[np.float64]
 Members = npt.NDArray[np.int64]
-Cost = Callable[[Seconds], Seconds]  # of utterances (N,): what a model computes on, see models/cost.py
+Cost = Callable[[Seconds], Seconds]  # of utterances (N,): what a model computes on, see models/registry.py
 
 
 def by_length(seconds: Seconds) -> Seconds:

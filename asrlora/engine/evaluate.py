@@ -10,8 +10,7 @@ from asrlora.data.shards.reader import Shards
 from asrlora.engine import longform, memory
 from asrlora.engine.runtime import Runtime
 from asrlora.models import decode
-from asrlora.models.family import Written
-from asrlora.models.registry import Base
+from asrlora.models.family import Base, Decoded
 from asrlora.score import degenerate
 from asrlora.score.metric import Metric
 from asrlora.score.scoring import Hypothesis, score
@@ -62,7 +61,7 @@ def evaluate(
     mine = plan.share(batches, runtime.rank, runtime.world_size)
     was_training = model.training
     model.eval()
-    pairs: list[tuple[int, Written]] = []
+    pairs: list[tuple[int, Decoded]] = []
     batches_read = read_batches(
         parts, ((0, batch) for batch in mine), workers=runtime.threads.loader_threads,
         pin=runtime.device.type == "cuda",

@@ -22,8 +22,10 @@ from asrlora.engine import runtime as runtimes
 from asrlora.engine.evaluate import evaluate, fingerprint
 from asrlora.engine.training_set import augmentation, cached
 from asrlora.errors import UserError
-from asrlora.models import adapters, registry
+from asrlora.models import adapters, objective, registry
+from asrlora.models.family import Base
 from asrlora.models.hub import BASE_FILE, adapter_settings, base_of, lasting_name, trained_on
+from asrlora.models.pretrained import No4BitError
 from asrlora.record.schema import EvalScores
 from asrlora.record.scores import write_scores
 from asrlora.score import metric as metrics
@@ -38,7 +40,7 @@ def open_model(
     num_beams: int = 1,
     in_4bit: bool | None = None,
     matmul_precision: str | None = None,
-) -> tuple[Any, registry.Base]:
+) -> tuple[Any, Base]:
     """The model to use on this process's device, its adapter active, and its base.
 
     The base is loaded as it was when the adapter was trained. Raises UserError where that is not possible
@@ -53,7 +55,7 @@ def open_model(
     runtimes.set_matmul_precision(matmul_precision or trained.get("matmul_precision", "highest"))
     try:
         base = registry.load_base(model_id, language, in_4bit, num_beams)
-    except registry.No4Bit as error:
+    except No4BitError as error:
         if trained.get("weights") != "nf4":
             raise
         raise UserError(f"--adapter-dir {adapter} was trained on its base in 4 bits: {error}") from None
@@ -154,7 +156,7 @@ def audit_model(config: RunConfig, found: Audit, data: Mapping[str, reader.Shard
         s.id: restyle(s.text, config.label_case, config.label_punctuation, config.label_characters)
         for s in training.samples
     }
-    _, unlearnable = registry.label(base, texts, augmentation(config).extremes(training))
+    _, unlearnable = objective.label(base, texts, augmentation(config).extremes(training))
     every = -(-len(data["domain"].samples) // STYLE_SAMPLE)
     sample = data["domain"].subset(range(0, len(data["domain"].samples), every))
     with progress("what the base writes", sample.seconds) as advance:
@@ -202,5 +204,5 @@ def transcribe_files(
         seconds = len(pcm) / audio.SAMPLE_RATE
         with progress(str(path), seconds, to=stderr) as advance:
             segments, counts = longform.transcribe(model, base, pcm, BATCH_SECONDS, advance)
-        note = windows.describe(counts, registry.longest(base)) if counts["windowed"] else ""
+        note = windows.describe(counts, base.max_seconds) if counts["windowed"] else ""
         yield Transcript(path, seconds, segments, note)

@@ -17,9 +17,8 @@ from asrlora.data.shards.reader import Shards
 from asrlora.data.windows import Windows
 from asrlora.engine.runtime import Runtime
 from asrlora.errors import UserError
-from asrlora.models import decode, registry, vad
-from asrlora.models.family import Written
-from asrlora.models.registry import Base
+from asrlora.models import decode, vad
+from asrlora.models.family import Base, Decoded
 from asrlora.score import metric
 
 Cuts = Mapping[int, Windows]  # by number in a set: how each utterance is cut that is too long
@@ -36,7 +35,7 @@ class Segment:
 
 def check(base: Base, seconds: Mapping[str, float]) -> None:
     """Raises UserError where an utterance is too long for the model and cannot be cut here."""
-    limit = registry.longest(base)
+    limit = base.max_seconds
     long = {name: duration for name, duration in seconds.items() if _is_long(duration, limit)}
     if long and not vad.available():
         name, duration = next(iter(long.items()))
@@ -53,7 +52,7 @@ def cut_set(runtime: Runtime, base: Base, data: Shards) -> dict[int, Windows]:
 
     Each rank looks for speech in a share of them.
     """
-    limit = registry.longest(base)
+    limit = base.max_seconds
     durations = data.durations.tolist()
     long = [number for number, seconds in enumerate(durations) if _is_long(seconds, limit)]
     if not long:
@@ -68,7 +67,7 @@ def cut_set(runtime: Runtime, base: Base, data: Shards) -> dict[int, Windows]:
 
 def cut(base: Base, pcm: Pcm) -> Windows:
     """A recording's windows, each no longer than the model takes at once."""
-    limit = int(registry.longest(base) * SAMPLE_RATE)
+    limit = int(base.max_seconds * SAMPLE_RATE)
     found = windows.cut(vad.speech_probabilities(pcm), len(pcm), limit)
     return replace(found, spans=[windows.trim(span, pcm) for span in found.spans])
 
@@ -77,7 +76,7 @@ def fingerprint(base: Base, used: bool) -> dict[str, Any]:
     """What decides the windows, for the part `decode` of the fingerprint; nothing where none are used."""
     if not used:
         return {}
-    return {"windows": {**windows.FINGERPRINT, "seconds": registry.longest(base), "vad": vad.fingerprint()}}
+    return {"windows": {**windows.FINGERPRINT, "seconds": base.max_seconds, "vad": vad.fingerprint()}}
 
 
 def count(cuts: Cuts) -> dict[str, int]:
@@ -121,13 +120,13 @@ class Parts:
         of, span = self._parts[number]
         return self.data.read(of) if span is None else window(self.data.read(of), span)
 
-    def join(self, written: Sequence[tuple[int, Written]]) -> list[tuple[str, Written]]:
+    def join(self, written: Sequence[tuple[int, Decoded]]) -> list[tuple[str, Decoded]]:
         """(part, hypothesis) of all parts, in any order, to (id, hypothesis) of the utterances.
 
         Raises RuntimeError where a window is missing or there twice.
         """
         whole = [(self.samples[n].id, one) for n, one in written if self._parts[n][1] is None]
-        pieces: dict[int, list[tuple[int, Written]]] = {number: [] for number in self.cuts}
+        pieces: dict[int, list[tuple[int, Decoded]]] = {number: [] for number in self.cuts}
         for number, one in written:
             of, span = self._parts[number]
             if span is not None:
@@ -139,7 +138,7 @@ class Parts:
                 raise RuntimeError(f"windows of {identity!r} are missing or were decoded twice")
             text = metric.join([one.text for _, one in found])
             margin = min((one.margin for _, one in found), default=float("inf"))
-            whole.append((identity, Written(text, margin, any(one.unfinished for _, one in found))))
+            whole.append((identity, Decoded(text, margin, any(one.unfinished for _, one in found))))
         return whole
 
 
@@ -163,7 +162,7 @@ def transcribe(
     """
     whole = [(0, len(pcm))]
     cuts: dict[int, Windows] = {}
-    if _is_long(len(pcm) / SAMPLE_RATE, registry.longest(base)):
+    if _is_long(len(pcm) / SAMPLE_RATE, base.max_seconds):
         cuts = {0: cut(base, pcm)}
     spans = cuts[0].spans if cuts else [] if audio.is_silent(pcm) else whole
     pcms = [window(pcm, span) for span in spans] if cuts else [pcm] * len(spans)

@@ -23,8 +23,8 @@ from asrlora.engine.runtime import Runtime
 from asrlora.engine.step import StepResult
 from asrlora.engine.watchdog import Failure
 from asrlora.errors import UserError
-from asrlora.models import adapters, registry
-from asrlora.models.registry import Base
+from asrlora.models import adapters
+from asrlora.models.family import Base
 from asrlora.record import diagnosis, run_dir, status
 from asrlora.record.judge import judge_run
 from asrlora.record.schema import Scores, SetScores, Verdict, read
@@ -105,7 +105,7 @@ class Run:
             if data.rejected:
                 self.tell(f"{name}: left out {dict(data.rejected)}")
             if cuts := self.cuts[name]:
-                how = windows.describe(longform.count(cuts), registry.longest(self.base))
+                how = windows.describe(longform.count(cuts), self.base.max_seconds)
                 self.tell(f"{name}: {len(cuts):,} of {len(data.samples):,} utterances are {how}")
         self.goes_on: bool = self.runtime.on_main(
             "opening the run directory", lambda: self._open(described, training)

@@ -10,7 +10,8 @@ from asrlora.config import RunConfig
 from asrlora.data.loader import Batch, to_device
 from asrlora.engine import memory
 from asrlora.engine.runtime import Runtime
-from asrlora.models import registry
+from asrlora.models import objective
+from asrlora.models.family import Base, Lengths
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def learning_rate(config: RunConfig, step: int) -> float:
 
 def train_step(
     runtime: Runtime,
-    base: registry.Base,
+    base: Base,
     batches: list[Batch],
     labels: dict[str, list[int]],
     tokens: int,
@@ -54,7 +55,7 @@ def train_step(
     over all ranks: the loss's denominator, known from the plan without asking the other ranks.
     A loss that is not finite makes every rank's gradient so, and then no rank changes its adapter.
     """
-    registry.set_training(runtime.model)
+    objective.set_training(runtime.model)
     for group in runtime.optimizer.param_groups:
         group["lr"] = learning_rate(config, step)
     device = runtime.device
@@ -69,11 +70,11 @@ def train_step(
         with full, runtime.microbatch(last):
             waves, mask = batch.to(device)
             targets = [labels[s.id] for s in batch.samples]
-            padded = to_device(registry.pad_labels(targets), device)
-            lengths = registry.Lengths(batch.lengths.tolist(), [len(one) for one in targets])
+            padded = to_device(objective.pad_labels(targets), device)
+            lengths = Lengths(batch.lengths.tolist(), [len(one) for one in targets])
             bf16 = torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16")
             with runtime.work.on("computing a loss"), bf16:
-                loss = registry.summed_loss(runtime.model, base, waves, mask, padded, lengths)
+                loss = objective.summed_loss(runtime.model, base, waves, mask, padded, lengths)
             value = loss.detach()
             summed += value
             # a loss of infinity can have a finite gradient, which must not be applied either

@@ -15,7 +15,7 @@ from transformers import AutoConfig
 
 from asrlora.config import RunConfig
 from asrlora.errors import UserError
-from asrlora.models import decode, registry
+from asrlora.models import decode, objective, registry
 from asrlora.models.family import Base
 from asrlora.models.hub import BASE_FILE, adapter_settings, trained_on
 from asrlora.storage import atomic_folder
@@ -33,7 +33,7 @@ def find_targets(base: Base, targets: str, module_filter: str | None) -> list[st
     The layer that scores tokens is never among them, nor are layers whose weights the model reads
     itself: an adapter there would be trained by nothing and heard by nobody.
     """
-    known = base.family.targets(base.kind)
+    known = base.targets
     linear = [
         name
         for name, module in base.model.named_modules()
@@ -258,9 +258,8 @@ def _probe(model: Any, base: Base) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     waves = 0.075 * torch.randn(2, 16_000, generator=generator).to(device)
     labels = torch.randint(4, min(30, base.model.config.vocab_size), (2, 8), generator=generator)
-    return registry.logits(
-        model, base, waves, torch.ones_like(waves, dtype=torch.long), labels.to(device)
-    )  # fmt: skip
+    mask = torch.ones_like(waves, dtype=torch.long)
+    return objective.logits(model, base, waves, mask, labels.to(device))
 
 
 def digest(folder: Path) -> str:

@@ -4,15 +4,17 @@ from typing import Any
 
 import torch
 
-from asrlora.models.family import Base, Written, padded_samples
+from asrlora.models import objective
+from asrlora.models.family import Base, Decoded, padded_samples
 
 # nats. Batches of other shapes are summed in another order, which moves logits by some 1e-5
 TIE = 1e-3
 
 
 def fingerprint(base: Base) -> dict[str, Any]:
-    """Hypotheses made in two ways are never compared. Version 1 heard the padding of its batches."""
-    return {"version": 2, "dtype": "float32", **base.family.decoding(base), **_lowered(base)}
+    """All that decides hypotheses: those made in two ways are never compared. In version 1 padding had an
+    effect."""
+    return {"version": 2, "dtype": "float32", **base.decoding, **_lowered(base)}
 
 
 def matmul_precision() -> str:
@@ -30,17 +32,23 @@ def _lowered(base: Base) -> dict[str, str]:
 @torch.inference_mode()
 def transcribe(
     model: Any, base: Base, waves: torch.Tensor, mask: torch.Tensor, seconds: list[float]
-) -> list[Written]:
-    """What the model writes for waves (B, T). `model` may carry an active adapter.
+) -> list[Decoded]:
+    """Hypotheses for waves (B, T) that last `seconds`. `model` may carry an active adapter.
 
     Where rounding could have decided between two tokens, it is the rounding of the utterance alone:
     so a hypothesis depends on nothing but its utterance.
     """
-    written = base.family.transcribe(model, base, waves, mask, seconds)
-    for row in [row for row, one in enumerate(written) if one.margin < TIE]:
+    decoded = _transcribe(model, base, waves, mask, seconds)
+    for row in [row for row, one in enumerate(decoded) if one.margin < TIE]:
         alone = slice(row, row + 1)
         length = padded_samples(seconds[row])
-        (written[row],) = base.family.transcribe(
+        (decoded[row],) = _transcribe(
             model, base, waves[alone, :length], mask[alone, :length], seconds[alone]
         )
-    return written
+    return decoded
+
+
+def _transcribe(
+    model: Any, base: Base, waves: torch.Tensor, mask: torch.Tensor, seconds: list[float]
+) -> list[Decoded]:
+    return base.family.transcribe(model, base, objective.features(base, waves, mask), seconds)

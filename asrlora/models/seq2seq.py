@@ -1,4 +1,4 @@
-"""What Moonshine and Whisper share: a decoder that goes on from a prompt, token by token.
+"""What Moonshine and Whisper share: a decoder that continues a prompt, token by token.
 
 Moonshine's prompt is its start token; Whisper's also names language and task. The loss does not
 count the prompt. Shapes as in family.py; P tokens of prompt.
@@ -11,15 +11,18 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
 
-from asrlora.models.family import IGNORED, Base, Features, Lengths, Written, tokens
+from asrlora.models.family import IGNORED, Base, Decoded, Features, spell
+
+AUTO_CLASS = "AutoModelForSpeechSeq2Seq"
 
 
 def label_ids(base: Base, text: str) -> list[int]:
     """The tokens that a perfect decoder writes after the prompt, end of sentence included."""
-    return [*tokens(base, text), base.model.config.eos_token_id]
+    return [*spell(base, text), base.model.config.eos_token_id]
 
 
 def refuse_more_labels(labels: list[int], limit: int) -> None:
+    """Raises ValueError where a text has more tokens than the decoder can write."""
     if len(labels) > limit:
         raise ValueError(
             f"has a text of {len(labels)} tokens, and this model writes at most {limit}; shorten it or lower"
@@ -34,16 +37,22 @@ def logits(
     start = [labels.new_full((len(labels), 1), token) for token in prompt]  # filled on the device
     previous = torch.cat([*start, labels[:, :-1]], dim=1)
     previous = previous.masked_fill(previous == IGNORED, base.model.config.pad_token_id or 0)
-    scores: torch.Tensor = model(
-        **features, decoder_input_ids=previous, use_cache=False,
-        # masks nothing; without it Transformers asks the device whether texts are packed
+    # the mask masks nothing; without it Transformers asks the device whether texts are packed
+    decoded = model(
+        **features,
+        decoder_input_ids=previous,
         decoder_attention_mask=torch.ones_like(previous),
-    ).logits  # fmt: skip
-    return scores[:, len(prompt) - 1 :]
+        use_cache=False,
+    )
+    scores: torch.Tensor = decoded.logits[:, len(prompt) - 1 :]
+    return scores
 
 
-def loss(base: Base, scores: torch.Tensor, labels: torch.Tensor, lengths: Lengths) -> torch.Tensor:
-    """Cross entropy of scores (B, L, V)."""
+def summed_loss(
+    model: Any, base: Base, features: Features, prompt: list[int], labels: torch.Tensor
+) -> torch.Tensor:
+    """Cross entropy of labels (B, L) after the prompt, summed."""
+    scores = logits(model, base, features, prompt, labels).float()
     return cross_entropy(scores.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
@@ -58,6 +67,7 @@ class _Choices(LogitsProcessor):  # type: ignore[misc]  # Transformers has no ty
         self.ended = torch.zeros_like(limits, dtype=torch.bool)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Ids (B, P + tokens so far) and scores (B, V) to scores (B, V)."""
         written = input_ids.shape[1] - self.prompt
         over = written >= self.limits
         self.ended |= over | ((input_ids[:, -1] == self.end) & (written > 0))
@@ -70,7 +80,7 @@ class _Choices(LogitsProcessor):  # type: ignore[misc]  # Transformers has no ty
 
 def transcribe(
     model: Any, base: Base, features: Features, prompt: list[int], limits: list[int], **suppressed: Any
-) -> list[Written]:
+) -> list[Decoded]:
     """Hypotheses of at most `limits` tokens each, greedy or by beam search over base.num_beams.
 
     `suppressed` are GenerationConfig's lists of tokens that are never written.
@@ -78,24 +88,30 @@ def transcribe(
     config, device = base.model.config, base.model.device
     of_beams = torch.tensor(limits, device=device).repeat_interleave(base.num_beams)
     choices = _Choices(of_beams, len(prompt), config.eos_token_id)
+    settings = GenerationConfig(
+        do_sample=False,
+        num_beams=base.num_beams,
+        max_length=len(prompt) + max(limits) + 1,
+        bos_token_id=config.bos_token_id,
+        eos_token_id=config.eos_token_id,
+        pad_token_id=config.pad_token_id,
+        decoder_start_token_id=config.decoder_start_token_id,
+        **suppressed,
+    )
     # the plain loop: Whisper's own generate adds long-form audio and temperatures to it
-    written = GenerationMixin.generate(
+    ids = GenerationMixin.generate(
         getattr(model, "get_base_model", lambda: model)(),  # adapters are in the base's own layers
         **features,
         decoder_input_ids=torch.tensor(prompt, device=device).expand(len(limits), -1),
         logits_processor=LogitsProcessorList([choices]),
-        generation_config=GenerationConfig(
-            do_sample=False, num_beams=base.num_beams, max_length=len(prompt) + max(limits) + 1, **suppressed,
-            bos_token_id=config.bos_token_id, eos_token_id=config.eos_token_id,
-            pad_token_id=config.pad_token_id, decoder_start_token_id=config.decoder_start_token_id,
-        ),
-    )  # fmt: skip
-    cut = [row[len(prompt) :][:limit] for row, limit in zip(written.tolist(), limits, strict=True)]
+        generation_config=settings,
+    )
+    cut = [row[len(prompt) :][:limit] for row, limit in zip(ids.tolist(), limits, strict=True)]
     texts = base.tokenizer.batch_decode(cut, skip_special_tokens=True)
     greedy = base.num_beams == 1  # beams change places, and with them the rows of the margins
     margins = choices.margins.tolist() if greedy else [math.inf] * len(limits)
     return [
-        Written(text.strip(), margin, config.eos_token_id not in row)
+        Decoded(text.strip(), margin, config.eos_token_id not in row)
         for text, margin, row in zip(texts, margins, cut, strict=True)
     ]
 

@@ -1,6 +1,7 @@
-"""Whisper: log-mel features of exactly 30 s, a decoder told language and task by a prompt."""
+"""Whisper: log-mel features of exactly 30 s, and a decoder whose prompt names language and task."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,12 +9,9 @@ import torch
 from asrlora.data.audio import SAMPLE_RATE
 from asrlora.errors import UserError
 from asrlora.models import seq2seq
-from asrlora.models.family import Base, Features, Targets, Written, refuse_longer
+from asrlora.models.family import Base, Decoded, Features, Lengths, Source, Targets, refuse_longer
 from asrlora.models.features import whisper_log_mel
-
-MODEL_CLASS = "AutoModelForSpeechSeq2Seq"
-
-loss = seq2seq.loss
+from asrlora.models.pretrained import load_pretrained
 
 # Scripts that the byte-level tokens barely know take several tokens a character: three times English
 _TOKENS_PER_SECOND = 20.0
@@ -21,63 +19,44 @@ _EXTRA_TOKENS = 8
 _MULTILINGUAL = 51_865  # OpenAI's own rule: English-only vocabularies are smaller
 
 
-def targets(kind: str) -> Targets:
-    return Targets(("q_proj", "k_proj", "v_proj", "out_proj"), ("fc1", "fc2"))
-
-
-def ignore_padding(model: Any, kind: str) -> None:
-    """Nothing to do: an utterance is always heard as 30 s."""
+def load(source: Source) -> Base:
+    """Nothing is done about padding: an utterance is always encoded as 30 s."""
+    base = load_pretrained(source, seq2seq.AUTO_CLASS)
+    return replace(
+        base,
+        targets=Targets(("q_proj", "k_proj", "v_proj", "out_proj"), ("fc1", "fc2")),
+        max_seconds=_window(base),
+        decoding={
+            **seq2seq.method(base),
+            "tokens_per_second": _TOKENS_PER_SECOND,
+            "extra_tokens": _EXTRA_TOKENS,
+            "prompt": base.tokenizer.convert_ids_to_tokens(prompt(base)),
+            **_suppressed(base),
+        },
+        label_ids=_label_ids,
+        check=_check,
+    )
 
 
 def features(base: Base, waves: torch.Tensor, mask: torch.Tensor) -> Features:
-    """The encoder has no mask: it has only ever heard 30 s, and hears the zeros as silence. `check`
-    refuses longer audio, which would be cut."""
+    """The encoder has no mask: it has only ever been given 30 s, and takes the zeros for silence. Longer
+    audio, which would be cut, is refused by `check` and here."""
     mels = whisper_log_mel(base.extractor, waves, mask)
     # the mask is not used, but without it Transformers warns of every batch
     return {"input_features": mels, "attention_mask": mels.new_ones(mels.shape[::2], dtype=torch.long)}
 
 
-def label_ids(base: Base, text: str) -> list[int]:
-    """With the space in front that the base writes as part of its first word. Where it is a token of
-    its own, in scripts without spaces, the base never begins with it (begin_suppress_tokens)."""
-    ids = seq2seq.label_ids(base, " " + text.strip())
-    return ids[1:] if ids[0] == base.tokenizer.convert_tokens_to_ids("Ġ") else ids
+def summed_loss(
+    model: Any, base: Base, features: Features, labels: torch.Tensor, lengths: Lengths
+) -> torch.Tensor:
+    """See Family."""
+    return seq2seq.summed_loss(model, base, features, prompt(base), labels)
 
 
-def check(base: Base, seconds: float, labels: list[int]) -> None:
-    refuse_longer(seconds, longest(base))
-    seq2seq.refuse_more_labels(labels, _room(base))
-
-
-def longest(base: Base) -> float:
-    return float(base.extractor.n_samples / SAMPLE_RATE)
-
-
-def frames(base: Base, seconds: float) -> int:
-    return int(base.model.config.max_source_positions)
-
-
-def logits(model: Any, base: Base, features: Features, labels: torch.Tensor) -> torch.Tensor:
-    return seq2seq.logits(model, base, features, prompt(base), labels)
-
-
-def transcribe(
-    model: Any, base: Base, waves: torch.Tensor, mask: torch.Tensor, seconds: list[float]
-) -> list[Written]:
+def transcribe(model: Any, base: Base, features: Features, seconds: list[float]) -> list[Decoded]:
+    """See Family."""
     limits = [min(math.ceil(s * _TOKENS_PER_SECOND) + _EXTRA_TOKENS, _room(base)) for s in seconds]
-    return seq2seq.transcribe(
-        model, base, features(base, waves, mask), prompt(base), limits, **_suppressed(base)
-    )  # fmt: skip
-
-
-def decoding(base: Base) -> dict[str, Any]:
-    return {
-        **seq2seq.method(base),
-        "tokens_per_second": _TOKENS_PER_SECOND,
-        "extra_tokens": _EXTRA_TOKENS,
-        "prompt": base.tokenizer.convert_ids_to_tokens(prompt(base)),
-        **_suppressed(base),
-    }
+    return seq2seq.transcribe(model, base, features, prompt(base), limits, **_suppressed(base))
 
 
 def prompt(base: Base) -> list[int]:
@@ -95,6 +74,23 @@ def prompt(base: Base) -> list[int]:
                 " language by its code, such as en or de"
             )
     return [vocabulary[word] for word in words]
+
+
+def _label_ids(base: Base, text: str) -> list[int]:
+    """With the space in front that the base writes as part of its first word. Where it is a token of
+    its own, in scripts without spaces, the base never begins with it (begin_suppress_tokens)."""
+    ids = seq2seq.label_ids(base, " " + text.strip())
+    return ids[1:] if ids[0] == base.tokenizer.convert_tokens_to_ids("Ġ") else ids
+
+
+def _check(base: Base, seconds: float, labels: list[int]) -> None:
+    refuse_longer(seconds, _window(base))
+    seq2seq.refuse_more_labels(labels, _room(base))
+
+
+def _window(base: Base) -> float:
+    """Seconds of audio that the encoder takes."""
+    return float(base.extractor.n_samples / SAMPLE_RATE)
 
 
 def _room(base: Base) -> int:

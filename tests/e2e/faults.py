@@ -272,7 +272,7 @@ def fatal(bench: Bench, world: str, act: str, moment: str, rank: int, folder: Pa
     run, log, stamp = folder / "run", folder / "log", folder / "stamp"
     where, nth = MOMENTS[moment]
     if act == "NaN loss":
-        where, nth = "asrlora.models.registry:summed_loss", 2 * nth
+        where, nth = "asrlora.models.objective:summed_loss", 2 * nth
 
     attempt = launch(world, bench.flags(run), log, lambda port: Plant(act, where, nth, rank, stamp, port))
     attempt.wait(fault.within + 60)
@@ -361,7 +361,7 @@ def harmless(bench: Bench, world: str, act: str, moment: str, rank: int, folder:
     where, nth = MOMENTS[moment]
     settings: dict[str, object] = {}
     if act == "one NaN loss":
-        where, nth = "asrlora.models.registry:summed_loss", 2 * nth
+        where, nth = "asrlora.models.objective:summed_loss", 2 * nth
     if act == "W&B dead":
         settings["wandb_mode"] = "online"
     attempt = launch(

@@ -123,10 +123,10 @@ def few(speech: Speech) -> dict[str, Path]:
 def test_a_run_that_fails_is_recorded_with_the_reason(
     speech: Speech, few: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from asrlora.models import registry
+    from asrlora.models import objective
 
-    honest = registry.summed_loss
-    monkeypatch.setattr(registry, "summed_loss", lambda *args: honest(*args) * float("nan"))
+    honest = objective.summed_loss
+    monkeypatch.setattr(objective, "summed_loss", lambda *args: honest(*args) * float("nan"))
     with pytest.raises(FloatingPointError, match="3 steps in a row were not finite"):
         train.main(speech.flags(tmp_path / "run", max_steps=9, **few))
     identity = run_dir.read_json(tmp_path / "run" / "run.json")

@@ -366,15 +366,15 @@ def test_a_window_is_what_its_segment_in_a_manifest_is(
 def test_every_family_knows_how_much_it_takes_at_once(kind: str, seconds: float, tmp_path: Path) -> None:
     """The small models of the tests: Whisper with 2 s of features, decoders with 200 positions."""
     base = registry.load_base(tiny.save(kind, tmp_path / kind))
-    assert registry.longest(base) == seconds
-    base.family.check(base, seconds, [])  # what is taken at once is never refused
+    assert base.max_seconds == seconds
+    base.check(base, seconds, [])  # what is taken at once is never refused
 
 
 def test_a_model_may_state_that_it_takes_less(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path(tiny.save("wav2vec2", tmp_path / "model"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "max_audio_seconds": 12}))
-    assert registry.longest(registry.load_base(str(folder))) == 12.0
+    assert registry.load_base(str(folder)).max_seconds == 12.0
     (folder / "config.json").write_text(json.dumps({**config, "max_audio_seconds": "12 s"}))
     soundfile.write(tmp_path / "a.wav", noise(1, 0.1), RATE)
     assert transcribe(capsys, tmp_path / "a.wav", "--model-id", str(folder))[0] == 2

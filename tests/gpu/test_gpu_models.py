@@ -8,16 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from adapting import config, tones
 
 import parts
 from asrlora.data import loader
 from asrlora.data.loader import Batch, pack
 from asrlora.engine import runtime as runtimes
 from asrlora.engine import step
-from asrlora.models import adapters, decode, registry
+from asrlora.models import adapters, decode, objective, registry
 from asrlora.models.family import Base
-from test_adapters import config
-from test_families import batch
 
 pytestmark = pytest.mark.gpu
 DEVICE = torch.device(parts.DEVICE)
@@ -42,12 +41,12 @@ def attached(base: Base, device: torch.device, **settings: Any) -> Any:
 
 def loss_of(model: Any, base: Base, device: torch.device, bf16: bool = False) -> torch.Tensor:
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        return registry.summed_loss(model, base, *(tensor.to(device) for tensor in batch(base)))
+        return objective.summed_loss(model, base, *(tensor.to(device) for tensor in tones(base)))
 
 
 def gradients(model: Any, base: Base, device: torch.device, bf16: bool) -> tuple[float, torch.Tensor]:
     """The loss, and all gradients end to end, of an adapter whose B is not the zeros that it starts with."""
-    registry.set_training(model)
+    objective.set_training(model)
     generator = torch.Generator().manual_seed(1)
     trained = sorted((name, p) for name, p in model.named_parameters() if p.requires_grad)
     with torch.no_grad():
@@ -73,7 +72,7 @@ def test_losses_and_gradients_are_those_of_the_cpu_in_fp32(folder: str, bf16: bo
 def learns(base: Base, bf16: bool, **settings: Any) -> bool:
     """Whether twenty steps bring the loss down by a tenth from its own start."""
     model = attached(base, DEVICE, **settings)
-    registry.set_training(model)
+    objective.set_training(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, 3e-3)
     losses = []
@@ -125,7 +124,7 @@ def test_a_step_never_waits_for_the_device(folder: str, monkeypatch: pytest.Monk
     model = attached(base, DEVICE)
     runtime.prepare(model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3))
     samples = [type("Sample", (), {"id": name}) for name in "ab"]
-    labels = {name: registry.label_ids(base, "hello") for name in "ab"}
+    labels = {name: base.label_ids(base, "hello") for name in "ab"}
     pcm, lengths = pack([np.full(16_000, 100, np.int16), np.full(12_000, -100, np.int16)])
     one = Batch(samples, pcm, lengths)  # type: ignore[arg-type]  # stand-ins with an id
     settings, honest = config(learning_rate=1e-3, max_steps=3), runtime.update

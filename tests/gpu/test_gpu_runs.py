@@ -19,7 +19,7 @@ import parts
 from asrlora import cli, train
 from asrlora.data import loader
 from asrlora.errors import exit_code
-from asrlora.models import registry
+from asrlora.models import objective
 from asrlora.record import run_dir
 from conftest import Speech
 from kill_resume import before_step, start, to_itself, wait
@@ -155,13 +155,13 @@ def test_memory_that_is_out_is_a_message_that_says_what_helps(
 ) -> None:
     if parts.DEVICE == "cuda":
         free, _ = torch.cuda.mem_get_info()
-        monkeypatch.setattr(registry, "summed_loss", hungry(registry.summed_loss, free))
+        monkeypatch.setattr(objective, "summed_loss", hungry(objective.summed_loss, free))
     else:
 
         def out(*args: Any) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-        monkeypatch.setattr(registry, "summed_loss", out)
+        monkeypatch.setattr(objective, "summed_loss", out)
     flags = tones.flags(tmp_path / "run", **{**SETTINGS, "batch_size": None, "batch_seconds": 4})
     assert exit_code(lambda: train.main(flags)) == 2
     told = capsys.readouterr().err

@@ -3,13 +3,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapting import config, noise, train_on_noise
 from safetensors.torch import load_file
 
 import fake_cuda
 import tiny
-from asrlora.config import RunConfig
 from asrlora.errors import UserError
-from asrlora.models import adapters, hub, registry
+from asrlora.models import adapters, hub, objective, registry
 from conftest import BASE
 
 KINDS = {
@@ -26,49 +26,29 @@ KINDS = {
 }
 
 
-def config(**settings: object) -> RunConfig:
-    return RunConfig.model_validate(
-        {"dataset_path": "t", "manifest_path": "d", "output_dir": "o", "lora_dropout": 0.0, **settings}
-    )
-
-
-def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    waves = 0.075 * torch.randn(2, 24_000, generator=generator)
-    return waves, torch.ones_like(waves, dtype=torch.long), torch.randint(4, 30, (2, 8), generator=generator)
-
-
-def train(model: torch.nn.Module, base: registry.Base) -> None:
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-2)
-    for _ in range(3):
-        registry.summed_loss(model, base, *batch()).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_adapter_starts_as_nothing_learns_and_is_saved_as_it_is(kind: str, tmp_path: Path) -> None:
     """PEFT saves pissa_niter silently wrong where it is not converted (logit error 0.2)."""
     torch.manual_seed(0)
     base = registry.load_base(str(BASE))
     with torch.inference_mode():
-        untouched = registry.logits(base.model, base, *batch())
+        untouched = objective.logits(base.model, base, *noise())
     settings = config(**KINDS[kind])
     model = adapters.attach(base, settings)
     with torch.inference_mode():
-        attached = registry.logits(model, base, *batch())
+        attached = objective.logits(model, base, *noise())
     assert torch.allclose(attached, untouched, atol=1e-4 * untouched.abs().max())
     initial = tmp_path / "initial" if adapters.rewrites_base(settings) else None
     if initial:
         adapters.save_initial(model, initial)
-    train(model, base)
+    train_on_noise(model, base)
     with torch.inference_mode():
-        trained = registry.logits(model.eval(), base, *batch())
+        trained = objective.logits(model.eval(), base, *noise())
     assert (trained - untouched).abs().max() > 0.05 * untouched.abs().max(), "the adapter is frozen"
     adapters.save(model, tmp_path / "adapter", initial)
     assert adapters.check_saved(model, base, tmp_path / "adapter", str(BASE)) < 1e-4
     with torch.inference_mode():
-        again = registry.logits(model, base, *batch())
+        again = objective.logits(model, base, *noise())
     assert torch.equal(again, trained), "saving changed the live adapter"
     assert sorted(p.name for p in (tmp_path / "adapter").iterdir()) == [
         "adapter_config.json",
@@ -80,7 +60,7 @@ def test_a_saved_adapter_that_is_not_the_live_one_is_noticed(tmp_path: Path) -> 
     base = registry.load_base(str(BASE))
     model = adapters.attach(base, config())
     adapters.save(model, tmp_path / "adapter", None)
-    train(model, base)
+    train_on_noise(model, base)
     with pytest.raises(RuntimeError, match="is not the one that was trained"):
         adapters.check_saved(model, base, tmp_path / "adapter", str(BASE))
 
@@ -93,10 +73,10 @@ def test_a_saved_adapter_is_compared_bit_by_bit_and_reloaded_at_the_end(kind: st
     initial = tmp_path / "initial" if adapters.rewrites_base(settings) else None
     if initial:
         adapters.save_initial(model, initial)
-    train(model, base)
+    train_on_noise(model, base)
     adapters.save(model, tmp_path / "adapter", initial, base)
     adapters.check_written(model, tmp_path / "adapter")
-    train(model, base)  # the last step is another one than the best
+    train_on_noise(model, base)  # the last step is another one than the best
     with pytest.raises(RuntimeError, match=r"lora_.* is not as it was trained"):
         adapters.check_written(model, tmp_path / "adapter")
     assert adapters.check_reloads(model, base, tmp_path / "adapter", str(BASE)) < 1e-4
@@ -153,7 +133,7 @@ def test_a_resumed_initialisation_is_moved_on_the_bases_device(init: str, tmp_pa
 def test_pissa_saved_without_conversion_is_noticed(tmp_path: Path) -> None:
     base = registry.load_base(str(BASE))
     model = adapters.attach(base, config(init_lora_weights="pissa"))
-    train(model, base)
+    train_on_noise(model, base)
     adapters.save(model, tmp_path / "adapter", None)
     difference = None
     try:
@@ -167,11 +147,11 @@ def test_pissa_saved_without_conversion_is_noticed(tmp_path: Path) -> None:
 def test_merging_changes_nothing(tmp_path: Path) -> None:
     base = registry.load_base(str(BASE))
     model = adapters.attach(base, config(use_dora=True))
-    train(model, base)
+    train_on_noise(model, base)
     model.eval()
     with torch.inference_mode():
-        active = registry.logits(model, base, *batch())
-        merged = registry.logits(model.merge_and_unload(), base, *batch())
+        active = objective.logits(model, base, *noise())
+        merged = objective.logits(model.merge_and_unload(), base, *noise())
     assert torch.allclose(active, merged, atol=1e-4)
 
 
@@ -180,7 +160,7 @@ def test_the_files_of_the_base_are_untouched_by_training(tmp_path: Path) -> None
     base = registry.load_base(str(BASE))
     frozen = {n: p.detach().clone() for n, p in base.model.named_parameters()}
     model = adapters.attach(base, config())
-    train(model, base)
+    train_on_noise(model, base)
     for name, parameter in model.named_parameters():
         if "lora_" not in name:
             assert not parameter.requires_grad

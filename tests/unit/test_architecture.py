@@ -30,7 +30,7 @@ data.importers.convert data.subsets score.power score.mapsswe score.keyword_reca
 score.calibration score.bootstrap record.run_dir record.schema record.judge record.scores report.compare
 report.publication_figures record.status allocation record.transcripts data.windows record.ledger
 tracking.sinks report.page config sweep.sweep_file sweep.slurm sweep.trials sweep.runner
-sweep.phases models.cost models.hub train cli demo.corpus demo.demo""".split()
+sweep.phases models.registry models.hub train cli demo.corpus demo.demo""".split()
 
 
 def imports(path: Path) -> set[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from adapting import config
 
 import tiny
 from asrlora.data import loader, plan
@@ -13,9 +14,8 @@ from asrlora.data.audit import checks
 from asrlora.data.augment import Augment
 from asrlora.data.manifest import Utterance
 from asrlora.errors import UserError
-from asrlora.models import cost, registry
+from asrlora.models import objective, registry
 from conftest import BASE
-from test_adapters import config
 
 LENGTHS = np.random.default_rng(0).uniform(1.0, 20.0, 2_000)
 
@@ -28,16 +28,16 @@ def model(folder: Path, **settings: object) -> str:
 
 @pytest.fixture
 def whisper(tmp_path: Path) -> plan.Cost:
-    return cost.of(model(tmp_path, model_type="whisper", max_source_positions=1500))
+    return registry.cost_of(model(tmp_path, model_type="whisper", max_source_positions=1500))
 
 
 def test_whisper_costs_its_window_and_other_models_the_audio(whisper: plan.Cost, tmp_path: Path) -> None:
     assert whisper(np.array([0.3, 4.0, 30.0])).tolist() == [30.0, 30.0, 30.0]
     for kind in set(registry.FAMILIES) - {"whisper"}:
-        assert cost.of(model(tmp_path, model_type=kind))(LENGTHS) is LENGTHS
+        assert registry.cost_of(model(tmp_path, model_type=kind))(LENGTHS) is LENGTHS
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(UserError, match="is not a JSON object"):
-        cost.of(str(tmp_path))
+        registry.cost_of(str(tmp_path))
 
 
 @pytest.mark.parametrize(("budget", "utterances"), [(160.0, 5), (60.0, 2), (20.0, 1)])
@@ -106,7 +106,7 @@ def test_speeds_that_take_audio_past_the_models_limits_are_told_before_the_first
         drawn = Augment(42, speeds).durations(shards, epoch)  # type: ignore[arg-type]
         assert (drawn <= np.max(list(played.values()), 0)).all()
         assert (drawn >= np.min(list(played.values()), 0)).all()
-    labels, findings = registry.label(base, {"a": text, "b": "be"}, played)
+    labels, findings = objective.label(base, {"a": text, "b": "be"}, played)
     assert set(labels) == ({"a", "b"} if told is None else {"b"})
     assert [finding.stops for finding in findings] == [True] * (told is not None)
     assert told is None or re.search(told, findings[0].message)

@@ -6,7 +6,8 @@ import torch
 from asrlora.data.manifest import read_manifest
 from asrlora.data.shards import cache, reader
 from asrlora.engine import evaluate, inference
-from asrlora.models import registry
+from asrlora.models import objective, registry
+from asrlora.models.family import IGNORED
 from asrlora.score import text
 from conftest import BASE, Speech
 
@@ -78,6 +79,6 @@ def test_the_base_ships_in_transformers_own_format() -> None:
 
 def test_labels_end_with_the_end_token_and_pad_with_ignored() -> None:
     base = registry.load_base(str(BASE))
-    labels = registry.pad_labels([registry.label_ids(base, "abc"), registry.label_ids(base, "a")])
-    assert labels.shape == (2, registry.LABEL_QUANTUM)
-    assert labels[1].tolist() == [4, 2, *[registry.IGNORED] * 6]
+    labels = objective.pad_labels([base.label_ids(base, "abc"), base.label_ids(base, "a")])
+    assert labels.shape == (2, objective.LABEL_QUANTUM)
+    assert labels[1].tolist() == [4, 2, *[IGNORED] * 6]

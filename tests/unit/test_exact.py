@@ -18,8 +18,8 @@ from asrlora.data.manifest import read_manifest
 from asrlora.data.shards import cache, reader
 from asrlora.engine import watchdog
 from asrlora.engine.evaluate import Evaluation, evaluate, fingerprint
-from asrlora.models import decode, moonshine, padding, registry, seq2seq, whisper
-from asrlora.models.family import Base, Written
+from asrlora.models import ctc, decode, moonshine, objective, padding, registry, seq2seq, whisper
+from asrlora.models.family import Base, Decoded, Features
 from asrlora.score import degenerate, text
 from conftest import BASE, Speech
 
@@ -46,12 +46,12 @@ def heldout(speech: Speech) -> reader.Shards:
 
 def noise(base: Base) -> list[np.ndarray[Any, np.dtype[np.int16]]]:
     rng = np.random.default_rng(0)
-    shortest = 2_000 if base.family.MODEL_CLASS == "AutoModelForCTC" else 0  # frames for three tokens
+    shortest = 2_000 if base.frames else 0  # frames for three tokens
     return [(2_000 * rng.standard_normal(max(n, shortest))).astype(np.int16) for n in SAMPLES]
 
 
 def plain_transformers(base: Base) -> Any:
-    kind = getattr(transformers, base.family.MODEL_CLASS)
+    kind = getattr(transformers, "AutoModelForCTC" if base.frames else seq2seq.AUTO_CLASS)
     return kind.from_pretrained(base.folder, dtype=torch.float32, attn_implementation="eager").eval()
 
 
@@ -60,8 +60,8 @@ def test_a_batch_is_heard_as_transformers_hears_each_utterance_alone(base: Base)
     """Unpadded, and without a mask where the model was trained without. Red when a norm runs over padding,
     or when attention sees a frame of it."""
     plain, pcms = plain_transformers(base), noise(base)
-    labels = registry.pad_labels([registry.label_ids(base, "abc")] * len(pcms))
-    together = registry.logits(base.model, base, *loader.pad(pcms), labels)
+    labels = objective.pad_labels([base.label_ids(base, "abc")] * len(pcms))
+    together = objective.logits(base.model, base, *loader.pad(pcms), labels)
     for row, pcm in enumerate(pcms):
         # Moonshine Streaming's own processor fills up its last 5 ms
         extra = -len(pcm) % 80 if base.kind == "moonshine_streaming" else 0
@@ -69,17 +69,19 @@ def test_a_batch_is_heard_as_transformers_hears_each_utterance_alone(base: Base)
         mask = torch.ones_like(wave, dtype=torch.long)
         mask[:, len(pcm) :] = 0
         features = base.family.features(base, wave, mask)
-        if base.family.MODEL_CLASS == "AutoModelForCTC":
+        start = 0
+        if base.frames:
             if getattr(base.model.config, "feat_extract_norm", None) == "group":
                 del features["attention_mask"]
             alone = plain(**features).logits[0]
-            alone = alone[: base.family.frames(base, len(pcm) / 16_000)]
+            alone = alone[: ctc.frames(base, len(pcm))]
         else:
             prompt = whisper.prompt(base) if base.kind == "whisper" else [1]
+            start = len(prompt) - 1
             alone = seq2seq.logits(plain, base, features, prompt, labels[:1])[
                 0, : int((labels[0] >= 0).sum())
             ]
-        ours = together[row, : len(alone)]
+        ours = together[row, start : start + len(alone)]
         assert float((ours - alone).abs().max() / alone.abs().max()) < 1e-5, len(pcm)
 
 
@@ -146,9 +148,14 @@ def test_a_near_tie_is_decided_by_the_utterance_alone(base: Base) -> None:
 
     class Rounding:
         @staticmethod
-        def transcribe(model: Any, base: Base, waves: Any, mask: Any, seconds: list[float]) -> list[Written]:
+        def features(base: Base, waves: torch.Tensor, mask: torch.Tensor) -> Features:
+            return {"waves": waves}
+
+        @staticmethod
+        def transcribe(model: Any, base: Base, features: Features, seconds: list[float]) -> list[Decoded]:
+            waves = features["waves"]
             asked.append(tuple(waves.shape))
-            return [Written(f"{s} among {len(waves)}", margin=0.9e-3 if s < 1 else 0.1) for s in seconds]
+            return [Decoded(f"{s} among {len(waves)}", margin=0.9e-3 if s < 1 else 0.1) for s in seconds]
 
     waves, mask = loader.pad([np.ones(n, np.int16) for n in (20_000, 4_000)])
     written = decode.transcribe(
@@ -165,9 +172,9 @@ def test_margins_are_those_of_the_logits(demo_base: Base, heldout: reader.Shards
     waves, mask = loader.pad([heldout.read(n) for n in numbers])
     seconds = [heldout.samples[n].duration for n in numbers]
     short = decode.transcribe(demo_base.model, demo_base, waves, mask, seconds)[0]
-    labels = registry.pad_labels([registry.label_ids(demo_base, short.text)])
+    labels = objective.pad_labels([demo_base.label_ids(demo_base, short.text)])
     with torch.inference_mode():
-        scores = registry.logits(demo_base.model, demo_base, waves[:1], mask[:1], labels)[0]
+        scores = objective.logits(demo_base.model, demo_base, waves[:1], mask[:1], labels)[0]
     best, second = scores[labels[0] >= 0].topk(2).values.unbind(1)
     assert short.margin == pytest.approx(float((best - second).min()), abs=1e-3)
 
@@ -282,9 +289,9 @@ def test_a_compiled_step_hears_no_padding_either(kind: str, tmp_path: Path) -> N
     pcms = noise(base)
     for some in (pcms[:2], [pcms[1], pcms[0]], [pcms[3], pcms[1]]):
         waves, mask = loader.pad(some)
-        labels = registry.pad_labels([registry.label_ids(base, "abc")] * 2)
+        labels = objective.pad_labels([base.label_ids(base, "abc")] * 2)
         with torch.no_grad():
-            plain = registry.summed_loss(base.model, base, waves, mask, labels)
-            assert float(registry.summed_loss(traced, base, waves, mask, labels)) == pytest.approx(
+            plain = objective.summed_loss(base.model, base, waves, mask, labels)
+            assert float(objective.summed_loss(traced, base, waves, mask, labels)) == pytest.approx(
                 float(plain), rel=1e-5
             )

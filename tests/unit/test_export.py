@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from adapting import config, train_on_noise
 from transformers import MoonshineForConditionalGeneration
 
 from asrlora import cli
@@ -19,14 +20,14 @@ from asrlora.engine import inference
 from asrlora.engine import runtime as runtimes
 from asrlora.engine.evaluate import evaluate
 from asrlora.errors import UserError
-from asrlora.models import adapters, decode, hub, registry, seq2seq
+from asrlora.models import adapters, decode, hub, objective, registry, seq2seq
+from asrlora.models.family import Base
 from asrlora.record.run_dir import read_lines
 from asrlora.score import text
 from conftest import BASE, Speech
-from test_adapters import config, train
 
 NORMALISER = text.normaliser(None, "en")
-Trained = tuple[torch.nn.Module, registry.Base, Path]  # the live model, and where its adapter is saved
+Trained = tuple[torch.nn.Module, Base, Path]  # the live model, and where its adapter is saved
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     torch.manual_seed(0)
     base = registry.load_base(str(BASE))
     model = adapters.attach(base, config(use_dora=True, lora_targets="attention"))
-    train(model, base)
+    train_on_noise(model, base)
     folder = tmp_path_factory.mktemp("run") / "adapter_best"
     adapters.save(model, folder, None)
     return model.eval(), base, folder
@@ -83,8 +84,8 @@ def test_plain_transformers_hears_the_merged_model_as_the_active_adapter_is_hear
     model, base, _ = trained
     plain = MoonshineForConditionalGeneration.from_pretrained(merged, attn_implementation="eager").eval()
     pcms = [read_audio(u.audio) for u in read_manifest(speech.heldout)[:3]]
-    labels = registry.pad_labels([registry.label_ids(base, "the merged model")] * 3)
-    ours = registry.logits(model, base, *loader.pad(pcms), labels)
+    labels = objective.pad_labels([base.label_ids(base, "the merged model")] * 3)
+    ours = objective.logits(model, base, *loader.pad(pcms), labels)
     for row, pcm in enumerate(pcms):
         wave = torch.from_numpy(pcm / 32768).float()[None]
         features = {"input_values": wave, "attention_mask": torch.ones_like(wave, dtype=torch.long)}

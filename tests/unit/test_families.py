@@ -6,16 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapting import SECONDS, TEXTS, attach, tones, train_on_tones
 
 import tiny
 from asrlora.config import RunConfig
 from asrlora.errors import UserError
-from asrlora.models import adapters, decode, hub, registry
+from asrlora.models import adapters, ctc, decode, hub, moonshine, objective, registry, whisper
 from asrlora.models.family import Base
-from test_adapters import config
 
-TEXTS = ["hello all", "be"]
-SECONDS = [1.5, 1.0]
 ADAPTERS = {
     "rslora": {"use_rslora": True},
     "dora": {"use_dora": True},
@@ -28,83 +26,40 @@ def base(request: pytest.FixtureRequest, folders: dict[str, str]) -> Base:
     return registry.load_base(folders[request.param])
 
 
-Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-
-
-def batch(base: Base, rows: slice = slice(None)) -> Batch:
-    """Waves, mask and labels of two utterances of 1.5 and 1 s, or of one without padding."""
-    longest = round(16_000 * max(SECONDS[rows]))
-    seconds = torch.arange(24_000) / 16_000
-    pitch = torch.stack([200 + 3_000 * seconds, 4_000 - 2_500 * seconds])  # one rises, one falls
-    waves = 0.1 * torch.sin(torch.cumsum(2 * torch.pi * pitch / 16_000, 1))[rows, :longest]
-    lengths = torch.tensor([round(16_000 * s) for s in SECONDS[rows]])
-    mask = (torch.arange(longest) < lengths[:, None]).long()
-    labels = registry.pad_labels([registry.label_ids(base, text) for text in TEXTS[rows]])
-    return waves * mask, mask, labels
-
-
-def attach(base: Base, seed: int = 0, **settings: object) -> torch.nn.Module:
-    torch.manual_seed(seed)
-    chosen = {"lora_r": 4, "lora_targets": "all-linear", **settings}
-    model: torch.nn.Module = adapters.attach(base, config(**chosen))
-    return model
-
-
-def train(model: torch.nn.Module, base: Base, steps: int, rate: float, enough: float = 0.0) -> list[float]:
-    """As a run trains: warm-up, linear decay, clipped gradients. Stops once the loss is below `enough`;
-    returns the losses."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, rate)
-    registry.set_training(model)
-    losses = list[float]()
-    for step in range(steps):
-        loss = registry.summed_loss(model, base, *batch(base))
-        losses.append(float(loss.detach()))
-        if losses[-1] < enough:
-            break
-        optimizer.param_groups[0]["lr"] = rate * min(1.0, (step + 1) / 10) * (1 - step / steps)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-    model.eval()
-    return losses
-
-
 @torch.inference_mode()
 def test_the_loss_is_the_models_own_mean_times_the_tokens(base: Base) -> None:
     for row in (slice(0, 1), slice(1, 2)):
-        waves, mask, labels = batch(base, row)
+        waves, mask, labels = tones(base, row)
         features = base.family.features(base, waves, mask)
         count = int((labels >= 0).sum())
-        if base.family.MODEL_CLASS == "AutoModelForCTC":
+        if base.frames:
             base.model.config.ctc_loss_reduction = "mean"
             own = base.model(**features, labels=labels).loss
         elif base.kind == "whisper":
-            prompt = torch.tensor([registry.whisper.prompt(base)])
+            prompt = torch.tensor([whisper.prompt(base)])
             whole = torch.cat([torch.full_like(prompt[:, 1:], -100), labels], 1)
             previous = torch.cat([prompt, labels.clamp(min=0)], 1)[:, : whole.shape[1]]
             own = base.model(**features, decoder_input_ids=previous, labels=whole).loss
         else:
             own = base.model(**features, labels=labels).loss
-        ours = registry.summed_loss(base.model, base, waves, mask, labels)
+        ours = objective.summed_loss(base.model, base, waves, mask, labels)
         assert float(ours) == pytest.approx(float(own) * count, rel=1e-5)
 
 
 @torch.inference_mode()
 def test_a_batch_costs_the_sum_of_its_utterances(base: Base) -> None:
-    together = float(registry.summed_loss(base.model, base, *batch(base)))
+    together = float(objective.summed_loss(base.model, base, *tones(base)))
     alone = sum(
-        float(registry.summed_loss(base.model, base, *batch(base, slice(row, row + 1)))) for row in range(2)
+        float(objective.summed_loss(base.model, base, *tones(base, slice(row, row + 1)))) for row in range(2)
     )
     assert together == pytest.approx(alone, rel=1e-5)
 
 
 @torch.inference_mode()
 def test_greedy_hypotheses_are_transformers_own(base: Base) -> None:
-    waves, mask, _ = batch(base, slice(0, 1))
+    waves, mask, _ = tones(base, slice(0, 1))
     features = base.family.features(base, waves, mask)
-    if base.family.MODEL_CLASS == "AutoModelForCTC":
+    if base.frames:
         # The tokenizers of CTC models collapse runs and drop blanks themselves, but wav2vec2's in the
         # wrong order where it is to skip special tokens too: "ll" becomes "l".
         own = base.tokenizer.batch_decode(base.model(**features).logits.argmax(-1))
@@ -112,11 +67,11 @@ def test_greedy_hypotheses_are_transformers_own(base: Base) -> None:
     else:
         settings = {"num_beams": 1, "do_sample": False}
         if base.kind == "whisper":
-            settings["max_new_tokens"] = min(38, 48 - len(registry.whisper.prompt(base)))
+            settings["max_new_tokens"] = min(38, 48 - len(whisper.prompt(base)))
             if base.model.generation_config.is_multilingual:
                 settings |= {"language": "en", "task": "transcribe"}
         else:
-            settings["max_new_tokens"] = base.family.token_limit(base, SECONDS[0])
+            settings["max_new_tokens"] = moonshine.token_limit(base, SECONDS[0])
         own = base.tokenizer.batch_decode(
             base.model.generate(**features, **settings), skip_special_tokens=True
         )  # fmt: skip
@@ -135,7 +90,7 @@ def test_two_utterances_can_be_learned_and_are_then_written(kind: str, folders: 
         model = attach(base, seed, lora_r=16, lora_alpha=32)
         frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
         statistics = {n: b.clone() for n, b in model.named_buffers()}
-        losses = train(model, base, 200, 3e-3, enough=math.log(2))
+        losses = train_on_tones(model, base, 200, 3e-3, enough=math.log(2))
         assert losses[-1] < losses[0] / 10, seed
         for name, parameter in model.named_parameters():
             assert parameter.requires_grad or torch.equal(parameter, frozen[name]), name
@@ -146,9 +101,9 @@ def test_two_utterances_can_be_learned_and_are_then_written(kind: str, folders: 
     else:
         pytest.fail("the loss has nowhere come below ln 2")
     with torch.inference_mode():
-        waves, mask, _ = batch(base)
-        heard = decode.transcribe(model, base, waves, mask, SECONDS)
-    assert [one.text.lower() for one in heard] == TEXTS
+        waves, mask, _ = tones(base)
+        decoded = decode.transcribe(model, base, waves, mask, SECONDS)
+    assert [one.text.lower() for one in decoded] == TEXTS
     assert hub.hash_weights(Path(folders[kind])) == base.sha256
 
 
@@ -156,21 +111,21 @@ def test_two_utterances_can_be_learned_and_are_then_written(kind: str, folders: 
 def test_adapters_start_as_nothing_and_reload_and_merge(base: Base, adapter: str, tmp_path: Path) -> None:
     settings = ADAPTERS[adapter]
     with torch.inference_mode():
-        untouched = registry.logits(base.model, base, *batch(base))
+        untouched = objective.logits(base.model, base, *tones(base))
     model = attach(base, **settings)
     with torch.inference_mode():
-        attached = registry.logits(model, base, *batch(base))
+        attached = objective.logits(model, base, *tones(base))
     assert torch.allclose(attached, untouched, atol=float(1e-4 * untouched.abs().max()))
     initial = tmp_path / "initial" if "init_lora_weights" in settings else None
     if initial:
         adapters.save_initial(model, initial)
-    train(model, base, 3, 0.1)
+    train_on_tones(model, base, 3, 0.1)
     adapters.save(model, tmp_path / "adapter", initial)
     assert adapters.check_saved(model, base, tmp_path / "adapter", str(base.folder)) < 1e-4
     with torch.inference_mode():
-        active = registry.logits(model, base, *batch(base))
+        active = objective.logits(model, base, *tones(base))
         assert (active - untouched).abs().max() > 1e-2 * untouched.abs().max(), "the adapter is frozen"
-        merged = registry.logits(model.merge_and_unload(), base, *batch(base))
+        merged = objective.logits(model.merge_and_unload(), base, *tones(base))
     assert torch.allclose(active, merged, atol=float(1e-4 * untouched.abs().max()))
 
 
@@ -181,9 +136,9 @@ def test_every_adapter_tensor_learns_the_same_with_checkpointing(base: Base) -> 
     for checkpointing in (False, True):
         if checkpointing:
             base.model.gradient_checkpointing_enable({"use_reentrant": False})
-        registry.set_training(model)
+        objective.set_training(model)
         torch.manual_seed(3)
-        registry.summed_loss(model, base, *batch(base)).backward()
+        objective.summed_loss(model, base, *tones(base)).backward()
         gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
         model.zero_grad()
     adapter = {n for n, p in model.named_parameters() if p.requires_grad}
@@ -197,7 +152,7 @@ def test_every_adapter_tensor_learns_the_same_with_checkpointing(base: Base) -> 
 def test_default_targets_are_there_and_no_convolution_or_output_is_one(base: Base) -> None:
     default = RunConfig.model_fields["lora_targets"].default
     found = adapters.find_targets(base, default, None)
-    known = base.family.targets(base.kind)
+    known = base.targets
     assert {name.rpartition(".")[2] for name in found} == {*known.attention, *known.feed_forward}
     for name in adapters.find_targets(base, "all-linear", None):
         assert isinstance(base.model.get_submodule(name), torch.nn.Linear)
@@ -217,25 +172,25 @@ def test_batchnorm_would_drift_in_plain_training_mode(folders: dict[str, str]) -
     """What set_training is for; were it model.train(), the test of learning above would be red."""
     base = registry.load_base(folders["parakeet"])
     before = {n: b.clone() for n, b in base.model.named_buffers() if "running" in n}
-    registry.summed_loss(base.model.train(), base, *batch(base))
+    objective.summed_loss(base.model.train(), base, *tones(base))
     assert any(not torch.equal(b, before[n]) for n, b in base.model.named_buffers() if n in before)
 
 
 def test_labels_are_in_the_models_case_and_never_unknown(folders: dict[str, str]) -> None:
     capitals, small = (registry.load_base(folders[kind]) for kind in ("wav2vec2", "parakeet"))
-    assert capitals.tokenizer.decode(registry.label_ids(capitals, "to be"), group_tokens=False) == "TO BE"
-    assert small.tokenizer.decode(registry.label_ids(small, "TO BE"), group_tokens=False) == "to be"
+    assert capitals.tokenizer.decode(capitals.label_ids(capitals, "to be"), group_tokens=False) == "TO BE"
+    assert small.tokenizer.decode(small.label_ids(small, "TO BE"), group_tokens=False) == "to be"
     for base in (capitals, small):
         with pytest.raises(ValueError, match=r"cannot be written .* whose vocabulary lacks 9, [éÉ] "):
-            registry.label_ids(base, "é 99")
+            base.label_ids(base, "é 99")
 
 
 def test_whispers_labels_begin_with_a_space_only_as_part_of_a_word(folders: dict[str, str]) -> None:
     base = registry.load_base(folders["whisper"])
-    first = [base.tokenizer.convert_ids_to_tokens(registry.label_ids(base, t))[0] for t in ("hat", "bat")]
+    first = [base.tokenizer.convert_ids_to_tokens(base.label_ids(base, t))[0] for t in ("hat", "bat")]
     assert first == ["Ġh", "b"]
     forbidden = decode.fingerprint(base)["begin_suppress_tokens"]
-    assert not {registry.label_ids(base, text)[0] for text in TEXTS} & set(forbidden)
+    assert not {base.label_ids(base, text)[0] for text in TEXTS} & set(forbidden)
 
 
 def test_whispers_language_is_in_the_prompt_and_the_fingerprint(folders: dict[str, str]) -> None:
@@ -254,7 +209,7 @@ def test_longer_audio_than_the_model_takes_names_the_utterance(
     kind: str, seconds: float, folders: dict[str, str]
 ) -> None:
     base = registry.load_base(folders[kind])
-    labels, found = registry.label(base, {"fits": "ab", "long": "ab"}, {1.0: [1.9, seconds]})
+    labels, found = objective.label(base, {"fits": "ab", "long": "ab"}, {1.0: [1.9, seconds]})
     assert set(labels) == {"fits"}
     assert f"lasts {seconds:.2f} s, and this model is trained on at most" in found[0].message
     assert "long" in found[0].message
@@ -273,19 +228,19 @@ def test_a_text_that_ctc_cannot_spread_over_its_frames_is_refused(kind: str, fol
     base = registry.load_base(folders[kind])
     waves = torch.randn(1, 16_000) * 0.075
     mask = torch.ones_like(waves, dtype=torch.long)
-    frames = base.family.frames(base, 1.0)
+    frames = ctc.frames(base, 16_000)
     assert frames == base.model(**base.family.features(base, waves, mask)).logits.shape[1]
-    first, second = registry.label_ids(base, "ab")[-2:]
+    first, second = base.label_ids(base, "ab")[-2:]
     for labels in ([first, second] * frames, [first] * frames):
         most = frames if labels[1] == second else (frames + 1) // 2
         for length, fits in ((most, True), (most + 1, False)):
-            loss = registry.summed_loss(base.model, base, waves, mask, torch.tensor([labels[:length]]))
+            loss = objective.summed_loss(base.model, base, waves, mask, torch.tensor([labels[:length]]))
             assert bool(torch.isfinite(loss)) == fits
             if fits:
-                base.family.check(base, 1.0, labels[:length])
+                base.check(base, 1.0, labels[:length])
             else:
                 with pytest.raises(ValueError, match=r"has a text of .* is it the text of this"):
-                    base.family.check(base, 1.0, labels[:length])
+                    base.check(base, 1.0, labels[:length])
 
 
 def test_a_model_without_a_trained_head_is_refused(folders: dict[str, str], tmp_path: Path) -> None:

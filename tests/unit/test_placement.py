@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from adapting import config
 
 from asrlora.engine import inference
 from asrlora.engine import runtime as runtimes
 from asrlora.models import adapters, registry
 from conftest import BASE
-from test_adapters import config
 
 
 def test_a_process_computes_on_the_gpu_of_its_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -360,10 +360,10 @@ def test_restyling_keeps_the_words_and_a_second_time_changes_nothing(
     ],
 )
 def test_texts_the_model_cannot_write_stop_the_run(text: str, seconds: float, why: str | None) -> None:
-    from asrlora.models import registry
+    from asrlora.models import objective, registry
 
     base = registry.load_base(str(BASE))
-    labels, found = registry.label(base, {"a": "a cab", "b": text}, {1.0: [2.0, seconds]})
+    labels, found = objective.label(base, {"a": "a cab", "b": text}, {1.0: [2.0, seconds]})
     assert set(labels) == ({"a"} if why else {"a", "b"})
     assert [(f.kind, f.stops, f.numbers["utterances"]) for f in found] == [("tokens", True, 1)] * bool(why)
     assert all(why in f.message and "'b'" in f.message for f in found if why)
