@@ -12,6 +12,7 @@ import pytest
 from asrlora import cli, errors
 from asrlora.config import RunConfig
 from asrlora.score import verdict
+from asrlora.sweep import sweep_file
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -64,6 +65,12 @@ def test_generated_pages_are_current() -> None:
     for name, page in reference.PAGES.items():
         current = (reference.FOLDER / name).read_text() == page()
         assert current, f"docs/reference/{name} is old; run `uv run python tools/reference.py`"
+
+
+def test_the_keys_of_a_sweep_file_are_documented() -> None:
+    page = (ROOT / "docs" / "guide" / "sweeps.md").read_text()
+    table = page.partition("| key of the file |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"`(\w+)`", table)) >= set(sweep_file.Sweep.model_fields)
 
 
 def test_exit_codes_are_documented() -> None:
