@@ -16,8 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from asrlora.errors import UserError
 
 CPUS = "ASRLORA_CPUS"  # CPUs of a launch on this machine; `sweep run --jobs` sets it for each of its trials
@@ -282,6 +280,8 @@ def _as_the_launcher_was_started() -> Mapping[str, str]:
     """
     if not os.environ.keys() & {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"}:
         return os.environ
+    import psutil
+
     with contextlib.suppress(psutil.Error):
         for parent in psutil.Process().parents():
             words = parent.cmdline()

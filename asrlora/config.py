@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-import yaml
 from pydantic import Field
 
+from asrlora.arguments import ALLOW_OUTSIDE, Parser
 from asrlora.errors import UserError
 
 Count = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
-ALLOW_OUTSIDE = "read audio outside a manifest's folder: only where you trust who wrote the manifest"
 
 
 # settings that may change when a run is resumed
@@ -67,7 +66,7 @@ Numbers = Annotated[tuple[float, ...], pydantic.BeforeValidator(_split)]
 class RunConfig(pydantic.BaseModel):
     """Every field is a flag (`--max-steps`) and a key of the YAML file (`max_steps`)."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     model_id: str = Field("UsefulSensors/moonshine-tiny", description="base model: folder or hub name")
     language: str = Field(
@@ -304,14 +303,10 @@ class RunConfig(pydantic.BaseModel):
         ]
 
     def to_yaml(self) -> str:
+        """The settings as a YAML file, which --config reads."""
+        import yaml
+
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with this project's way of telling a mistake: a UserError."""
-
-    def error(self, message: str) -> typing.NoReturn:
-        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def parse_run(argv: Sequence[str] | None = None, prog: str = "asrlora/train.py") -> RunConfig:
@@ -351,6 +346,9 @@ def validate(file: str | None, flags: dict[str, Any]) -> RunConfig:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
+    """The keys and values of a YAML file. Raises UserError."""
+    import yaml
+
     try:
         loaded = yaml.safe_load(path.read_text())
     except OSError as error:

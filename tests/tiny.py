@@ -11,9 +11,9 @@ import torch
 import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from asrlora.demo.pretrain import build_processor
 from parts import require
 
+BASE = Path(__file__).parents[1] / "asrlora" / "demo" / "base"
 RAW = {"conv_dim": (16, 16), "conv_kernel": (10, 8), "conv_stride": (10, 32), "num_feat_extract_layers": 2}
 ENCODER = {
     "vocab_size": 32, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -63,7 +63,7 @@ def _moonshine(kind: str) -> list[Any]:
             **sizes, encoder_num_hidden_layers=2, decoder_num_hidden_layers=2,
             encoder_num_attention_heads=2, decoder_num_attention_heads=2,
         )  # fmt: skip
-        return [hf.MoonshineForConditionalGeneration(config), build_processor()]
+        return [hf.MoonshineForConditionalGeneration(config), hf.Wav2Vec2Processor.from_pretrained(BASE)]
     encoder = hf.MoonshineStreamingEncoderConfig(
         hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=2, sliding_windows=((16, 4), (16, 0)),
@@ -71,7 +71,7 @@ def _moonshine(kind: str) -> list[Any]:
     config = hf.MoonshineStreamingConfig(
         **sizes, encoder_config=encoder, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2
     )
-    return [hf.MoonshineStreamingForConditionalGeneration(config), build_processor()]
+    return [hf.MoonshineStreamingForConditionalGeneration(config), hf.Wav2Vec2Processor.from_pretrained(BASE)]
 
 
 def _whisper(kind: str) -> list[Any]:

@@ -92,7 +92,7 @@ def value(default: Any) -> str:
 def commands() -> str:
     """docs/reference/commands.md: each command with its arguments and its line of help."""
     lines = [COMMANDS_HEAD.rstrip()]
-    parser = cli._parser()
+    parser = cli.parser()
     lines += [f"| `{usage}` | {text} |" for usage, text in leaves(parser, parser.prog)]
     return "\n".join(lines) + "\n"
 
@@ -103,6 +103,7 @@ def leaves(parser: argparse.ArgumentParser, words: str) -> Iterator[tuple[str, s
         if isinstance(action, argparse._SubParsersAction):
             for choice in action._choices_actions:
                 below = action.choices[choice.dest]
+                below.complete()
                 if below._defaults:  # `demo` and `ledger` run by themselves and have steps
                     yield f"{words} {choice.dest}{required(below)}", choice.help or ""
                 yield from leaves(below, f"{words} {choice.dest}")

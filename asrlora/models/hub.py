@@ -114,6 +114,16 @@ def base_of(adapter: Path) -> str:
     )
 
 
+def check_found(model_id: str | None, adapter: Path | None) -> None:
+    """Raises UserError where the base or the adapter that a command names is not there."""
+    if adapter:
+        adapter_settings(adapter)
+    if model_id:
+        find_model(model_id)
+    elif adapter:
+        base_of(adapter)
+
+
 def hash_weights(folder: Path) -> str:
     """sha256 over the bytes of all weight files, in order of their names."""
     files = sorted(folder.glob("*.safetensors"))

@@ -132,7 +132,7 @@ class RunRecord:
                 "started": _now(),
                 "ended": None,
                 **identity,
-                "git_commit": _git_commit(),
+                "git_commit": git_commit(),
                 "versions": versions(),
                 "attempts": [],
             },
@@ -162,7 +162,7 @@ class RunRecord:
 
     def begin_attempt(self, step: int, **how: Any) -> None:
         """Notes that these processes take the run on after optimizer step `step`."""
-        attempt = {"started": _now(), "from_step": step, **how, "git_commit": _git_commit()}
+        attempt = {"started": _now(), "from_step": step, **how, "git_commit": git_commit()}
         if self.identity["state"] == "running" and self.identity["attempts"]:
             self.identity["attempts"][-1]["reason"] = LOST
         self.update(state="running", reason=None, ended=None, attempts=[*self.identity["attempts"], attempt])
@@ -294,7 +294,7 @@ def redacted(text: str) -> str:
     return re.sub(r"(://[^/@\s:]*):[^/@\s]+@", r"\1:***@", text)
 
 
-def _git_commit() -> str | None:
+def git_commit() -> str | None:
     """The commit of the code, with "+changes" where the working tree differs; None outside git."""
     here = Path(__file__).parent
     try:

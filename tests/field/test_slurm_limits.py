@@ -202,4 +202,4 @@ def test_an_index_behind_the_grid_is_refused_with_the_line_that_is_right(
 
 def test_a_negative_offset_is_refused(faked: Path) -> None:
     with pytest.raises(UserError, match="must be a whole number"):
-        cli._parser().parse_args(["sweep", "run", str(grid(faked, 1)), "--trial", "0", "--offset", "-1"])
+        cli.parser().parse_args(["sweep", "run", str(grid(faked, 1)), "--trial", "0", "--offset", "-1"])

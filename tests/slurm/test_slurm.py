@@ -19,10 +19,10 @@ import yaml
 from safetensors.torch import load_file
 
 import tiny
-from asrlora import bench_together
 from asrlora.record import run_dir
 from asrlora.sweep import phases, sweep_file
 from asrlora.sweep.trials import standing
+from benchmarks import together as bench_together
 from conftest import ROOT, speak
 
 pytestmark = [

@@ -14,12 +14,12 @@ MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))
 }
 # from the bottom up; a room may import rooms before it, and itself
-FLOORS = """errors storage allocation config console score data record launcher_hook sweep report tracking
-models engine demo bench bench_eval bench_engine bench_together train cli""".split()
+FLOORS = """errors arguments storage allocation config console score data record launcher_hook sweep report
+tracking models engine demo commands train cli""".split()
 OUTSIDE = {
     "accelerate": ["asrlora.engine.runtime", "asrlora.engine.inference"],
     "deepspeed": ["asrlora.engine.runtime"],
-    "transformers": ["asrlora.models", "asrlora.demo.pretrain", "asrlora.bench_eval"],
+    "transformers": ["asrlora.models"],
     "peft": ["asrlora.models"],
     "wandb": ["asrlora.tracking.sinks"],
 }
@@ -27,9 +27,9 @@ OUTSIDE = {
 WITHOUT_TORCH = """score.wer score.verdict score.text data.manifest data.plan data.audit.checks
 data.audit.manifest_check data.audit.transcript_style data.shards.reader
 data.importers.convert data.subsets score.power score.mapsswe score.keyword_recall score.scoring
-score.calibration score.bootstrap record.run_dir record.schema record.judge record.scores report.compare
+score.bootstrap record.run_dir record.schema record.judge record.scores report.compare
 report.publication_figures record.status allocation record.transcripts data.windows record.ledger
-tracking.sinks report.page config sweep.sweep_file sweep.slurm sweep.trials sweep.runner
+tracking.sinks report.page commands config sweep.sweep_file sweep.slurm sweep.trials sweep.runner
 sweep.phases models.registry models.hub train cli demo.corpus demo.demo""".split()
 
 

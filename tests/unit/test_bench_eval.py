@@ -2,7 +2,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from asrlora import bench_eval
+from benchmarks import eval as bench_eval
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from asrlora import cli
-from asrlora.score import calibration
+from benchmarks import verdict as calibration
 
 
 @pytest.fixture(autouse=True)

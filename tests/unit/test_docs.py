@@ -87,11 +87,11 @@ def test_commands_exist(page: Path) -> None:
         words = shlex.split(line)[2:]
         if words[0] == "asrlora":
             with contextlib.suppress(SystemExit):
-                cli._parser().parse_args(words[1:])
+                cli.parser().parse_args(words[1:])
         if "--config_file" in words:
             assert (ROOT / words[words.index("--config_file") + 1]).is_file(), line
         if "asrlora/cli.py" in words:
-            cli._parser().parse_args(words[words.index("asrlora/cli.py") + 1 :])
+            cli.parser().parse_args(words[words.index("asrlora/cli.py") + 1 :])
         elif "asrlora/train.py" in words:
             flags = words[words.index("asrlora/train.py") + 1 :]
             for flag in flags:

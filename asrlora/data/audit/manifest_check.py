@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rich.table import Table
-
 from asrlora.config import RunConfig
 from asrlora.console import progress
 from asrlora.data import audio, plan
@@ -112,17 +110,3 @@ def _account(name: str, read: Set, opened: reader.Shards | None, config: RunConf
         kept = len(trainable)
         rejected.update(left_out)
     return {"lines": kept + rejected.total(), "kept": kept, "rejected": dict(rejected)}
-
-
-def tables(found: Audit) -> list[Table]:
-    """What the sets hold, and which of their utterances each --max-seconds would keep."""
-    held = Table("set", "lines", "kept", "left out", "hours", "speakers", "epochs", "provable change")
-    filters = Table("utterances kept by", *(f"{limit:g} s" for limit in checks.FILTERS))
-    for name, one in found.sets.items():
-        left_out = ", ".join(f"{count:,} {reason}" for reason, count in sorted(one["rejected"].items()))
-        epochs = f"{one['epochs']:.1f}" if one.get("epochs") else ""
-        margin = f"{100 * one['margin']:.2f} points" if one.get("margin") else ""
-        cells = (f"{one['lines']:,}", f"{one['kept']:,}", left_out or "none", f"{one['hours']:.2f}")
-        held.add_row(name, *cells, str(one["speakers"]), epochs, margin)
-        filters.add_row(name, *(f"{count:,}" for count in one["kept_by_max_seconds"].values()))
-    return [held, filters]

@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from asrlora import bench
 from asrlora.data.shards import index, reader, writer
 from asrlora.data.shards.folder import META, digest
 from asrlora.errors import UserError
+from benchmarks import data as bench
 
 WATCHED = ("open", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "pickle.find_class",
            "socket.connect", "shutil.unpack_archive")  # fmt: skip

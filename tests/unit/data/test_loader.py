@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from asrlora import bench
 from asrlora.data import audio
 from asrlora.data.augment import Augment
 from asrlora.data.loader import pad, read_batches
 from asrlora.data.shards import reader, writer
 from asrlora.errors import UserError
+from benchmarks import data as bench
+from benchmarks.common import report
 
 
 @pytest.fixture(scope="module")
@@ -167,6 +168,6 @@ def test_ranks_leave_out_the_same_damaged_samples(built: reader.Shards, tmp_path
 def test_the_bench_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "REPEATS", 1)
     figures = bench.bench_data(0.002)
-    bench.tell(figures)
+    report(figures, None)
     assert figures["damage"] == {"truncations noticed of 2": 2, "bit flips noticed of 2": 2}
     assert figures["loader"]["later epochs, on the CPU, times plain webdataset"] > 0

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asrlora.bench import speech_lengths
 from asrlora.data import plan
+from benchmarks.data import speech_lengths
 
 durations = st.lists(st.floats(0.2, 30.0), max_size=300)
 budgets = st.one_of(

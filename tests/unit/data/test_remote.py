@@ -12,10 +12,10 @@ import fsspec
 import numpy as np
 import pytest
 
-from asrlora import bench
 from asrlora.data.shards import reader, remote, writer
 from asrlora.data.shards.folder import META
 from asrlora.errors import UserError
+from benchmarks import data as bench
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,13 @@ import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asrlora import bench
 from asrlora.data import audio
 from asrlora.data.manifest import filter_for_training, read_manifest
 from asrlora.data.shards import cache, index, reader, writer
 from asrlora.data.shards.folder import META, digest
 from asrlora.demo.corpus import folder_digest
 from asrlora.errors import UserError
+from benchmarks import data as bench
 from conftest import Speech
 
 

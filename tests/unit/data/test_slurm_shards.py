@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from asrlora import bench
 from asrlora.data.shards import reader, writer
+from benchmarks import data as bench
 
 ROOT = Path(__file__).parents[3]
 SBATCH = """#!/usr/bin/env bash

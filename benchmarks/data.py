@@ -5,6 +5,7 @@ ratio of two figures taken in turn says much. CPU seconds are those of all threa
 audio-seconds by CPU second is speed per core.
 """
 
+import argparse
 import contextlib
 import ctypes
 import functools
@@ -32,13 +33,19 @@ from asrlora.console import console
 from asrlora.data import audio, manifest, plan
 from asrlora.data.shards import index, reader, writer
 from asrlora.data.shards.folder import META, digest
+from benchmarks.common import Figures, add_output, report
 
 REPEATS = 3
 BATCH_SIZE = 8
-PATIENCE = 600.0  # seconds
+TIMEOUT = 600.0  # seconds for two processes to be ready
 COLOUR = (1.0, 1.3, 1.09, 0.637, 0.174, -0.156, -0.307, -0.306, -0.213)  # noise like speech's resonances
 
-Figures = dict[str, dict[str, Any]]
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `bench data`."""
+    parser.set_defaults(run=lambda args: report(bench_data(0.01 if args.small else 1.0), args.output))
+    add_output(parser)
+    parser.add_argument("--small", action="store_true", help="a hundredth of everything: does it run?")
 
 
 def bench_data(scale: float = 1.0) -> Figures:
@@ -57,16 +64,6 @@ def bench_data(scale: float = 1.0) -> Figures:
             console.print(f"bench: {step}")
             figures[step] = measure()
     return figures
-
-
-def tell(figures: Figures) -> None:
-    from rich.table import Table
-
-    table = Table("what", "figure", "value")
-    for what, values in figures.items():
-        for name, value in values.items():
-            table.add_row(what, name, f"{value:.4g}" if isinstance(value, float) else str(value))
-    console.print(table)
 
 
 def speech_lengths(count: int, seed: int) -> npt.NDArray[np.float64]:
@@ -89,6 +86,7 @@ def clip(seconds: float, seed: int, rate: int = audio.SAMPLE_RATE) -> audio.Wave
 
 
 def write_corpus(folder: Path, lengths: npt.NDArray[np.float64], rate: int) -> list[manifest.Utterance]:
+    """Writes WAV files of so many seconds each, and manifest.jsonl, into a new folder; returns its lines."""
     folder.mkdir(parents=True)
     lines = []
     for number, seconds in enumerate(lengths):
@@ -183,7 +181,7 @@ def _build(folder: Path, count: int) -> dict[str, Any]:
         ways: dict[str, Callable[[Path], float]] = {
             "one worker": functools.partial(_build_seconds, utterances, 1),
             "two workers": functools.partial(_build_seconds, utterances, 2),
-            "two processes": functools.partial(_apart, utterances),
+            "two processes": functools.partial(_two_processes, utterances),
         }
         best = dict.fromkeys(ways, float("inf"))
         for repeat, (way, build_all) in itertools.product(range(REPEATS), ways.items()):
@@ -199,9 +197,9 @@ def _build_seconds(utterances: list[manifest.Utterance], workers: int, out: Path
     return time.perf_counter() - start
 
 
-def _apart(utterances: list[manifest.Utterance], out: Path) -> float:
+def _two_processes(utterances: list[manifest.Utterance], out: Path) -> float:
     spawn = multiprocessing.get_context("spawn")
-    together = spawn.Barrier(3, timeout=PATIENCE)
+    together = spawn.Barrier(3, timeout=TIMEOUT)
     halves = [
         spawn.Process(target=_half, args=(utterances[n::2], out.with_name(f"{out.name}-{n}"), together))
         for n in (0, 1)
@@ -313,6 +311,7 @@ def plain_webdataset(folder: Path) -> Iterator[Any]:
 
 
 def write_lhotse_shar(paths: list[Path], folder: Path) -> None:
+    """Writes recordings as lhotse's shards."""
     import lhotse
 
     folder.mkdir()

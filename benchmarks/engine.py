@@ -1,10 +1,10 @@
-"""What surviving costs: `asrlora bench engine`, on the demo's training with a save every 50 steps.
+"""What checkpoints and resuming cost: `asrlora bench engine`, on the demo's training, saved every 50 steps.
 
-One run is left alone, one is killed and gone on with. Their own records (run.json) hold the seconds of
+One run is left alone, one is killed and resumed. Their own records (run.json) hold the seconds of
 each stage. The evaluation sets are a few utterances: they are not what is measured.
 """
 
-import json
+import argparse
 import statistics
 import subprocess
 import sys
@@ -15,19 +15,29 @@ from typing import Any
 
 import psutil
 
-from asrlora.bench import Figures
 from asrlora.config import RunConfig
 from asrlora.console import console
-from asrlora.demo.demo import training_command
-from asrlora.engine import checkpoint
+from asrlora.demo.demo import make_corpus, training_command
 from asrlora.record.run_dir import read_json, read_lines
-from asrlora.tracking.sinks import Tracker, finish, start
+from benchmarks.common import Figures, add_data_dir, add_output, first_utterances, report
 
 STEPS, SAVE_INTERVAL, KILLED_AFTER = 200, 50, 110
 EVALUATED = 8  # utterances of domain and of heldout
 LOGGED_STEPS, LOGGED_VALUES = 2_000, 15
-PATIENCE = 300.0  # seconds
-LOAD = "import asrlora.engine.run; from asrlora.models import families; families.load_base({!r})"
+TIMEOUT = 300.0  # seconds for the run to be killed to get so far
+LOAD = "import asrlora.engine.run; from asrlora.models import registry; registry.load_base({!r})"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `bench engine`."""
+    parser.set_defaults(run=_run)
+    add_data_dir(parser)
+    add_output(parser)
+
+
+def _run(args: argparse.Namespace) -> int:
+    make_corpus(args.data_dir)
+    return report(bench_engine(args.data_dir), args.output)
 
 
 def bench_engine(data: Path) -> Figures:
@@ -36,19 +46,15 @@ def bench_engine(data: Path) -> Figures:
         folder = Path(name)
         settings = {"--max-steps": str(STEPS), "--save-interval": str(SAVE_INTERVAL), "--resume": "auto"}
         for flag, part in (("--manifest-path", "domain"), ("--safety-manifest-path", "heldout")):
-            settings[flag] = str(few(data / f"{part}_manifest.jsonl", folder / f"{part}.jsonl"))
+            manifest, copy = data / f"{part}_manifest.jsonl", folder / f"{part}.jsonl"
+            settings[flag] = str(first_utterances(manifest, copy, EVALUATED))
+        extra = ["--allow-outside", "--wandb-mode", "disabled"]
         commands = {
-            run: [
-                *training_command(data, folder / run, settings),
-                "--allow-outside",
-                "--wandb-mode",
-                "disabled",
-            ]
-            for run in ("whole", "killed")
+            run: [*training_command(data, folder / run, settings), *extra] for run in ("whole", "killed")
         }
         console.print("bench: a run that is left alone")
         subprocess.run(commands["whole"], check=True, stdout=subprocess.DEVNULL)
-        console.print("bench: a run that is killed and gone on with")
+        console.print("bench: a run that is killed and resumed")
         _kill(commands["killed"], folder / "killed")
         subprocess.run(commands["killed"], check=True, stdout=subprocess.DEVNULL)
         step = statistics.median(line["seconds"] for line in read_lines(folder / "whole" / "metrics.jsonl"))
@@ -61,6 +67,8 @@ def bench_engine(data: Path) -> Figures:
 
 def _tracking(run: Path, folder: Path, step_seconds: float) -> dict[str, Any]:
     """How long training waits in W&B's `log`; where the numbers go then is another process's work."""
+    from asrlora.tracking.sinks import Tracker, finish, start
+
     folder.mkdir()
     identity = read_json(run / "run.json")
     as_before = {**identity["config"], "output_dir": folder, "wandb_mode": "offline"}
@@ -80,21 +88,13 @@ def _tracking(run: Path, folder: Path, step_seconds: float) -> dict[str, Any]:
     }
 
 
-def few(manifest: Path, copy: Path, count: int = EVALUATED) -> Path:
-    """The first utterances of a manifest, their audio where it was."""
-    few = [json.loads(line) for line in manifest.read_text().splitlines()[:count]]
-    lines = [json.dumps({**one, "audio": str((manifest.parent / one["audio"]).resolve())}) for one in few]
-    copy.write_text("".join(f"{line}\n" for line in lines))
-    return copy
-
-
 def _kill(command: list[str], run: Path) -> None:
     """Starts the run and kills all of it once KILLED_AFTER steps are done."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + TIMEOUT
     while not (run / "metrics.jsonl").exists() or len(read_lines(run / "metrics.jsonl")) < KILLED_AFTER:
         if process.poll() is not None or time.monotonic() > end:
-            raise RuntimeError(f"the run to be killed did not come to step {KILLED_AFTER}")
+            raise RuntimeError(f"the run to be killed did not reach step {KILLED_AFTER}")
         time.sleep(0.1)
     launcher = psutil.Process(process.pid)
     for one in [*launcher.children(recursive=True), launcher]:
@@ -103,6 +103,8 @@ def _kill(command: list[str], run: Path) -> None:
 
 
 def _checkpoints(run: Path) -> dict[str, Any]:
+    from asrlora.engine import checkpoint
+
     stages = read_json(run / "run.json")["stage_seconds"]
     newest = checkpoint.find(run / "checkpoints")[-1]
     adapter = (newest / checkpoint.ADAPTER).stat().st_size
@@ -127,7 +129,7 @@ def _resume(run: Path) -> dict[str, Any]:
     subprocess.run([sys.executable, "-c", LOAD.format(identity["config"]["model_id"])], check=True)
     loading = time.monotonic() - begin
     return {
-        "went on after step": identity["attempts"][-1]["from_step"],
+        "resumed after step": identity["attempts"][-1]["from_step"],
         "seconds to the first step": everything,
         "of them imports and model load, measured alone": loading,
         "seconds beyond imports and model load": everything - loading,

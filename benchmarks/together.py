@@ -6,6 +6,7 @@ one node. The ratio is the time of both at once over the sum of the two alone: 1
 without loss, below 1 where one alone leaves some idle.
 """
 
+import argparse
 import itertools
 import os
 import shlex
@@ -20,26 +21,42 @@ from typing import Any
 import yaml
 
 from asrlora import allocation
-from asrlora.bench import Figures
-from asrlora.bench_engine import few
+from asrlora.arguments import count
 from asrlora.console import console
 from asrlora.data import manifest
 from asrlora.data.shards import cache
-from asrlora.demo.demo import ROOT
+from asrlora.demo.demo import ROOT, make_corpus
 from asrlora.record.run_dir import read_json
 from asrlora.sweep import sweep_file
+from benchmarks.common import Figures, add_data_dir, add_output, first_utterances, report
 
 SEEDS = (1, 2)
 UTTERANCES = {"dataset_path": 512, "manifest_path": 200, "safety_manifest_path": 200}
 MANIFESTS = {
-    "dataset_path": "train_manifest_expanded.jsonl", "manifest_path": "domain_manifest.jsonl",
+    "dataset_path": "train_manifest_expanded.jsonl",
+    "manifest_path": "domain_manifest.jsonl",
     "safety_manifest_path": "heldout_manifest.jsonl",
-}  # fmt: skip
+}
 OURS = ("OMP_", "GOMP_", allocation.CPUS)  # what would keep the trials from finding their share themselves
 # each task of srun becomes the trial of its number
 TASK = 'trial="ASRLORA_TRIAL_$SLURM_PROCID"; eval "exec ${!trial}"'
 
 Way = Callable[[sweep_file.Sweep, Path], list[list[str]]]  # the commands that run a sweep's trials at once
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `bench together`."""
+    parser.set_defaults(run=_run)
+    add_data_dir(parser)
+    parser.add_argument("--steps", type=count, default=100, help="of a trial (default: 100)")
+    parser.add_argument("--slurm", action="store_true", help="also as two tasks of srun on one node")
+    add_output(parser)
+
+
+def _run(args: argparse.Namespace) -> int:
+    make_corpus(args.data_dir)
+    ways = {**HERE, **(SLURM if args.slurm else {})}
+    return report(bench_together(args.data_dir, args.steps, ways), args.output)
 
 
 def bench_together(data: Path, steps: int, ways: Mapping[str, Way]) -> Figures:
@@ -67,16 +84,22 @@ def bench_together(data: Path, steps: int, ways: Mapping[str, Way]) -> Figures:
 def _settings(data: Path, folder: Path, steps: int) -> dict[str, Any]:
     """Settings of both trials; their shards are built here, so that no trial builds them for another."""
     paths = {
-        key: few(data / MANIFESTS[key], folder / f"{key}.jsonl", count) for key, count in UTTERANCES.items()
+        key: first_utterances(data / MANIFESTS[key], folder / f"{key}.jsonl", number)
+        for key, number in UTTERANCES.items()
     }
     for path in paths.values():
         cache.cached(manifest.read_manifest(path, allow_outside=True))
     return {
         **{key: str(path) for key, path in paths.items()},
-        "model_id": str(ROOT / "asrlora" / "demo" / "base"), "max_steps": steps, "eval_interval": steps,
-        "batch_size": 16, "gradient_accumulation_steps": 1, "learning_rate": 1e-3, "allow_outside": True,
+        "model_id": str(ROOT / "asrlora" / "demo" / "base"),
+        "max_steps": steps,
+        "eval_interval": steps,
+        "batch_size": 16,
+        "gradient_accumulation_steps": 1,
+        "learning_rate": 1e-3,
+        "allow_outside": True,
         "wandb_mode": "disabled",
-    }  # fmt: skip
+    }
 
 
 def _seconds(commands: Way, output: Path, fixed: dict[str, Any], seeds: Sequence[int]) -> float:

@@ -1,12 +1,13 @@
 """What evaluation costs: `asrlora bench eval`, against Transformers' own pipeline.
 
-Both hear the same speech and write greedily with the same base on the same cores. Ours is the command that
+Both decode the same speech greedily with the same base on the same cores. Ours is the command that
 people run, on one process and on two as in the demo; its seconds are those of scores.json, without imports
 and loading, as the pipeline's are without. The pipeline runs as one calls it: in a process of its own, with
 torch's defaults, in the order of the manifest (and sorted by length, to see what that alone is worth). It
 gets decoded audio; ours reads, checks and decodes its shards. Each figure is the best of two taken in turn.
 """
 
+import argparse
 import functools
 import itertools
 import multiprocessing
@@ -21,22 +22,31 @@ from pathlib import Path
 from typing import Any
 
 from asrlora import allocation
+from asrlora.arguments import count
 from asrlora.console import console
 from asrlora.data import audio, manifest
 from asrlora.demo import corpus
 from asrlora.demo.demo import ROOT, on_two_processes
 from asrlora.record.run_dir import read_json, read_lines
+from benchmarks.common import Figures, add_output, report
 
 REPEATS = 2
 BATCH_SIZES = (1, 4, 8, 16, 32)  # of the pipeline
-BASE = Path(__file__).parent / "demo" / "base"
+BASE = ROOT / "asrlora" / "demo" / "base"
 ALONE = "pipeline, batch size 1"
 
 Texts = dict[str, str]  # by id
 Turn = tuple[Texts, float]  # and seconds
 
 
-def bench_eval(utterances: int, batch_sizes: tuple[int, ...] = BATCH_SIZES) -> dict[str, dict[str, Any]]:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `bench eval`."""
+    parser.set_defaults(run=lambda args: report(bench_eval(args.utterances), args.output))
+    add_output(parser)
+    parser.add_argument("--utterances", type=count, default=300, help="to speak (default: 300)")
+
+
+def bench_eval(utterances: int, batch_sizes: tuple[int, ...] = BATCH_SIZES) -> Figures:
     """All figures; the first batch size must be 1."""
     from asrlora.models import moonshine, registry
 
@@ -72,7 +82,7 @@ def bench_eval(utterances: int, batch_sizes: tuple[int, ...] = BATCH_SIZES) -> d
                 console.print(f"bench: {way}, turn {turn + 1} of {REPEATS}")
                 texts[way], spent = ways[way]()
                 best[way] = max(best[way], seconds / spent)
-    figures: dict[str, dict[str, Any]] = {
+    figures: Figures = {
         "speech": {"utterances": len(spoken), "audio seconds": seconds},
         **{
             way: {
@@ -105,8 +115,10 @@ def _ours(command: list[str], folder: Path) -> Turn:
         words = ["--model-id", BASE, "--manifest-path", folder / "manifest.jsonl", "--output-dir", output]
         subprocess.run(
             [*command, "eval", *map(str, words)],
-            env={**os.environ, "ASRLORA_CACHE": str(folder / "cache")}, stdout=subprocess.DEVNULL, check=True,
-        )  # fmt: skip
+            env={**os.environ, "ASRLORA_CACHE": str(folder / "cache")},
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
         texts = {one["id"]: one["hypothesis_raw"] for one in read_lines(Path(output) / "hypotheses.jsonl")}
         return texts, read_json(Path(output) / "scores.json")["seconds"]
 
@@ -125,7 +137,7 @@ def _pipeline(files: dict[str, Path], size: int, limit: int) -> Turn:
     """In a process of its own. Loading and decoding are not timed."""
     from transformers import pipeline
 
-    hear = pipeline("automatic-speech-recognition", model=str(BASE), dtype="float32", device="cpu")
+    recognise = pipeline("automatic-speech-recognition", model=str(BASE), dtype="float32", device="cpu")
     inputs = [
         {"raw": (audio.read_audio(path) / 32768).astype("float32"), "sampling_rate": audio.SAMPLE_RATE}
         for path in files.values()
@@ -133,6 +145,6 @@ def _pipeline(files: dict[str, Path], size: int, limit: int) -> Turn:
     settings = {"max_new_tokens": limit, "num_beams": 1, "do_sample": False}
 
     start = time.perf_counter()
-    heard = list(hear(inputs, batch_size=size, generate_kwargs=settings))
+    results = list(recognise(inputs, batch_size=size, generate_kwargs=settings))
     seconds = time.perf_counter() - start
-    return {i: one["text"].strip() for i, one in zip(files, heard, strict=True)}, seconds
+    return {i: one["text"].strip() for i, one in zip(files, results, strict=True)}, seconds

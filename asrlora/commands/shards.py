@@ -1,0 +1,74 @@
+"""`asrlora shards`: manifests to WebDataset tars, and checking them."""
+
+import argparse
+from pathlib import Path
+
+from asrlora.arguments import Parser, add_allow_outside
+from asrlora.errors import UserError
+
+
+def add_arguments(parser: Parser) -> None:
+    """Adds the steps of `shards`."""
+    steps = parser.add_subparsers(required=True, metavar="STEP")
+    build = steps.add_parser("build", help="manifest to tars and index")
+    build.set_defaults(run=_build)
+    build.add_argument("manifest", type=Path)
+    build.add_argument("out", type=Path)
+    build.add_argument("--workers", type=int, help="threads (default: one a CPU that this process may use)")
+    add_allow_outside(build)
+    build.add_argument("--slice", type=_slice, metavar="I/N", help="only this part, for `shards merge`")
+    merge = steps.add_parser("merge", help="make one folder of all slices")
+    merge.set_defaults(run=_merge)
+    merge.add_argument("out", type=Path)
+    verify = steps.add_parser("verify", help="check every byte")
+    verify.set_defaults(run=_verify)
+    verify.add_argument("folder", type=Path)
+
+
+def _slice(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise argparse.ArgumentTypeError(f"must be I/N with I from 1 to N, such as 2/8, not {text!r}")
+    return int(number), int(count)
+
+
+def _build(args: argparse.Namespace) -> int:
+    from asrlora.console import console, progress
+    from asrlora.data import manifest
+    from asrlora.data.shards import writer
+
+    if args.workers is not None and args.workers < 1:
+        raise UserError("--workers must be at least 1")
+    chunks = writer.cut(manifest.read_manifest(args.manifest, args.allow_outside))
+    number, count = args.slice or (1, 1)
+    ours = [utterance for chunk in chunks[number - 1 :: count] for utterance in chunk.utterances]
+    with progress("shards", sum(utterance.duration for utterance in ours)) as advance:
+        writer.write_shards(chunks, args.out, part=(number, count), workers=args.workers, progress=advance)
+    if args.slice:
+        console.print(f"slice {number}/{count} of {args.out}: {len(ours):,} utterances; then merge")
+        return 0
+    return _merge(args)
+
+
+def _merge(args: argparse.Namespace) -> int:
+    from asrlora.console import console
+    from asrlora.data import manifest
+    from asrlora.data.shards import reader, writer
+
+    writer.finish(args.out)
+    built = reader.open_shards(args.out)
+    console.print(
+        f"{args.out}: {manifest.describe(len(built.samples), built.rejected)}, {built.seconds / 3600:.2f} h"
+    )
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from asrlora.console import console
+    from asrlora.data.shards import reader
+
+    damaged = reader.verify(args.folder)
+    for identity in damaged:
+        console.print(f"damaged: {identity}")
+    console.print(f"{args.folder}: {'sound' if not damaged else f'{len(damaged)} samples or files damaged'}")
+    return 3 if damaged else 0
