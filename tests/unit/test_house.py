@@ -1,6 +1,7 @@
 """docs/architecture.md leads through files and functions that exist, and few enough for one evening."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -25,3 +26,10 @@ def test_the_path_of_an_utterance_is_short() -> None:
     lines = [(ROOT / name).read_text().count("\n") for name, _ in house.way()]
     assert 8 <= len(lines) <= house.LIMITS["files on the way of an utterance"]
     assert sum(lines) <= house.LIMITS["lines on the way of an utterance"]
+
+
+def test_pages_name_source_files_that_exist() -> None:
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
+        if page.name != "experiment_plan.md":  # quotes commands of the past
+            for name in re.findall(r"`((?:asrlora|tests|tools)/[\w/.]+\.\w+)`", page.read_text()):
+                assert (ROOT / name).is_file(), f"{page.relative_to(ROOT)} names {name}"
