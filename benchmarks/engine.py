@@ -18,7 +18,7 @@ import psutil
 from asrlora.config import RunConfig
 from asrlora.console import console
 from asrlora.demo.demo import make_corpus, training_command
-from asrlora.record.run_dir import read_json, read_lines
+from asrlora.record.run_dir import read_lines, read_run
 from benchmarks.common import Figures, add_data_dir, add_output, first_utterances, report
 
 STEPS, SAVE_INTERVAL, KILLED_AFTER = 200, 50, 110
@@ -70,8 +70,8 @@ def _tracking(run: Path, folder: Path, step_seconds: float) -> dict[str, Any]:
     from asrlora.tracking.sinks import Tracker, finish, start
 
     folder.mkdir()
-    identity = read_json(run / "run.json")
-    as_before = {**identity["config"], "output_dir": folder, "wandb_mode": "offline"}
+    identity = read_run(run)
+    as_before = {**identity.config.as_json(), "output_dir": folder, "wandb_mode": "offline"}
     tracker = Tracker(start(RunConfig.model_validate(as_before), identity, ["bench"]))
     values = {f"train/value_{number}": 0.1 for number in range(LOGGED_VALUES)}
     spent = []
@@ -105,7 +105,7 @@ def _kill(command: list[str], run: Path) -> None:
 def _checkpoints(run: Path) -> dict[str, Any]:
     from asrlora.engine import checkpoint
 
-    stages = read_json(run / "run.json")["stage_seconds"]
+    stages = read_run(run).stage_seconds
     newest = checkpoint.find(run / "checkpoints")[-1]
     adapter = (newest / checkpoint.ADAPTER).stat().st_size
     size = sum(path.stat().st_size for path in newest.iterdir())
@@ -121,15 +121,15 @@ def _checkpoints(run: Path) -> dict[str, Any]:
 
 
 def _resume(run: Path) -> dict[str, Any]:
-    identity = read_json(run / "run.json")
+    identity = read_run(run)
     # the last with a copy of the best adapter at the end
     before = ("start and shards", "baseline", "adapter")
-    everything = sum(identity["stage_seconds"][stage] for stage in before)
+    everything = sum(identity.stage_seconds[stage] for stage in before)
     begin = time.monotonic()
-    subprocess.run([sys.executable, "-c", LOAD.format(identity["config"]["model_id"])], check=True)
+    subprocess.run([sys.executable, "-c", LOAD.format(identity.config.as_json()["model_id"])], check=True)
     loading = time.monotonic() - begin
     return {
-        "resumed after step": identity["attempts"][-1]["from_step"],
+        "resumed after step": identity.attempts[-1].from_step,
         "seconds to the first step": everything,
         "of them imports and model load, measured alone": loading,
         "seconds beyond imports and model load": everything - loading,

@@ -27,7 +27,8 @@ from asrlora.console import console
 from asrlora.data import audio, manifest
 from asrlora.demo import corpus
 from asrlora.demo.demo import ROOT, on_two_processes
-from asrlora.record.run_dir import read_json, read_lines
+from asrlora.record.run_dir import read_lines
+from asrlora.record.schema import EvalScores, read
 from benchmarks.common import Figures, add_output, report
 
 REPEATS = 2
@@ -120,7 +121,7 @@ def _ours(command: list[str], folder: Path) -> Turn:
             check=True,
         )
         texts = {one["id"]: one["hypothesis_raw"] for one in read_lines(Path(output) / "hypotheses.jsonl")}
-        return texts, read_json(Path(output) / "scores.json")["seconds"]
+        return texts, read(Path(output) / "scores.json", EvalScores).seconds
 
 
 def _speak(folder: Path, count: int) -> list[manifest.Utterance]:

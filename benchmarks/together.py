@@ -26,7 +26,7 @@ from asrlora.console import console
 from asrlora.data import manifest
 from asrlora.data.shards import cache
 from asrlora.demo.demo import ROOT, make_corpus
-from asrlora.record.run_dir import read_json
+from asrlora.record.schema import RunRecord, read
 from asrlora.sweep import sweep_file
 from benchmarks.common import Figures, add_data_dir, add_output, first_utterances, report
 
@@ -71,7 +71,7 @@ def bench_together(data: Path, steps: int, ways: Mapping[str, Way]) -> Figures:
             alone = [_seconds(commands, folder / str(next(numbers)), fixed, [seed]) for seed in SEEDS]
             both = folder / str(next(numbers))
             together = _seconds(commands, both, fixed, SEEDS)
-            threads = [read_json(path)["threads"]["torch_threads"] for path in both.glob("*/run.json")]
+            threads = [read(path, RunRecord).threads["torch_threads"] for path in both.glob("*/run.json")]
             figures[way] = {
                 "seconds, each alone": ", ".join(f"{one:.1f}" for one in alone),
                 "seconds, both at once": together,

@@ -46,7 +46,7 @@ def write_run(
         }
     )
     rng = np.random.default_rng(abs(hash((config.seed, config.max_steps, config.learning_rate))) % 2**32)
-    run = run_dir.RunRecord.create(
+    run = run_dir.RunDirectory.create(
         folder, command=f"uv run python asrlora/train.py --output-dir {folder}",
         config=config.model_dump(mode="json"), fingerprint=fingerprint, world_size=1, launch="one process",
         training={"set": "9 utterances kept", "content": "0" * 64}, best_step=0, wandb_id=None,

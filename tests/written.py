@@ -21,7 +21,7 @@ def heard(wrong: int) -> str:
 
 def write_run(folder: Path, sets: dict[str, tuple[list[int], list[int]]], **config: Any) -> Path:
     """A run whose best step is 2: of each set, wrong words of ten by utterance, before and after."""
-    run = run_dir.RunRecord.create(
+    run = run_dir.RunDirectory.create(
         folder, command="uv run python asrlora/train.py", config={"max_steps": 2, **config},
         fingerprint={"base": "b"}, world_size=1, launch="one process",
         training={"set": "9 utterances kept", "content": "0"}, best_step=2, trained_parameters=10,

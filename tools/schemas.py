@@ -7,6 +7,7 @@ from asrlora.record import schema
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference" / "schemas"
 FILES: dict[str, type[schema.Record]] = {
+    "run": schema.RunRecord,
     "verdict": schema.Verdict,
     "scores": schema.Scores,
     "eval_scores": schema.EvalScores,

@@ -16,7 +16,7 @@ from rich.table import Table
 from asrlora.console import console, progress
 from asrlora.demo import corpus
 from asrlora.errors import UserError
-from asrlora.record.run_dir import read_json
+from asrlora.record.run_dir import read_json, read_run
 from asrlora.record.schema import Verdict, read
 from asrlora.score.verdict import EXIT_CODES
 
@@ -141,7 +141,7 @@ def _tell(output: Path, times: dict[str, float]) -> int:
     console.print(table)
     console.print(f"verdict: {judged.verdict} ({judged.reason})")
     console.print(f"report:  {output / 'report.html'}")
-    stages = {**times, **read_json(output / "run.json")["stage_seconds"]}
+    stages = {**times, **read_run(output).stage_seconds}
     whole = sum(times.values())
     console.print("time:    " + ", ".join(f"{name} {spent:.0f} s" for name, spent in stages.items()))
     console.print(f"in all:  {whole:.0f} s")

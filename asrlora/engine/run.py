@@ -58,7 +58,7 @@ class Run:
         chosen = metric.choose(config.metric, config.language)
         self.metric, self.why_metric = chosen.name, str(chosen)
         self.domain_words: frozenset[str] = frozenset()  # only on rank 0
-        self.record: run_dir.RunRecord | None = None
+        self.record: run_dir.RunDirectory | None = None
         self.tracker = sinks.Tracker()
         self.progress: status.Progress | None = None
         self.to_terminal: Callable[[], None] = lambda: None  # of a rank whose output goes to a file
@@ -124,9 +124,9 @@ class Run:
             "training": {"set": described, "content": training.content},
         }
         if self.goes_on:
-            self.record = run_dir.RunRecord.reopen(folder, **same)
+            self.record = run_dir.RunDirectory.reopen(folder, **same)
             run_dir.check_resumable(self.config)  # again: nobody else can change it any more
-            if self.record.identity["state"] == "running":
+            if self.record.identity.state == "running":
                 self.tell(f"the attempt before this one {run_dir.LOST}")
         else:
             self.record = self._create(same)
@@ -135,7 +135,7 @@ class Run:
         self.tracker = self._track(self.record)
         return self.goes_on
 
-    def _track(self, kept: run_dir.RunRecord) -> sinks.Tracker:
+    def _track(self, kept: run_dir.RunDirectory) -> sinks.Tracker:
         """Only rank 0. Before anything is taken back, so that no step is sent twice."""
         sent = [line["step"] for line in run_dir.read_log(self.config.output_dir / "metrics.jsonl")]
         adapter = "dora" if self.config.use_dora else "lora"
@@ -145,8 +145,8 @@ class Run:
         board = self.runtime.tensorboard(self.config.output_dir) if self.config.tensorboard else None
         return sinks.Tracker(run, board, max(sent, default=-1))
 
-    def _create(self, same: dict[str, Any]) -> run_dir.RunRecord:
-        created = run_dir.RunRecord.create(
+    def _create(self, same: dict[str, Any]) -> run_dir.RunDirectory:
+        created = run_dir.RunDirectory.create(
             self.config.output_dir,
             command=launcher.command_as_typed(),
             config=self.config.model_dump(mode="json"),
@@ -411,7 +411,7 @@ class Run:
         old, new = bootstrap.resample([before, now])
         return {"interval": bootstrap.interval(new), "change_interval": bootstrap.interval(new - old)}
 
-    def _audit_baseline(self, kept: run_dir.RunRecord, results: dict[str, list[Hypothesis]]) -> None:
+    def _audit_baseline(self, kept: run_dir.RunDirectory, results: dict[str, list[Hypothesis]]) -> None:
         """Only rank 0: what the base writes, and how its errors vary, complete the audit."""
         found = baseline(self.found, self.texts, results, self.metric, self.criteria)
         for finding in found.findings:

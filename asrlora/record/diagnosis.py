@@ -1,18 +1,18 @@
 """Why a run was not accepted, from its own curves: pure functions of what the run directory holds.
 
-A diagnosis is told with the step at which it shows. Several may hold at once; the gravest comes first.
+A diagnosis names the step at which it shows. Several may hold at once; the gravest comes first.
 """
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from asrlora.record import run_dir
-from asrlora.record.schema import SetVerdict, Verdict
+from asrlora.record.schema import Diagnosis, SetVerdict, Verdict
 from asrlora.score.metric import Metric
-from asrlora.score.verdict import metric_of
+from asrlora.score.verdict import Criteria
 
 MANY_EPOCHS = 20.0  # as in the audit: past this many, an adapter has heard each sentence too often
 LOSS_ROSE = 1.5  # times its lowest smoothed value
@@ -32,30 +32,30 @@ class Curves:
     metric: Metric = "wer"
 
 
-@dataclass(frozen=True)
-class Diagnosis:
-    kind: str
-    told: str
-
-
 def diagnose(curves: Curves, judged: Verdict | None) -> list[Diagnosis]:
     """All that holds, the gravest first. Nothing for an accepted run; else always at least one.
 
-    `judged` is verdict.json, None for a run that failed before it.
+    `judged` is None for a run that failed before its verdict.
     """
     if judged is not None and judged.accepted:
         return []
-    limit = judged.criteria.max_heldout_regression if judged else 0.002
-    found = [
-        _diverged(curves) or _harmed(curves), _forgot(curves, limit), _overfitted(curves),
-        _learned_nothing(curves), _starved(curves),
-    ]  # fmt: skip
-    told = [one for one in found if one is not None]
+    criteria = judged.criteria if judged else Criteria()
+    diverged = _diverged(curves)
+    found = {
+        "diverged": diverged,
+        "harmed": None if diverged else _harmed(curves),
+        "forgot": _forgot(curves, criteria.max_heldout_regression),
+        "overfitted": _overfitted(curves),
+        "learned nothing": _learned_nothing(curves),
+        "starved": _starved(curves),
+    }
     if judged is None:
-        return [*told, Diagnosis("failed", curves.reason or "it ended before its verdict")]
-    if judged.verdict == "inconclusive":
-        told.append(_inconclusive(judged))
-    return told or [Diagnosis("fell short", judged.reason)]
+        found["failed"] = curves.reason or "it ended before its verdict"
+    elif judged.verdict == "inconclusive":
+        found["inconclusive"] = _inconclusive(judged)
+    elif not any(found.values()):
+        found["fell short"] = judged.reason
+    return [Diagnosis(kind=kind, told=message) for kind, message in found.items() if message]
 
 
 def smoothed(losses: Mapping[int, float]) -> dict[int, float]:
@@ -82,20 +82,16 @@ def loss_rose(losses: Mapping[int, float], factor: float) -> tuple[int, float] |
     return (lowest, times) if times > factor and curve[last] > curve[min(curve)] else None
 
 
-def _diverged(curves: Curves) -> Diagnosis | None:
+def _diverged(curves: Curves) -> str | None:
     bad = [step for step, loss in curves.losses.items() if not math.isfinite(loss)]
     if bad or "not finite" in curves.reason:
         at = f" from step {min(bad)}" if bad else ""
-        return Diagnosis("diverged", f"loss or gradient was not finite{at}; try a lower learning rate")
+        return f"loss or gradient was not finite{at}; try a lower learning rate"
     rose = loss_rose(curves.losses, LOSS_ROSE)
-    if rose is None:
-        return None
-    return Diagnosis(
-        "diverged", f"loss rose to {rose[1]:.1f} times its lowest after step {rose[0]}; try a lower rate"
-    )
+    return rose and f"loss rose to {rose[1]:.1f} times its lowest after step {rose[0]}; try a lower rate"
 
 
-def _harmed(curves: Curves) -> Diagnosis | None:
+def _harmed(curves: Curves) -> str | None:
     """The loss is of the training texts: where they are wrong it falls, and the model is the worse for it."""
     trained = [step for step in curves.domain if step > 0]
     curve = smoothed(curves.losses)
@@ -104,28 +100,26 @@ def _harmed(curves: Curves) -> Diagnosis | None:
     last, harm = max(trained), {step: curves.domain[step] - curves.domain[0] for step in trained}
     if min(harm.values()) <= 0:
         return None
-    return Diagnosis(
-        "harmed",
+    return (
         f"domain {curves.metric.upper()} was up at every evaluation (by {_points(harm[last])} at step {last})"
         f" while the loss went from {curve[min(curve)]:.3f} to {curve[max(curve)]:.3f} nats per token; see"
-        " whether the training texts belong to their audio and to this domain, or try a lower rate",
+        " whether the training texts belong to their audio and to this domain, or try a lower rate"
     )
 
 
-def _forgot(curves: Curves, limit: float) -> Diagnosis | None:
+def _forgot(curves: Curves, limit: float) -> str | None:
     for step in sorted(curves.heldout):
         past = curves.heldout[step] - curves.heldout.get(0, math.inf)
         gain = curves.domain.get(0, 0.0) - curves.domain.get(step, math.inf)
         if past > limit and gain > 0:
-            return Diagnosis(
-                "forgot",
+            return (
                 f"heldout broke the guardrail at step {step} (up {_points(past)}) while the domain fell by"
-                f" {_points(gain)}; try replay (--replay-path), fewer targets or a lower rate",
+                f" {_points(gain)}; try replay (--replay-path), fewer targets or a lower rate"
             )
     return None
 
 
-def _overfitted(curves: Curves) -> Diagnosis | None:
+def _overfitted(curves: Curves) -> str | None:
     if len(curves.domain) < 3 or 0 not in curves.domain:
         return None
     best = min(curves.domain, key=lambda step: (curves.domain[step], step))
@@ -133,43 +127,38 @@ def _overfitted(curves: Curves) -> Diagnosis | None:
     gain, lost = curves.domain[0] - curves.domain[best], curves.domain[last] - curves.domain[best]
     if best in (0, last) or lost <= WORSE_SINCE * gain:
         return None
-    return Diagnosis(
-        "overfitted",
-        f"best at step {best}, domain {curves.metric.upper()} {_points(lost)} worse since; stop there, or add"
-        " data",
-    )
+    metric = curves.metric.upper()
+    return f"best at step {best}, domain {metric} {_points(lost)} worse since; stop there, or add data"
 
 
-def _learned_nothing(curves: Curves) -> Diagnosis | None:
+def _learned_nothing(curves: Curves) -> str | None:
     curve = smoothed(curves.losses)
     if len(curve) < 2:
         return None
     first, last = curve[min(curve)], curve[max(curve)]
     if not math.isfinite(first) or abs(last - first) > LOSS_MOVED * abs(first):
         return None
-    told = f"loss hardly moved ({first:.3f} to {last:.3f} nats per token); try a higher rate or more steps"
-    return Diagnosis("learned nothing", told)
+    return f"loss hardly moved ({first:.3f} to {last:.3f} nats per token); try a higher rate or more steps"
 
 
-def _starved(curves: Curves) -> Diagnosis | None:
+def _starved(curves: Curves) -> str | None:
     if curves.epochs <= MANY_EPOCHS:
         return None
-    told = f"{curves.epochs:.0f} epochs over the training data (more than {MANY_EPOCHS:.0f}); add data"
-    return Diagnosis("starved", told)
+    return f"{curves.epochs:.0f} epochs over the training data (more than {MANY_EPOCHS:.0f}); add data"
 
 
-def _inconclusive(judged: Verdict) -> Diagnosis:
+def _inconclusive(judged: Verdict) -> str:
     need, limit = judged.criteria.min_domain_reduction, judged.criteria.max_heldout_regression
-    parts = [_unsettled("domain reduction", judged.domain.reduction, need, judged.domain)]
+    reasons = [_unsettled("domain reduction", judged.domain.reduction, need, judged.domain)]
     if judged.heldout is None:
-        parts.append("there is no heldout manifest")
+        reasons.append("there is no heldout manifest")
     else:
-        parts.append(_unsettled("heldout regression", judged.heldout.regression, limit, judged.heldout))
-    told = "; ".join(filter(None, parts)) or judged.reason
-    return Diagnosis("inconclusive", f"below what the manifests can detect: {told}")
+        reasons.append(_unsettled("heldout regression", judged.heldout.regression, limit, judged.heldout))
+    return f"below what the manifests can detect: {'; '.join(filter(None, reasons)) or judged.reason}"
 
 
 def _unsettled(what: str, value: float | None, asked: float, one: SetVerdict) -> str | None:
+    """How far the interval reaches, where the criterion lies inside it."""
     low, high = one.interval
     if value is None or not low < asked < high:
         return None
@@ -184,25 +173,19 @@ def _points(fraction: float) -> str:
 
 
 def read_curves(run: Path) -> Curves:
-    """The curves of a run directory, of a run that goes on too."""
-    metrics = run_dir.read_log(run / "metrics.jsonl")
-    identity = run_dir.read_json(run / "run.json")
-    planned = identity.get("audit", {}).get("sets", {}).get("train", {}).get("epochs") or 0.0
-    share = metrics[-1]["step"] / identity["config"]["max_steps"] if metrics else 0.0
-    metric = metric_of(identity)
-    rates = run_dir.read_rates(run, metric)
+    """The curves of a run directory, of a run that has not ended too."""
+    metrics, identity = run_dir.read_log(run / "metrics.jsonl"), run_dir.read_run(run)
+    train = identity.audit.sets.get("train")
+    planned = train.epochs or 0.0 if train else 0.0
+    share = metrics[-1]["step"] / identity.config.max_steps if metrics else 0.0
+    rates = run_dir.read_rates(run, identity.metric)
     domain, heldout = (
         {step: one[name] for step, one in rates.items() if name in one} for name in ("domain", "heldout")
     )
     losses = {line["step"]: line["loss"] for line in metrics}
-    return Curves(losses, domain, heldout, planned * share, identity["reason"] or "", metric)
+    return Curves(losses, domain, heldout, planned * share, identity.reason or "", identity.metric)
 
 
-def of_run(run: Path) -> list[dict[str, str]]:
+def of_run(run: Path) -> list[Diagnosis]:
     """The diagnoses of a run, as run.json keeps them."""
-    judged = run_dir.read_verdict(run)
-    return [{"kind": one.kind, "told": one.told} for one in diagnose(read_curves(run), judged)]
-
-
-def told(diagnoses: Sequence[Mapping[str, str]]) -> str:
-    return "; ".join(f"{one['kind']}: {one['told']}" for one in diagnoses)
+    return diagnose(read_curves(run), run_dir.read_verdict(run))

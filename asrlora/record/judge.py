@@ -1,13 +1,13 @@
 """The verdict of a run, from its files alone. Needs no torch."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from asrlora.errors import UserError
-from asrlora.record.run_dir import read_hypotheses, step_folder, tallies
-from asrlora.record.schema import Scores, Verdict, read, read_json
+from asrlora.record.run_dir import read_hypotheses, read_run, step_folder, tallies
+from asrlora.record.schema import Scores, Verdict, read
 from asrlora.score import mapsswe, selection, verdict
 from asrlora.score.metric import Metric, units
 from asrlora.score.wer import Tally
@@ -20,10 +20,9 @@ def judge_run(run: Path, resample_by: str | None = None) -> Verdict:
     `resample_by` is the run's own setting unless given. Raises UserError when the baseline and the
     best step were scored with different fingerprints, on different sets or against different references.
     """
-    identity = read_json(run / "run.json")
-    best = identity["best_step"]
-    by = resample_by or identity["config"].get("resample_by", "utterance")
-    metric = verdict.metric_of(identity)
+    identity = read_run(run)
+    best, metric, config = identity.best_step, identity.metric, identity.config
+    by = resample_by or config.resample_by
     old, new = step_folder(run, 0), step_folder(run, best)
     before, after = (read(folder / "scores.json", Scores).fingerprint for folder in (old, new))
     _check_same(run, best, before, after)
@@ -38,22 +37,17 @@ def judge_run(run: Path, resample_by: str | None = None) -> Verdict:
     domain, chosen_on, report = compared("domain"), None, None
     if selection.REPORT in names[0]:
         chosen_on, report = domain, compared(selection.REPORT)
-    elif identity["config"].get("report_manifest") == "auto":
+    elif config.report_manifest == "auto":
         halves = selection.halves(read_hypotheses(old / "domain.jsonl"))
         if halves:
             chosen_on = compared("domain", halves[selection.CHOSEN_ON])
             report = compared("domain", halves[selection.REPORT])
-    criteria = criteria_of(identity["config"])
-    judged = verdict.judge(domain, heldout, criteria, further=guardrails, chosen_on=chosen_on, report=report)
+    judged = verdict.judge(
+        domain, heldout, config.criteria, further=guardrails, chosen_on=chosen_on, report=report
+    )
     found = Verdict.model_validate({**judged, "best_step": best, "fingerprint": before})
     write_json(run / "verdict.json", found.as_json())
     return found
-
-
-def criteria_of(config: Mapping[str, Any]) -> verdict.Criteria:
-    """What a run with these settings is judged by; older records do not name all of them."""
-    names = [field.name for field in fields(verdict.Criteria)]
-    return verdict.Criteria(**{name: config[name] for name in names if name in config})
 
 
 def _check_same(run: Path, step: int, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:

@@ -15,9 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from asrlora.errors import UserError
-from asrlora.record import diagnosis
-from asrlora.record.run_dir import read_json, read_verdict
-from asrlora.record.schema import SetVerdict, Verdict, read
+from asrlora.record.run_dir import read_run, read_verdict
+from asrlora.record.schema import Archived, SetVerdict, Verdict, read
 from asrlora.storage import Lease, atomic_file, write_json
 
 BEGIN = "<!-- run matrix: written by `uv run asrlora ledger`; do not edit by hand -->"
@@ -41,29 +40,33 @@ def find_runs(folders: Iterable[Path]) -> list[Path]:
         for place, below, names in os.walk(folder):
             if "run.json" in names:
                 below.clear()  # a run directory holds no other one, and thousands of files
-                identity = read_json(Path(place) / "run.json")
-                key = (identity["started"], identity["run_id"], identity["command"])
+                identity = read_run(Path(place))
+                key = (identity.started, identity.run_id, identity.command)
                 found.setdefault(key, Path(place))
     return [found[key] for key in sorted(found)]
 
 
 def row(run: Path) -> str:
     """One line of the matrix. A run that failed has a line too, with the reason."""
-    identity = read_json(run / "run.json")
-    config = identity["config"]
-    judged = read_verdict(run)
-    state = judged.verdict if judged else identity["state"]
-    why = (judged.reason if judged else identity["reason"]) or ""
-    if archived := identity.get("archived"):
-        why = f"archived {archived['date']}: {archived['reason']}; {why}"
-    settings = ", ".join(f"{name} {config[name]}" for name in SHOWN if config.get(name) not in (None, False))
+    identity, judged = read_run(run), read_verdict(run)
+    config = identity.config.as_json()
+    why = (judged.reason if judged else identity.reason) or ""
+    if identity.archived:
+        why = f"archived {identity.archived.date}: {identity.archived.reason}; {why}"
     cells = [
-        identity["run_id"], identity["started"][:10], f"`{identity['command']}`", settings,
-        config["max_steps"], f"{config['learning_rate']:g}", f"`{config['manifest_path']}`",
+        identity.run_id,
+        identity.started[:10],
+        f"`{identity.command}`",
+        ", ".join(f"{name} {config[name]}" for name in SHOWN if config.get(name) not in (None, False)),
+        identity.config.max_steps,
+        f"{identity.config.learning_rate:g}",
+        f"`{identity.config.manifest_path}`",
         *_rates(judged.domain if judged else None, judged),
         " → ".join(_rates(judged.heldout if judged else None, judged)),
-        state, why, diagnosis.told(identity.get("diagnosis", [])) or "–",
-    ]  # fmt: skip
+        judged.verdict if judged else identity.state,
+        why,
+        identity.diagnoses or "–",
+    ]
     return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
@@ -92,8 +95,8 @@ def write_matrix(page: Path, archive_page: Path, runs: list[Path]) -> tuple[int,
     try:
         rows: dict[bool, dict[str, str]] = {False: {}, True: {}}
         for run in runs:
-            identity = read_json(run / "run.json")
-            rows["archived" in identity][_name(row(run))] = row(run)
+            drawn = row(run)
+            rows[read_run(run).archived is not None][_name(drawn)] = drawn
         both = rows[False].keys() | rows[True].keys()
         active = _draw(page, rows[False], both)
         archived = _draw(archive_page, rows[True], both) if archive_page.exists() or rows[True] else 0
@@ -133,19 +136,19 @@ def archive(run: Path, reason: str) -> None:
     """Marks a run as archived: the pages are drawn accordingly from then on."""
     if not reason.strip():
         raise UserError("--reason must say why the run is archived")
-    identity = read_json(run / "run.json")
-    identity["archived"] = {"date": datetime.datetime.now(datetime.UTC).date().isoformat(), "reason": reason}
-    write_json(run / "run.json", identity)
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    identity = read_run(run).changed(archived=Archived(date=today, reason=reason))
+    write_json(run / "run.json", identity.as_json())
 
 
 def verify(run: Path) -> list[str]:
     """Runs the command of a run again, into another folder; returns what came out otherwise."""
-    identity = read_json(run / "run.json")
+    identity = read_run(run)
     if not (run / "verdict.json").exists():
-        raise UserError(f"{run} has no verdict that could come out again; its state is {identity['state']}")
+        raise UserError(f"{run} has no verdict that could come out again; its state is {identity.state}")
     with tempfile.TemporaryDirectory(prefix="verify-") as folder:
         again = Path(folder) / "run"
-        done = subprocess.run(again_command(identity["command"], again))
+        done = subprocess.run(again_command(identity.command, again))
         if done.returncode:
             return [f"the command ends with exit code {done.returncode}"]
         return compare(run, again)

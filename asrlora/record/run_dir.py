@@ -21,39 +21,124 @@ from typing import Any, BinaryIO
 
 from asrlora.config import RunConfig
 from asrlora.errors import UserError
-from asrlora.record import schema
-from asrlora.record.schema import Scores, Verdict
+from asrlora.record.schema import Attempt, RunRecord, Scores, Verdict, read
 from asrlora.record.schema import read_json as read_json  # callers of this module use it too
 from asrlora.score.metric import Metric, tally
 from asrlora.score.wer import Tally
 from asrlora.storage import lock, to_json, write_json
 from asrlora.storage import write_atomic as write_atomic  # callers of this module use it too
 
-NOTE = 5.0  # seconds that a process may take to end before another one records why
+NOTE_TIMEOUT = 5.0  # seconds that a process may take to end before another one records why
+LOCK_TIMEOUT = 30.0  # seconds that ranks may live on after their launcher or a peer was killed
 LOST = "ended without a word: it was killed (SIGKILL, the kernel for want of memory), or its machine failed"
-LEFT_BEHIND = 30.0  # seconds that ranks may live on after their launcher or a peer was killed
 SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")  # names of variables that no record may hold
 LIBRARIES = ("torch", "accelerate", "deepspeed", "transformers", "peft", "webdataset", "jiwer", "regex")
 
 
-def to_lines(records: Iterable[dict[str, Any]]) -> str:
-    return "".join(to_json(record, ensure_ascii=False) + "\n" for record in records)
+@dataclass
+class RunDirectory:
+    """One run's files, for writing. Only rank 0 holds one."""
+
+    folder: Path
+    identity: RunRecord
+    lock: BinaryIO  # held until the attempt ends
+
+    @classmethod
+    def create(cls, folder: Path, **identity: Any) -> "RunDirectory":
+        """A new run, with these keys of run.json. Raises UserError where the folder holds something."""
+        folder.mkdir(parents=True, exist_ok=True)
+        held = _lock(folder)
+        check_free(folder)
+        record = RunRecord(
+            run_id=folder.resolve().name,
+            state="running",
+            reason=None,
+            started=_now(),
+            ended=None,
+            **identity,
+            git_commit=git_commit(),
+            versions=versions(),
+            attempts=[],
+        )
+        created = cls(folder, record, held)
+        created.update()
+        return created
+
+    @classmethod
+    def reopen(cls, folder: Path, **same: Any) -> "RunDirectory":
+        """A run that is to be resumed.
+
+        Raises UserError when one of `same` (fingerprint, training set) differs from what the run began with.
+        """
+        held = _lock(folder)
+        identity = read_run(folder)
+        begun_with = identity.as_json()
+        for key, value in same.items():
+            before, now = begun_with[key], json.loads(to_json(value))
+            parts = before.keys() | now.keys() if isinstance(now, dict) else ()
+            changed = [part for part in sorted(parts) if before.get(part) != now.get(part)]
+            if before != now:
+                raise UserError(
+                    f"--resume auto: {', '.join(changed) or key} of the run in {folder} has changed since it"
+                    " began; put it back, or start another run in a new --output-dir"
+                )
+        return cls(folder, identity, held)
+
+    def begin_attempt(self, step: int, **how: Any) -> None:
+        """Notes that these processes resume the run after optimizer step `step`."""
+        attempts = list(self.identity.attempts)
+        if self.identity.state == "running" and attempts:
+            attempts[-1] = attempts[-1].changed(reason=LOST)
+        attempt = Attempt(started=_now(), from_step=step, **how, git_commit=git_commit())
+        self.update(state="running", reason=None, ended=None, attempts=[*attempts, attempt])
+
+    def rewind(self, step: int) -> None:
+        """Takes back what was written after optimizer step `step`: it will be written again."""
+        metrics = self.folder / "metrics.jsonl"
+        if metrics.exists():
+            lines = [line for line in read_log(metrics) if line["step"] <= step]
+            write_atomic(metrics, to_lines(lines))
+        for folder in (self.folder / "eval").glob("step-*"):
+            if int(folder.name.removeprefix("step-")) > step:
+                shutil.rmtree(folder)
+
+    def update(self, **changes: Any) -> None:
+        """Writes run.json with these keys changed or added."""
+        self.identity = self.identity.changed(**changes)
+        write_json(self.folder / "run.json", self.identity.as_json())
+
+    def end(self, state: str, reason: str | None) -> None:
+        """Writes down how the attempt has ended, and frees the directory."""
+        self.update(state=state, reason=reason, ended=_now())
+        self.lock.close()
+
+    def log(self, entry: dict[str, Any], file_name: str = "metrics.jsonl") -> None:
+        """Appends one line to metrics.jsonl, or to another file of lines."""
+        with open(self.folder / file_name, "a", encoding="utf-8") as file:
+            file.write(to_json(entry) + "\n")
+
+    def write_evaluation(self, step: int, sets: dict[str, list[dict[str, Any]]], scores: Scores) -> None:
+        """The scored lines of each set and, last, scores.json: where it is, the evaluation was finished."""
+        folder = step_folder(self.folder, step)
+        for name, hypotheses in sets.items():
+            write_atomic(folder / f"{name}.jsonl", to_lines(hypotheses))
+        write_json(folder / "scores.json", scores.as_json())
 
 
-def note_failure(folder: Path, reason: str, patience: float = NOTE) -> bool:
+def note_failure(folder: Path, reason: str, timeout: float = NOTE_TIMEOUT) -> bool:
     """Records why a run has failed, by a process that did not run it; returns whether it did.
 
     Only where the run's own process can no longer do so: it holds the lock as long as it lives. A reason that
     it has left stays, but for one that could only say that a rank is gone.
     """
-    held = lock(folder / ".lock", patience) if (folder / "run.json").exists() else None
+    held = lock(folder / ".lock", timeout) if (folder / "run.json").exists() else None
     if held is None:
         return False
     with held:
-        kept = RunRecord(folder, read_json(folder / "run.json"), held)
-        unknown = kept.identity["state"] == "failed" and " is gone" in (kept.identity["reason"] or "")
-        if kept.identity["state"] == "running" or unknown:
-            kept.end("failed", reason)
+        run = RunDirectory(folder, read_run(folder), held)
+        unknown = run.identity.state == "failed" and " is gone" in (run.identity.reason or "")
+        if run.identity.state == "running" or unknown:
+            run.end("failed", reason)
             return True
     return False
 
@@ -70,8 +155,8 @@ def is_held(folder: Path) -> bool:
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether a run has ended as it should, so that nothing is left to go on with."""
-    return (folder / "run.json").exists() and read_json(folder / "run.json")["state"] == "complete"
+    """Whether a run has ended as it should, so that nothing is left to resume."""
+    return (folder / "run.json").exists() and read_run(folder).state == "complete"
 
 
 def check_resumable(config: RunConfig) -> None:
@@ -79,11 +164,12 @@ def check_resumable(config: RunConfig) -> None:
 
     Nothing is wrong where there is no run yet.
     """
-    path = config.output_dir / "run.json"
-    odd = config.differences(read_json(path)["config"]) if path.exists() else []
-    if odd:
+    folder = config.output_dir
+    if not (folder / "run.json").exists():
+        return
+    if changed := config.differences(read_run(folder).config.as_json()):
         raise UserError(
-            f"--resume auto: the run in {config.output_dir} began with other settings ({'; '.join(odd)});"
+            f"--resume auto: the run in {folder} began with other settings ({'; '.join(changed)});"
             " give the same ones, or start another run in a new --output-dir"
         )
 
@@ -102,7 +188,7 @@ def check_free(folder: Path) -> None:
 def _lock(folder: Path) -> BinaryIO:
     """Two attempts at one run would write into each other's files: an orphan of a killed launcher, or a task
     that was requeued too early. The first ones end within this time (see engine/watchdog.py)."""
-    held = lock(folder / ".lock", LEFT_BEHIND)
+    held = lock(folder / ".lock", LOCK_TIMEOUT)
     if held is None:
         raise UserError(
             f"--output-dir {folder} is in use by another attempt at this run; wait for its end, or stop it"
@@ -110,95 +196,45 @@ def _lock(folder: Path) -> BinaryIO:
     return held
 
 
-@dataclass
-class RunRecord:
-    """Writes one run's files. Only rank 0 holds one."""
+def gave_up() -> str | None:
+    """Why a task of Slurm that was stopped is not to be run again, or None where it is.
 
-    folder: Path
-    identity: dict[str, Any]
-    lock: BinaryIO  # held until the attempt ends
+    `slurm/task.sh` asks the same question before it requeues a task.
+    """
+    restarts, limit = (os.environ.get(name) for name in ("SLURM_RESTART_COUNT", "ASRLORA_MAX_RESTARTS"))
+    if limit is None or int(restarts or 0) < int(limit):
+        return None
+    return f"given up after {int(restarts or 0)} restarts (ASRLORA_MAX_RESTARTS)"
 
-    @classmethod
-    def create(cls, folder: Path, **identity: Any) -> "RunRecord":
-        folder.mkdir(parents=True, exist_ok=True)
-        held = _lock(folder)
-        check_free(folder)
-        record = cls(
-            folder,
-            {
-                "run_id": folder.resolve().name,
-                "state": "running",
-                "reason": None,
-                "started": _now(),
-                "ended": None,
-                **identity,
-                "git_commit": git_commit(),
-                "versions": versions(),
-                "attempts": [],
-            },
-            held,
-        )
-        record._write()
-        return record
 
-    @classmethod
-    def reopen(cls, folder: Path, **same: Any) -> "RunRecord":
-        """The record of a run that is to be gone on with.
+def step_folder(run: Path, step: int) -> Path:
+    """Where the evaluation after optimizer step `step` is."""
+    return run / "eval" / f"step-{step:06d}"
 
-        Raises UserError when one of `same` (fingerprint, data) differs from what the run began with.
-        """
-        held = _lock(folder)
-        identity = read_json(folder / "run.json")
-        for key, value in same.items():
-            before, now = identity[key], json.loads(to_json(value))
-            parts = before.keys() | now.keys() if isinstance(now, dict) else ()
-            odd = [part for part in sorted(parts) if before.get(part) != now.get(part)]
-            if before != now:
-                raise UserError(
-                    f"--resume auto: {', '.join(odd) or key} of the run in {folder} has changed since it"
-                    " began; put it back, or start another run in a new --output-dir"
-                )
-        return cls(folder, identity, held)
 
-    def begin_attempt(self, step: int, **how: Any) -> None:
-        """Notes that these processes take the run on after optimizer step `step`."""
-        attempt = {"started": _now(), "from_step": step, **how, "git_commit": git_commit()}
-        if self.identity["state"] == "running" and self.identity["attempts"]:
-            self.identity["attempts"][-1]["reason"] = LOST
-        self.update(state="running", reason=None, ended=None, attempts=[*self.identity["attempts"], attempt])
+def read_run(folder: Path) -> RunRecord:
+    """run.json. Raises UserError where the folder holds none."""
+    return read(folder / "run.json", RunRecord)
 
-    def rewind(self, step: int) -> None:
-        """Takes back what was written after optimizer step `step`: it will be written again."""
-        metrics = self.folder / "metrics.jsonl"
-        if metrics.exists():
-            lines = [line for line in read_log(metrics) if line["step"] <= step]
-            write_atomic(metrics, to_lines(lines))
-        for folder in (self.folder / "eval").glob("step-*"):
-            if int(folder.name.removeprefix("step-")) > step:
-                shutil.rmtree(folder)
 
-    def update(self, **changes: Any) -> None:
-        self.identity.update(changes)
-        self._write()
+def read_verdict(run: Path) -> Verdict | None:
+    """verdict.json; None where the run has none."""
+    path = run / "verdict.json"
+    return read(path, Verdict) if path.exists() else None
 
-    def end(self, state: str, reason: str | None) -> None:
-        self.update(state=state, reason=reason, ended=_now())
-        self.lock.close()
 
-    def log(self, entry: dict[str, Any], file_name: str = "metrics.jsonl") -> None:
-        """Appends one line to metrics.jsonl, or to another file of lines."""
-        with open(self.folder / file_name, "a", encoding="utf-8") as file:
-            file.write(to_json(entry) + "\n")
+def read_scores(run: Path) -> dict[int, Scores]:
+    """scores.json by step, of the evaluations that were finished."""
+    paths = sorted(run.glob("eval/step-*/scores.json"))
+    return {int(path.parent.name.removeprefix("step-")): read(path, Scores) for path in paths}
 
-    def write_evaluation(self, step: int, sets: dict[str, list[dict[str, Any]]], scores: Scores) -> None:
-        """The scored lines of each set and, last, scores.json: where it is, the evaluation was finished."""
-        folder = step_folder(self.folder, step)
-        for name, hypotheses in sets.items():
-            write_atomic(folder / f"{name}.jsonl", to_lines(hypotheses))
-        write_json(folder / "scores.json", scores.as_json())
 
-    def _write(self) -> None:
-        write_json(self.folder / "run.json", self.identity)
+def read_rates(run: Path, metric: Metric) -> dict[int, dict[str, float]]:
+    """The metric of each set, by step and name: fractions, NaN where the references are empty."""
+    return {
+        step: {name: one.rate(metric) for name, one in scores.sets.items()}
+        for step, scores in read_scores(run).items()
+    }
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -216,42 +252,13 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def gave_up() -> str | None:
-    """Why a task of Slurm that was stopped is not to be run again, or None where it is.
-
-    `slurm/task.sh` asks the same question before it requeues a task.
-    """
-    restarts, limit = (os.environ.get(name) for name in ("SLURM_RESTART_COUNT", "ASRLORA_MAX_RESTARTS"))
-    if limit is None or int(restarts or 0) < int(limit):
-        return None
-    return f"given up after {int(restarts or 0)} restarts (ASRLORA_MAX_RESTARTS)"
-
-
-def step_folder(run: Path, step: int) -> Path:
-    return run / "eval" / f"step-{step:06d}"
-
-
-def read_scores(run: Path) -> dict[int, Scores]:
-    """scores.json by step, of the evaluations that were finished."""
-    paths = sorted(run.glob("eval/step-*/scores.json"))
-    return {int(path.parent.name.removeprefix("step-")): schema.read(path, Scores) for path in paths}
-
-
-def read_rates(run: Path, metric: Metric) -> dict[int, dict[str, float]]:
-    """The metric of each set, by step and name: fractions, NaN where the references are empty."""
-    return {
-        step: {name: one.rate(metric) for name, one in scores.sets.items()}
-        for step, scores in read_scores(run).items()
-    }
-
-
-def read_verdict(run: Path) -> Verdict | None:
-    """verdict.json; None where the run has none."""
-    path = run / "verdict.json"
-    return schema.read(path, Verdict) if path.exists() else None
+def to_lines(records: Iterable[dict[str, Any]]) -> str:
+    """JSON lines, as `read_lines` reads them."""
+    return "".join(to_json(record, ensure_ascii=False) + "\n" for record in records)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON lines file. Raises UserError where it cannot be read."""
     try:
         # not splitlines(): U+2028 and its like are no ends of lines in JSON
         return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
@@ -278,10 +285,12 @@ def read_counts(path: Path, metric: Metric = "wer") -> dict[str, Tally]:
 
 
 def tallies(lines: Mapping[str, Mapping[str, Any]], metric: Metric) -> dict[str, Tally]:
+    """Integer counts of scored lines, by the same keys."""
     return {i: tally(line, metric) for i, line in lines.items()}
 
 
 def versions() -> dict[str, str]:
+    """Of Python and of the libraries on which results depend."""
     found = {name: importlib.metadata.version(name) for name in LIBRARIES}
     return {"python": platform.python_version(), **found}
 
@@ -296,19 +305,16 @@ def redacted(text: str) -> str:
 
 def git_commit() -> str | None:
     """The commit of the code, with "+changes" where the working tree differs; None outside git."""
-    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
     try:
-        commit = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "HEAD"],
-            capture_output=True, text=True, check=True, timeout=10,
-        ).stdout.strip()  # fmt: skip
-        dirty = subprocess.run(
-            ["git", "-C", str(here), "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True, text=True, check=True, timeout=10,
-        ).stdout  # fmt: skip
+        changes = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+changes" if changes else "")
     except (OSError, subprocess.SubprocessError):
         return None
-    return commit + ("+changes" if dirty else "")
 
 
 def _now() -> str:

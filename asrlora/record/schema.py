@@ -254,3 +254,112 @@ class EvalScores(SetScores):
     seconds: float = 0.0
     rtfx: float = 0.0  # seconds of audio in a second
     threads: dict[str, Any] = {}
+
+
+class Settings(Record):
+    """The configuration of a run: what readers use of it; all the others are kept as well."""
+
+    max_steps: int
+    learning_rate: float = 0.0
+    manifest_path: str = ""
+    use_dora: bool = False
+    resample_by: str = "utterance"
+    report_manifest: str | None = None  # "auto", "none" or a manifest
+    min_domain_reduction: float = Criteria().min_domain_reduction
+    max_heldout_regression: float = Criteria().max_heldout_regression
+
+    @property
+    def criteria(self) -> Criteria:
+        """What the run is judged by."""
+        return Criteria(self.min_domain_reduction, self.max_heldout_regression)
+
+
+class TrainingSet(Record):
+    """What a run trains on."""
+
+    set: str  # how many utterances were kept and left out, in a sentence
+    content: str  # sha256
+
+
+class AuditedSet(Record):
+    """What the audit counted of one set."""
+
+    epochs: float | None = None  # over the training set, in max_steps
+
+
+class AuditRecord(Record):
+    """The audit's figures and findings."""
+
+    sets: dict[str, AuditedSet] = {}
+    findings: list[dict[str, Any]] = []
+
+
+class Attempt(Record):
+    """Processes that worked on a run, from when to when."""
+
+    started: str
+    from_step: int
+    command: str = ""
+    world_size: int = 1
+    launch: str = ""  # "one process", "DDP" or "ZeRO-2"
+    threads: dict[str, Any] = {}
+    git_commit: str | None = None
+    reason: str | None = None  # where it did not end by itself
+
+
+class WandbPlace(Record):
+    """Where the W&B run of a run directory is."""
+
+    project: str
+    entity: str | None
+    folder: str  # of the run, when it was logged: a copy of it is another run
+
+
+class Diagnosis(Record):
+    """Why a run was not accepted."""
+
+    kind: str
+    told: str
+
+
+class Archived(Record):
+    """When and why a run was archived."""
+
+    date: str
+    reason: str
+
+
+class RunRecord(Record):
+    """run.json: what was run, and what became of it."""
+
+    run_id: str
+    state: Literal["running", "preempted", "failed", "complete"]
+    reason: str | None = None  # of its state
+    started: str
+    ended: str | None = None
+    command: str  # as typed
+    config: Settings
+    world_size: int = 1
+    launch: str = ""
+    threads: dict[str, Any] = {}
+    best_step: int = 0
+    metric: Metric = "wer"
+    held_out: str = ""  # which utterances had no say in the choice of the step, in a sentence
+    fingerprint: dict[str, Any] = {}
+    training: TrainingSet | None = None
+    audit: AuditRecord = AuditRecord()
+    git_commit: str | None = None
+    versions: dict[str, str] = {}
+    attempts: list[Attempt] = []
+    wandb_id: str | None = None
+    wandb: WandbPlace | None = None
+    trained_parameters: int = 0
+    stage_seconds: dict[str, float] = {}
+    diagnosis: list[Diagnosis] = []
+    wandb_unsent: bool = False
+    archived: Archived | None = None
+
+    @property
+    def diagnoses(self) -> str:
+        """All of them in one line."""
+        return "; ".join(f"{one.kind}: {one.told}" for one in self.diagnosis)

@@ -83,25 +83,21 @@ def describe(run: Path) -> str:
     """The state of a run from its files alone, in a few lines. Raises UserError where there is no run."""
     if not (run / "run.json").exists():
         raise UserError(f"{run} holds no run.json; give a run directory")
-    identity = read_json(run / "run.json")
-    told = [f"{run}: {identity['state']}" + (f" ({identity['reason']})" if identity["reason"] else "")]
+    identity = run_dir.read_run(run)
+    told = [f"{run}: {identity.state}" + (f" ({identity.reason})" if identity.reason else "")]
     path = run / "progress.json"
     values = _with_nan(read_json(path)) if path.exists() else {}
-    if identity["state"] == "running":
+    if identity.state == "running":
         told[0] += f", {_alive(run, values)}"
     if values.get("stage"):
-        told.append(
-            f"  {values['stage']}" if identity["state"] == "running" else f"  last: {values['stage']}"
-        )
+        told.append(f"  {values['stage']}" if identity.state == "running" else f"  last: {values['stage']}")
     if "loss" in values:
         told.append("  " + line(values))
     elif values.get("wers"):
         told.append("  " + _against(values))
     elif metrics := read_log(run / "metrics.jsonl"):  # of an older version
         last = metrics[-1]
-        told.append(
-            f"  step {last['step']:,} of {identity['config']['max_steps']:,}: loss {last['loss']:.4f}"
-        )
+        told.append(f"  step {last['step']:,} of {identity.config.max_steps:,}: loss {last['loss']:.4f}")
     if judged := run_dir.read_verdict(run):
         told.append(f"  verdict: {judged.verdict}. {judged.reason}")
     logs = sorted((run / "logs").glob("rank-*.log"))

@@ -24,14 +24,14 @@ from asrlora.errors import UserError
 from asrlora.record import ledger
 from asrlora.record.run_dir import (
     read_counts,
-    read_json,
     read_log,
     read_rates,
     read_verdict,
     step_folder,
     write_atomic,
 )
-from asrlora.record.schema import SetVerdict, Verdict
+from asrlora.record.run_dir import read_run as read_record
+from asrlora.record.schema import RunRecord, SetVerdict, Verdict
 from asrlora.score import selection, verdict
 from asrlora.score.bootstrap import Interval, interval, resample
 from asrlora.score.metric import Metric
@@ -62,7 +62,7 @@ class Run:
 
     name: str
     folder: Path
-    identity: dict[str, Any]
+    identity: RunRecord
     state: str  # one of STATES
     why: str  # the verdict's or the failure's reason
     criteria: verdict.Criteria
@@ -73,23 +73,23 @@ class Run:
 
     @property
     def metric(self) -> Metric:
-        return verdict.metric_of(self.identity)
+        return self.identity.metric
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        return {**flat(self.identity.get("fingerprint", {})), "metric": self.metric}
+        return {**flat(self.identity.fingerprint), "metric": self.metric}
 
     @property
     def settings(self) -> dict[str, Any]:
         """What may make the difference: the configuration, the training set, the processes, the code."""
         identity = self.identity
-        training = identity.get("training") or {}
+        config = identity.config.as_json()
         return {
-            **{k: v for k, v in identity["config"].items() if k not in RESUMABLE_SETTINGS | {"output_dir"}},
-            "training_content": training.get("content", "")[:12] or None,
-            "processes": identity.get("world_size"),
-            "launch": identity.get("launch"),
-            "git_commit": (identity.get("git_commit") or "")[:9] or None,
+            **{k: v for k, v in config.items() if k not in RESUMABLE_SETTINGS | {"output_dir"}},
+            "training_content": identity.training and identity.training.content[:12],
+            "processes": identity.world_size,
+            "launch": identity.launch,
+            "git_commit": (identity.git_commit or "")[:9] or None,
         }
 
     @property
@@ -146,11 +146,10 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def read_run(folder: Path) -> Run:
-    identity = read_json(folder / "run.json")
-    judged = read_verdict(folder)
+    identity, judged = read_record(folder), read_verdict(folder)
     metrics = read_log(folder / "metrics.jsonl")
-    best = (judged.best_step if judged else identity.get("best_step")) or 0
-    metric = verdict.metric_of(identity)
+    best = judged.best_step if judged else identity.best_step
+    metric = identity.metric
     evaluations = _evaluations(folder, metric)
     if judged is not None:
         scores = {name: _judged_score(one, metric) for name, one in judged.sets().items()}
@@ -163,7 +162,7 @@ def read_run(folder: Path) -> Run:
             0: {name: score.baseline for name, score in scores.items()},
             best: {name: score.rate for name, score in scores.items()},
         }
-    state = identity["state"]
+    state = identity.state
     return Run(
         name=folder.resolve().name,
         folder=folder,
@@ -180,11 +179,10 @@ def read_run(folder: Path) -> Run:
     )
 
 
-def _why(identity: Mapping[str, Any], judged: Verdict | None) -> str:
+def _why(identity: RunRecord, judged: Verdict | None) -> str:
     """The diagnosis where there is one, and the verdict's reason, or why the run has not ended."""
-    diagnosed = [f"{one['kind']}: {one['told']}" for one in identity.get("diagnosis") or ()]
-    reason = judged.reason if judged and identity["state"] == "complete" else identity["reason"]
-    return "; ".join([*diagnosed, *([reason] if reason else [])])
+    reason = judged.reason if judged and identity.state == "complete" else identity.reason
+    return "; ".join(filter(None, (identity.diagnoses, reason)))
 
 
 def _judged_score(one: SetVerdict, metric: Metric) -> Score:
@@ -361,13 +359,13 @@ def _run_data(run: Run, page: Path) -> dict[str, Any]:
         "report": _link(report, page) if report.exists() else None,
         "state": run.state,
         "why": run.why,
-        "command": identity["command"],
-        "started": identity["started"],
+        "command": identity.command,
+        "started": identity.started,
         "settings": run.settings,
         "scores": {name: asdict(score) for name, score in run.scores.items()},
         "best_step": run.best_step,
         "done": int(run.losses[-1][0]) if run.losses else max(run.evaluations, default=0),
-        "seconds": sum((identity.get("stage_seconds") or {}).values()) or None,
+        "seconds": sum(identity.stage_seconds.values()) or None,
         "loss": [steps, losses],
         "evaluations": [
             evaluated, *([run.evaluations[step].get(name) for step in evaluated] for name in SETS)

@@ -8,7 +8,7 @@ from typing import Any
 
 import jinja2
 
-from asrlora.record.run_dir import read_json, read_log, read_rates, write_atomic
+from asrlora.record.run_dir import read_log, read_rates, read_run, write_atomic
 from asrlora.record.schema import SetVerdict, Verdict, read
 from asrlora.report import alignment, figures
 from asrlora.score import breakdown, keyword_recall, selection
@@ -44,7 +44,7 @@ class Row:
 def write_report(run: Path) -> Path:
     """Draws run.json, metrics.jsonl, eval/, excerpts/ and verdict.json into report.html; returns its path."""
     judged = read(run / "verdict.json", Verdict)
-    identity = read_json(run / "run.json")
+    identity = read_run(run)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
         lstrip_blocks=True,

@@ -14,7 +14,7 @@ from typing import Any
 
 from asrlora.console import console
 from asrlora.errors import UserError
-from asrlora.record import diagnosis, run_dir
+from asrlora.record.run_dir import read_run
 from asrlora.record.schema import EvalScores, Scores, read
 from asrlora.score.metric import Metric
 from asrlora.storage import write_json
@@ -187,9 +187,9 @@ def outcome(sweep: Sweep) -> dict[str, Any]:
     }
     if best is not None and best.best.judged is not None:
         judged = best.best.judged
-        diagnoses = run_dir.read_json(best.best.trial.folder / "run.json").get("diagnosis", [])
+        diagnoses = read_run(best.best.trial.folder).diagnoses
         told["best"], told["verdict"] = str(best.best.trial.folder), judged.verdict
-        ways = [] if judged.accepted else [judged.reason, diagnosis.told(diagnoses)]
+        ways = [] if judged.accepted else [judged.reason, diagnoses]
         told["in_the_way"] = [way for way in ways if way]
     return told
 

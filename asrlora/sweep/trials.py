@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from asrlora.errors import UserError
-from asrlora.record import diagnosis, run_dir
-from asrlora.record.schema import Verdict, read
+from asrlora.record import run_dir
+from asrlora.record.schema import RunRecord, Verdict, read
 from asrlora.score import verdict
 from asrlora.score.metric import Metric
 from asrlora.score.wer import Tally
@@ -38,12 +38,13 @@ class Standing:
 
 
 def standing(trial: Trial, criteria: Criteria) -> Standing:
-    identity = _json(trial.folder / "run.json")
+    path = trial.folder / "run.json"
+    identity = read(path, RunRecord) if path.exists() else None
     attempts = (_json(trial.folder / ATTEMPTS) or {}).get("attempts", [])
     owner = Lease(trial.folder / CLAIM).owner()
     last = attempts[-1] if attempts else None
     why = (last or {}).get("told", "")
-    if identity is not None and identity["state"] == "complete":
+    if identity is not None and identity.state == "complete":
         return _finished(trial, identity, criteria)
     if (
         last is not None and last["ended"] is None and last["cause"]
@@ -57,33 +58,32 @@ def standing(trial: Trial, criteria: Criteria) -> Standing:
     elif last is not None:
         state = last["cause"]
     else:
-        state = "waiting" if identity is None else identity["state"]
+        state = "waiting" if identity is None else identity.state
     if identity is None:
         return Standing(trial, state, why=why)
     if state in ("failed", "given up"):
-        why = identity["reason"] or why
-        if told := diagnosis.told(identity.get("diagnosis", [])):
-            why += f" ({told})"
-    metrics, metric = run_dir.read_log(trial.folder / "metrics.jsonl"), verdict.metric_of(identity)
+        why = identity.reason or why
+        if identity.diagnosis:
+            why += f" ({identity.diagnoses})"
+    metrics, metric = run_dir.read_log(trial.folder / "metrics.jsonl"), identity.metric
     rates = run_dir.read_rates(trial.folder, metric)
     return Standing(
-        trial, state, metrics[-1]["step"] if metrics else 0, identity["config"]["max_steps"],
+        trial, state, metrics[-1]["step"] if metrics else 0, identity.config.max_steps,
         rates.get(0), rates.get(max(rates, default=0)), why=why, metric=metric,
     )  # fmt: skip
 
 
-def _finished(trial: Trial, identity: dict[str, Any], criteria: Criteria) -> Standing:
+def _finished(trial: Trial, identity: RunRecord, criteria: Criteria) -> Standing:
     judged = restate(read(trial.folder / "verdict.json", Verdict), criteria)
-    reason = identity["reason"] or ""
+    reason = identity.reason or ""
     sets = {name: one for name, one in judged.sets().items() if name in ("domain", "heldout")}
-    told = diagnosis.told(identity.get("diagnosis", []))
     metric = judged.metric
     return Standing(
         trial, "pruned" if reason.startswith(PRUNED) else "complete", judged.best_step,
-        identity["config"]["max_steps"],
+        identity.config.max_steps,
         {name: one.baseline(metric) for name, one in sets.items()},
         {name: one.tuned(metric) for name, one in sets.items()},
-        judged, "; ".join(part for part in (reason, told) if part), metric,
+        judged, "; ".join(part for part in (reason, identity.diagnoses) if part), metric,
     )  # fmt: skip
 
 
@@ -183,7 +183,7 @@ def _counts(one: Standing) -> dict[str, Tally]:
 
 def cost(run: Path) -> tuple[float, int]:
     """What a run took: audio-seconds trained on, weighted by the adapter's kind; then its parameters."""
-    identity = run_dir.read_json(run / "run.json")
+    identity = run_dir.read_run(run)
     seconds = sum(line["audio_seconds"] for line in run_dir.read_log(run / "metrics.jsonl"))
-    weight = DORA_COST if identity["config"].get("use_dora") else 1.0
-    return round(seconds * weight, 1), identity.get("trained_parameters", 0)
+    weight = DORA_COST if identity.config.use_dora else 1.0
+    return round(seconds * weight, 1), identity.trained_parameters

@@ -11,9 +11,8 @@ from typing import Any
 
 from asrlora.config import RunConfig
 from asrlora.errors import UserError
-from asrlora.record import run_dir
-from asrlora.record.run_dir import read_json, redacted
-from asrlora.record.schema import Verdict
+from asrlora.record.run_dir import RunDirectory, read_run, redacted
+from asrlora.record.schema import RunRecord, Verdict, WandbPlace
 from asrlora.score.metric import KEYS, Metric, tally
 
 PROJECT = "asrlora"
@@ -61,7 +60,7 @@ class Tracker:
             self.lost = True
 
 
-def start(config: RunConfig, identity: Mapping[str, Any], tags: Sequence[str]) -> Any:
+def start(config: RunConfig, identity: RunRecord, tags: Sequence[str]) -> Any:
     """W&B's run for the run that `identity`, its run.json, describes; None where switched off.
 
     Where neither --wandb-mode nor the environment says how: online where logged in. A server that does not
@@ -130,13 +129,13 @@ def _say(message: str) -> None:
     print(f"W&B: {redacted(message)}", file=sys.stderr, flush=True)
 
 
-def _earlier_id(folder: Path, identity: Mapping[str, Any]) -> str | None:
+def _earlier_id(folder: Path, identity: RunRecord) -> str | None:
     """The id of this directory's W&B run; none for a copy of a directory that is still there."""
-    earlier: str | None = identity.get("wandb_id")
-    original = Path(identity.get("wandb", {}).get("folder", folder))
+    earlier = identity.wandb_id
+    original = Path(identity.wandb.folder if identity.wandb else folder)
     if earlier and original != folder.resolve() and (original / "run.json").exists():
         with contextlib.suppress(UserError):
-            if read_json(original / "run.json").get("wandb_id") == earlier:
+            if read_run(original).wandb_id == earlier:
                 _say(
                     f"{folder} is a copy of {original}, whose run {earlier} it must not share; it gets its"
                     " own"
@@ -145,24 +144,27 @@ def _earlier_id(folder: Path, identity: Mapping[str, Any]) -> str | None:
     return earlier
 
 
-def place(config: RunConfig, run: Any) -> dict[str, Any]:
+def place(config: RunConfig, run: Any) -> WandbPlace:
     """What run.json holds beside the id of a W&B run, so that later attempts find it."""
     folder = str(config.output_dir.resolve())
-    return {"project": run.project, "entity": run.entity or None, "folder": folder}
+    return WandbPlace(project=run.project, entity=run.entity or None, folder=folder)
 
 
-def _start(config: RunConfig, identity: Mapping[str, Any], tags: Sequence[str], mode: str | None) -> Any:
+def _start(config: RunConfig, identity: RunRecord, tags: Sequence[str], mode: str | None) -> Any:
     os.environ.setdefault("WANDB_SILENT", "true")
     import wandb
 
     environment = os.environ
-    before = identity.get("wandb", {"project": PROJECT} if identity.get("wandb_id") else {})
+    before = identity.wandb
+    project, entity = (before.project, before.entity) if before else (None, None)
+    if before is None and identity.wandb_id:  # of a version that did not keep its project
+        project = PROJECT
     mode = mode or ("online" if _logged_in() else "offline")
     earlier = _earlier_id(config.output_dir, identity)
     named = [tag for tag in environment.get("WANDB_TAGS", "").split(",") if tag]
     settings: dict[str, Any] = {
-        "project": before.get("project") or environment.get("WANDB_PROJECT") or PROJECT,
-        "entity": before.get("entity") or environment.get("WANDB_ENTITY") or None,
+        "project": project or environment.get("WANDB_PROJECT") or PROJECT,
+        "entity": entity or environment.get("WANDB_ENTITY") or None,
         "name": environment.get("WANDB_NAME") or config.output_dir.resolve().name,
         "dir": config.output_dir,
         "group": environment.get("WANDB_RUN_GROUP") or environment.get("ASRLORA_SWEEP"),
@@ -171,12 +173,12 @@ def _start(config: RunConfig, identity: Mapping[str, Any], tags: Sequence[str], 
         "id": earlier,
         "resume": "allow" if earlier else None,
         "config": {
-            **identity["config"],
-            "fingerprint": identity["fingerprint"],
-            "git_commit": identity["git_commit"],
-            "command": identity["command"],
-            "world_size": identity["world_size"],
-            "launch": identity["launch"],
+            **identity.config.as_json(),
+            "fingerprint": identity.fingerprint,
+            "git_commit": identity.git_commit,
+            "command": identity.command,
+            "world_size": identity.world_size,
+            "launch": identity.launch,
             "slurm": {name: os.environ[name] for name in SLURM if name in os.environ},
         },
         "settings": wandb.Settings(
@@ -312,9 +314,8 @@ def sync(runs: Sequence[Path], dry_run: bool = False) -> int:
     with _without(*IDENTITY, *PLACE, "WANDB_MODE", "WANDB_DISABLED", "WANDB_SWEEP_ID", "WANDB_PROJECT"):
         code = subprocess.run([*words, *(["--dry-run"] if dry_run else []), *paths]).returncode
     for run in runs:
-        identity = read_json(run / "run.json")
-        if code == 0 and not dry_run and identity.get("wandb_unsent"):
-            kept = run_dir.RunRecord.reopen(run)
+        if code == 0 and not dry_run and read_run(run).wandb_unsent:
+            kept = RunDirectory.reopen(run)
             kept.update(wandb_unsent=False)
             kept.lock.close()
     return code
@@ -322,7 +323,7 @@ def sync(runs: Sequence[Path], dry_run: bool = False) -> int:
 
 def unsent(run: Path) -> list[Path]:
     """W&B's folders of a run that no server has: offline ones, and online ones that were cut off."""
-    cut_off = read_json(run / "run.json").get("wandb_unsent")
+    cut_off = read_run(run).wandb_unsent
     kinds = ["offline-run-*", *(["run-*"] if cut_off else [])]
     found = [path for kind in kinds for path in sorted((run / "wandb").glob(kind)) if path.is_dir()]
     return [path.resolve() for path in found if not list(path.glob("*.synced"))]

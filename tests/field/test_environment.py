@@ -15,11 +15,14 @@ from asrlora import train
 from asrlora.config import RunConfig
 from asrlora.errors import exit_code
 from asrlora.record import run_dir
+from asrlora.record.schema import RunRecord
+from asrlora.storage import write_json
 from asrlora.tracking import sinks
 from conftest import ROOT
 
 IDENTITY: dict[str, Any] = {
-    "config": {}, "fingerprint": {}, "git_commit": None, "command": "", "world_size": 1, "launch": "DDP",
+    "run_id": "run", "state": "running", "started": "2026-11-25T12:00:00+00:00", "command": "",
+    "config": {"max_steps": 4}, "fingerprint": {}, "git_commit": None, "world_size": 1, "launch": "DDP",
 }  # fmt: skip
 
 
@@ -44,11 +47,11 @@ def attempt(folder: Path, told: dict[str, Any] | None = None, mode: str | None =
     """
     kept = {**IDENTITY, **(told or {})}
     folder.mkdir(exist_ok=True)
-    run = sinks.start(config(folder, mode), kept, ["moonshine"])
+    identity = RunRecord.model_validate(kept)
+    run = sinks.start(config(folder, mode), identity, ["moonshine"])
     if run is not None:
-        run_dir.write_atomic(folder / "run.json", "{}")
-        now = {"wandb_id": run.id, "wandb": sinks.place(config(folder), run)}
-        run_dir.write_atomic(folder / "run.json", run_dir.json.dumps(now))
+        now = identity.changed(wandb_id=run.id, wandb=sinks.place(config(folder), run))
+        write_json(folder / "run.json", now.as_json())
         sinks.finish(sinks.Tracker(run))
     return run
 
@@ -200,8 +203,8 @@ def test_sync_sends_a_run_as_it_was_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: wandb_server.Server
 ) -> None:
     monkeypatch.setenv("WANDB_PROJECT", "first")
-    run = sinks.start(config(tmp_path), IDENTITY, [])
-    run_dir.write_atomic(tmp_path / "run.json", "{}")
+    run = sinks.start(config(tmp_path), RunRecord.model_validate(IDENTITY), [])
+    write_json(tmp_path / "run.json", IDENTITY)
     tracker = sinks.Tracker(run)
     tracker.log(1, {"train/loss": 2.0})
     sinks.finish(tracker)

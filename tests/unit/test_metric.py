@@ -22,7 +22,7 @@ SAID = "我们星期三十点在 harbour 出发"  # 10 characters of Chinese and
 
 def write_run(folder: Path, metric: Metric, count: int = 200) -> Path:
     """The baseline writes two characters of each domain sentence wrong, step 2 one of every tenth."""
-    run = run_dir.RunRecord.create(
+    run = run_dir.RunDirectory.create(
         folder, command="uv run python asrlora/train.py", config={"max_steps": 2, "learning_rate": 1e-4,
         "manifest_path": "d.jsonl"}, fingerprint={"base": "b", "metric": metric}, metric=metric,
         world_size=1, launch="one process", training={"set": "9 utterances kept", "content": "0"},

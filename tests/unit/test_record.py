@@ -24,9 +24,9 @@ def scored(identity: str, reference: str, hypothesis: str, speaker: str | None =
     return score(identity, reference, hypothesis, text.normaliser(None, "en"), speaker, 1.0)
 
 
-def make_run(folder: Path, best_step: int = 2, **fingerprint: Any) -> run_dir.RunRecord:
+def make_run(folder: Path, best_step: int = 2, **fingerprint: Any) -> run_dir.RunDirectory:
     """A finished run: the baseline has 40 wrong words of 120, step 2 has none."""
-    run = run_dir.RunRecord.create(
+    run = run_dir.RunDirectory.create(
         folder,
         command="uv run python asrlora/train.py --max-steps 4",
         config=CONFIG, fingerprint={"base": "b"}, world_size=1, launch="one process",
@@ -140,7 +140,7 @@ def test_a_run_directory_is_not_taken_twice(tmp_path: Path) -> None:
 def test_the_ledger_keeps_failures_with_their_reason(tmp_path: Path) -> None:
     make_run(tmp_path / "runs" / "good")
     judge(tmp_path / "runs" / "good")
-    failed = run_dir.RunRecord.create(
+    failed = run_dir.RunDirectory.create(
         tmp_path / "runs" / "bad", command="uv run python asrlora/train.py", config=CONFIG
     )
     failed.end("failed", "FloatingPointError: the loss of step 3 is nan")
@@ -171,7 +171,7 @@ def test_many_that_draw_the_ledger_at_once_lose_nothing(tmp_path: Path) -> None:
     runs = []
     for number in range(8):
         runs.append(tmp_path / f"run{number}")
-        run_dir.RunRecord.create(runs[-1], command=f"uv run {number}", config=CONFIG)
+        run_dir.RunDirectory.create(runs[-1], command=f"uv run {number}", config=CONFIG)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda run: ledger.write_matrix(page, tmp_path / "a.md", [run]), runs))
@@ -185,7 +185,7 @@ def test_many_runs_are_drawn_once_each(tmp_path: Path) -> None:
     for number in range(1, 50):
         folder = tmp_path / "runs" / str(number)
         folder.mkdir()
-        (folder / "run.json").write_text(json.dumps({**made.identity, "run_id": str(number)}))
+        (folder / "run.json").write_text(json.dumps({**made.identity.as_json(), "run_id": str(number)}))
         shutil.copy(tmp_path / "runs" / "0" / "verdict.json", folder)
     page = tmp_path / "page.md"
     page.write_text(f"{ledger.BEGIN}\n{ledger.END}\n")
@@ -231,12 +231,12 @@ def test_the_report_is_one_page_with_the_figures(tmp_path: Path) -> None:
 
 
 def test_two_attempts_at_once_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_dir, "LEFT_BEHIND", 0.0)
-    first = run_dir.RunRecord.create(tmp_path / "run")
+    monkeypatch.setattr(run_dir, "LOCK_TIMEOUT", 0.0)
+    first = run_dir.RunDirectory.create(tmp_path / "run", command="uv run", config=CONFIG)
     with pytest.raises(UserError, match="in use by another attempt"):
-        run_dir.RunRecord.reopen(tmp_path / "run")
+        run_dir.RunDirectory.reopen(tmp_path / "run")
     first.end("preempted", None)
-    run_dir.RunRecord.reopen(tmp_path / "run").end("complete", None)
+    run_dir.RunDirectory.reopen(tmp_path / "run").end("complete", None)
 
 
 def strictly(text: str) -> Any:
@@ -248,7 +248,7 @@ def test_what_is_not_finite_is_null_in_every_file_and_nan_when_read(tmp_path: Pa
     run = make_run(tmp_path / "run")
     run.log({"step": 2, "loss": math.nan, "grad_norm": math.inf})
     run.log({"step": 2, "told": "not finite", "values": [math.nan, 1.5]}, "nonfinite.jsonl")
-    run.update(diagnosis=[{"margin": math.inf}])
+    run.update(audit={"sets": {"domain": {"margin": math.inf}}})
     run.write_evaluation(
         4, {"domain": []}, Scores(step=4, domain={"wer": math.nan, "interval": (math.nan, 1.0)})
     )
@@ -262,7 +262,7 @@ def test_what_is_not_finite_is_null_in_every_file_and_nan_when_read(tmp_path: Pa
     assert math.isnan(run_dir.read_log(run.folder / "metrics.jsonl")[-1]["loss"])
     assert math.isnan(run_dir.read_scores(run.folder)[4].sets["domain"].wer)
     assert "loss nan nats per token" in status.describe(run.folder)
-    assert diagnosis.of_run(run.folder)[0]["kind"] == "diverged"
+    assert diagnosis.of_run(run.folder)[0].kind == "diverged"
     judge(run.folder)
     write_report(run.folder)
 

@@ -136,7 +136,8 @@ criteria = {"min_domain_reduction": 0.01, "max_heldout_regression": 0.002}
     {"verdict": "inconclusive", "criteria": criteria, "domain": part, "heldout": None, "best_step": 4,
      "reason": "made up"}))
 (run / "run.json").write_text(json.dumps(
-    {"state": "complete", "reason": None, "config": {"max_steps": 4}, "run_id": run.name}))
+    {"state": "complete", "reason": None, "config": {"max_steps": 4}, "run_id": run.name, "started": "",
+     "command": ""}))
 """
 
 
@@ -313,7 +314,8 @@ def test_ends_by_slurm_are_told_apart(told: dict[str, str], cause: str) -> None:
 def standing(tmp_path: Path, name: str, domain: float, heldout: float, seconds: float) -> trials.Standing:
     folder = tmp_path / name
     folder.mkdir()
-    (folder / "run.json").write_text(json.dumps({"config": {}, "trained_parameters": 5}))
+    made = {"run_id": name, "state": "complete", "started": "", "command": "", "config": {"max_steps": 1}}
+    (folder / "run.json").write_text(json.dumps({**made, "trained_parameters": 5}))
     (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "audio_seconds": seconds}) + "\n")
     lines = [
         {"id": i, "substitutions": int(i < 1000 * domain), "deletions": 0, "insertions": 0, "words": 1}

@@ -15,7 +15,7 @@ from conftest import ROOT
 sys.path.append(str(ROOT / "tools"))
 import schemas
 
-KINDS: dict[str, type[schema.Record]] = {"verdict.json": schema.Verdict}
+KINDS: dict[str, type[schema.Record]] = {"verdict.json": schema.Verdict, "run.json": schema.RunRecord}
 OLD = [path for name in KINDS for path in sorted((ROOT / "docs" / "runs").rglob(name))]
 
 
