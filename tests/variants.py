@@ -1,6 +1,6 @@
 """Runs the tests as other processors would, variant after variant, and prints a table. `make test-variants`.
 
-    uv run python tests/variants.py [--all] [PYTEST ARGUMENTS, such as tests/unit/test_families.py or -m slow]
+    uv run python tests/variants.py [--all] [PYTEST ARGUMENTS, such as tests/unit/models or -m slow]
 
 A result may depend on the order in which a processor sums, that is on its vector length (torch's kernels obey
 ATEN_CPU_CAPABILITY, oneDNN's obey DNNL_MAX_CPU_ISA) and on the number of threads. No verdict of a test may.

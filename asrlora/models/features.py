@@ -1,8 +1,8 @@
 """What models are given of waves: for a whole batch at once, in fp32, on the device that the waves are on.
 
 Transformers' feature extractors do the same by NumPy on the CPU, which would bring the waves of every step
-there and back; tests/unit/test_features.py compares. The extractor says with which numbers. Its `dither`
-(0 in every published model) is left out: it draws noise from an unseeded source.
+there and back; test_features.py compares. The extractor says with which numbers. Its `dither` (0 in every
+published model) is left out: it draws noise from an unseeded source.
 
 Shapes: B utterances, T samples, M mel bins, F frames.
 """

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from adapting import config, tones
 
 import parts
+from adapting import config, tones
 from asrlora.data import loader
 from asrlora.data.loader import Batch, pack
 from asrlora.engine import runtime as runtimes

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from adapting import config, train_on_noise
 from transformers import MoonshineForConditionalGeneration
 
+from adapting import config, train_on_noise
 from asrlora import cli
 from asrlora.data import loader
 from asrlora.data.audio import read_audio

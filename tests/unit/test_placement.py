@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapting import config
 
+from adapting import config
 from asrlora.engine import inference
 from asrlora.engine import runtime as runtimes
 from asrlora.models import adapters, registry

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from adapting import config
 
 import tiny
+from adapting import config
 from asrlora.data import loader, plan
 from asrlora.data.audit import checks
 from asrlora.data.augment import Augment

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapting import attach, tones
 
 import fake_cuda
 import tiny
+from adapting import attach, tones
 from asrlora.models import ctc, objective, registry
 from asrlora.models.family import Base, Lengths
 

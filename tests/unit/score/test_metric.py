@@ -83,7 +83,7 @@ def test_by_words_the_sections_are_as_they_always_were(tmp_path: Path) -> None:
 
 def test_records_of_earlier_versions_are_by_words() -> None:
     for name in ("demo-seed1", "predecessor-recipe"):
-        folder = Path(__file__).parents[2] / "docs" / "runs" / name
+        folder = Path(__file__).parents[3] / "docs" / "runs" / name
         judged = run_dir.read_json(folder / "verdict.json")
         assert "metric" not in judged
         assert verdict.metric_of(judged) == "wer"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapting import SECONDS, TEXTS, attach, tones, train_on_tones
 
 import tiny
+from adapting import SECONDS, TEXTS, attach, tones, train_on_tones
 from asrlora.config import RunConfig
 from asrlora.errors import UserError
 from asrlora.models import adapters, ctc, decode, hub, moonshine, objective, registry, whisper

@@ -3,11 +3,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapting import config, noise, train_on_noise
 from safetensors.torch import load_file
 
 import fake_cuda
 import tiny
+from adapting import config, noise, train_on_noise
 from asrlora.errors import UserError
 from asrlora.models import adapters, hub, objective, registry
 from conftest import BASE
