@@ -1,7 +1,7 @@
-"""How many CPUs and which GPUs this process may use, whoever has allotted them. Needs no torch.
+"""How many CPUs and which GPUs this process may use, by every limit that is set for it.
 
-A process that starts as many threads as the machine has cores is slow wherever it has only some of them: in
-a container, under Slurm, beside another trial of the same sweep, as one of several ranks. So every number of
+A process that starts as many threads as the machine has cores is slow where it has only some of them: in a
+container, under Slurm, beside another trial of the same sweep, as one of several ranks. So every number of
 threads in this project comes from `of_process`.
 """
 
@@ -20,17 +20,16 @@ from asrlora.errors import UserError
 
 CPUS = "ASRLORA_CPUS"  # CPUs of a launch on this machine; `sweep run --jobs` sets it for each of its trials
 LOADERS = 4  # threads that read ahead, at most; one reads some 3,000 audio-s/s
-LAUNCHERS = ("torch.distributed.run", "torch.distributed.launch")  # as modules: python -m NAME
+LAUNCHERS = {"torchrun", "torch.distributed.run", "torch.distributed.launch"}  # or accelerate launch
 WAITING = {  # how threads of OpenMP wait for each other, unless the user says otherwise
     "OMP_WAIT_POLICY": "passive",
-    # libgomp, torch's own: looks so often before it sleeps (some 50 µs), where its default is 300,000 times
-    "GOMP_SPINCOUNT": "1000",
+    "GOMP_SPINCOUNT": "1000",  # of libgomp, torch's own: some 50 µs before a thread sleeps; default 300,000
 }
 
 
 @dataclass(frozen=True)
 class Allocation:
-    """The CPUs of this process, what they are spent on, and why there are so many."""
+    """The CPUs of this process, what they are used for, and which limit decided."""
 
     cpus: int
     torch_threads: int  # compute
@@ -39,9 +38,11 @@ class Allocation:
     reason: str
 
     def describe(self) -> str:
+        """The numbers of threads, and the reason, as a run prints them."""
         return f"{self.torch_threads} to compute, {self.loader_threads} to read ({self.reason})"
 
     def as_json(self) -> dict[str, Any]:
+        """The fields, as run.json has them."""
         return asdict(self)
 
 
@@ -53,34 +54,34 @@ def of_process(
 ) -> Allocation:
     """What this process may use: the smallest of all limits, divided among the ranks of this machine.
 
-    `on_gpu`: torch computes there, so that more threads can read. The other parameters stand for the machine
-    (`root` holds proc/ and sys/). Raises UserError where a variable of the environment holds no number.
+    With `on_gpu` torch computes there, so more threads can read. The other parameters replace the machine's
+    own in tests (`root` holds proc/ and sys/). Raises UserError where a variable of the environment holds no
+    number.
     """
-    given = _as_the_launcher_was_started() if environment is None else environment
+    users = _users_environment() if environment is None else environment
     environment = os.environ if environment is None else environment
     allowed = os.sched_getaffinity(0) if affinity is None else affinity
     limits = [*_jobs(environment), *_slurm(environment), *_quota(root), _cores(allowed, root)]
     everything, reason = min(limits, key=lambda limit: limit[0])
     ranks = _ranks(environment)
     cpus = max(1, everything // ranks)
-    told = f"{_plural(everything, 'CPU')}: {reason}"
+    reason = f"{_plural(everything, 'CPU')}: {reason}"
     if ranks > 1:
-        told += f"; {ranks} ranks on this machine"
+        reason += f"; {ranks} ranks on this machine"
     loaders = min(LOADERS, max(1, cpus - 1 if on_gpu else cpus // 8))
-    # on few CPUs a thread that reads is worth no CPU of its own: it needs 3 to 7 % of one
+    # on few CPUs a thread that reads gets no CPU of its own: it needs 3 to 7 % of one
     computing = cpus - loaders if cpus >= 8 or (on_gpu and cpus > 1) else cpus
-    users = _users_threads(given)
-    if users is not None:
-        computing, said = users
-        told += f"; {said}: so many threads compute"
-    return Allocation(cpus, computing, loaders, everything, told)
+    if threads := users.get("OMP_NUM_THREADS", "").split(",")[0]:  # a list is by level of nesting
+        computing = _number({"OMP_NUM_THREADS": threads}, "OMP_NUM_THREADS")
+        reason += f"; OMP_NUM_THREADS={threads}: so many threads compute"
+    return Allocation(cpus, computing, loaders, everything, reason)
 
 
 def wait_passively() -> None:
-    """Lets threads that wait for each other sleep. To be called before torch is imported: OpenMP reads the
-    environment when it is loaded. What the user has set stays.
+    """Lets threads that wait for each other sleep, unless the user has set it.
 
-    By default they spin for milliseconds, on cores that another process may need to get done.
+    By default they spin for milliseconds, on cores that another process may need. To be called before torch
+    is imported: OpenMP reads the environment when it is loaded.
     """
     if not WAITING.keys() & os.environ.keys():
         os.environ.update(WAITING)
@@ -114,8 +115,10 @@ def shares(
 
 
 def gpus(environment: Mapping[str, str] | None = None) -> list[str]:
-    """The GPUs that CUDA would see, as CUDA_VISIBLE_DEVICES names them: by number, or by UUID where it
-    does so, and parts of a GPU (MIG) in its place. Asks nvidia-smi where nothing is set."""
+    """The GPUs (or parts, MIG) that CUDA would see, by number or UUID as in CUDA_VISIBLE_DEVICES.
+
+    Where that variable is not set, those that nvidia-smi lists.
+    """
     environment = os.environ if environment is None else environment
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
@@ -125,14 +128,14 @@ def gpus(environment: Mapping[str, str] | None = None) -> list[str]:
             ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=True, env=environment
         )
     except (OSError, subprocess.SubprocessError):
-        return [str(n) for n, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
+        return [str(number) for number, _ in enumerate(Path("/proc/driver/nvidia/gpus").glob("*"))]
     return parse_devices(asked.stdout)
 
 
-def parse_devices(told: str) -> list[str]:
-    """The devices in the answer of `nvidia-smi -L`."""
+def parse_devices(listing: str) -> list[str]:
+    """The devices that `nvidia-smi -L` has listed."""
     found: list[list[str]] = []
-    for line in told.splitlines():
+    for line in listing.splitlines():
         if gpu := re.match(r"GPU (\d+):", line):
             found.append([gpu[1]])
         elif (part := re.search(r"UUID: (MIG-[^)\s]+)", line)) and found:
@@ -141,16 +144,14 @@ def parse_devices(told: str) -> list[str]:
 
 
 def _until_unknown(names: Sequence[str]) -> Iterator[str]:
-    """CUDA takes no device that stands behind one which it does not know, such as -1 or NoDevFiles."""
+    """CUDA ignores all devices after one that it does not know, such as -1 or NoDevFiles."""
     for name in map(str.strip, names):
         if not (name.isdecimal() or name.startswith(("GPU-", "MIG-"))):
             return
         yield name
 
 
-# limits: a number of CPUs, and where it comes from
-
-Limit = tuple[int, str]
+Limit = tuple[int, str]  # a number of CPUs, and where it comes from
 
 
 def _jobs(environment: Mapping[str, str]) -> Iterator[Limit]:
@@ -160,7 +161,7 @@ def _jobs(environment: Mapping[str, str]) -> Iterator[Limit]:
 
 
 def _slurm(environment: Mapping[str, str]) -> Iterator[Limit]:
-    """A batch script has the CPUs of all its tasks on this node, a task of srun has its own."""
+    """A batch script has the CPUs of all its tasks on this node; a task of srun has its own."""
     tasks = _slurm_tasks(environment)
     if "SLURM_CPUS_PER_TASK" in environment:
         each = _number(environment, "SLURM_CPUS_PER_TASK")
@@ -196,7 +197,7 @@ def _slurm_tasks(environment: Mapping[str, str]) -> int:
 
 
 def _ranks(environment: Mapping[str, str]) -> int:
-    """The ranks that share this machine's part; 1 where each is a task of srun and has a part of its own."""
+    """The ranks that share the limit; 1 where each is a task of srun, with a limit of its own."""
     ranks = _number(environment, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in environment else 1
     by_launcher = "TORCHELASTIC_RUN_ID" in environment or "SLURM_STEP_ID" not in environment
     return ranks if by_launcher or _slurm_tasks(environment) != ranks else 1
@@ -261,22 +262,11 @@ def _cores(allowed: Collection[int], root: Path) -> Limit:
     return max(1, len(cores)), f"physical cores of the {_plural(len(allowed), 'CPU')} this process may run on"
 
 
-# what the user has said
-
-
-def _users_threads(environment: Mapping[str, str]) -> tuple[int, str] | None:
-    """OMP_NUM_THREADS, of its list the first number, as the user has set it."""
-    if not environment.get("OMP_NUM_THREADS"):
-        return None
-    first = environment["OMP_NUM_THREADS"].split(",")[0]
-    return _number({"OMP_NUM_THREADS": first}, "OMP_NUM_THREADS"), f"OMP_NUM_THREADS={first}"
-
-
-def _as_the_launcher_was_started() -> Mapping[str, str]:
+def _users_environment() -> Mapping[str, str]:
     """The environment as the user has set it.
 
-    `accelerate launch` and torchrun give OMP_NUM_THREADS to their ranks by themselves, so there it is read
-    from the launcher: what stands in /proc is what it was started with.
+    `accelerate launch` and torchrun set OMP_NUM_THREADS for their ranks, so there it is the launcher's own:
+    /proc has the one that it was started with.
     """
     if not os.environ.keys() & {"TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION", "LOCAL_WORLD_SIZE"}:
         return os.environ
@@ -289,16 +279,12 @@ def _as_the_launcher_was_started() -> Mapping[str, str]:
                 continue
             threads = _flag(words, "num_cpu_threads_per_process")
             return {**parent.environ(), **({"OMP_NUM_THREADS": threads} if threads else {})}
-    return {}  # it is gone, or not ours to look at: what it has set is no word of the user's
+    return {}  # no launcher is left to be read, and what it has set is not the user's
 
 
 def _is_launcher(words: Sequence[str]) -> bool:
     names = [Path(word).name for word in words]
-    return (
-        any(one == "accelerate" and two == "launch" for one, two in itertools.pairwise(names))
-        or "torchrun" in names[:2]
-        or any(name in LAUNCHERS for name in names[:4])
-    )
+    return ("accelerate", "launch") in itertools.pairwise(names) or not LAUNCHERS.isdisjoint(names[:4])
 
 
 def _flag(words: Sequence[str], name: str) -> str | None:

@@ -31,13 +31,13 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
+    return exit_code(lambda: _run(arguments))
 
-    def run() -> int:
-        allocation.wait_passively()
-        args = parser().parse_args(arguments)
-        return int(args.run(args))
 
-    return exit_code(run)
+def _run(arguments: Sequence[str]) -> int:
+    allocation.wait_passively()
+    args = parser().parse_args(arguments)
+    return int(args.run(args))
 
 
 def parser() -> Parser:

@@ -1,4 +1,4 @@
-"""The settings of a run: one typed model, filled from a YAML file and from flags (flags win)."""
+"""The settings of a run: one typed model, read from a YAML file and from flags (flags win)."""
 
 import argparse
 import re
@@ -35,7 +35,7 @@ def _split(value: Any) -> Any:
     return [part for part in value.split(",") if part] if isinstance(value, str) else value
 
 
-def _place(value: Any) -> Any:
+def _path_or_url(value: Any) -> Any:
     return Path(value) if isinstance(value, str) and "://" not in value else value
 
 
@@ -50,11 +50,12 @@ def _paths(value: Any) -> Any:
 
 
 def _one_or_all(paths: tuple[Path, ...]) -> str | list[str] | None:
-    """A single path is recorded as itself, as it always was."""
+    """A single path is recorded as a str, as it was before there could be several."""
     return [str(path) for path in paths] if len(paths) > 1 else str(paths[0]) if paths else None
 
 
-Place = Annotated[Path | str, pydantic.BeforeValidator(_place)]  # a str is an address: Path would spoil it
+# a URL stays a str: Path would make one slash of its two
+PathOrUrl = Annotated[Path | str, pydantic.BeforeValidator(_path_or_url)]
 Paths = Annotated[
     tuple[Path, ...],
     pydantic.BeforeValidator(_paths),
@@ -72,7 +73,7 @@ class RunConfig(pydantic.BaseModel):
     language: str = Field(
         "en", pattern=r"^[a-z]{2,3}$", description="language of multilingual Whisper models, such as de"
     )
-    dataset_path: Place = Field(
+    dataset_path: PathOrUrl = Field(
         description="training manifest (JSONL), folder of shards, or its s3:// address"
     )
     manifest_path: Path = Field(description="domain manifest: its WER must fall")
@@ -84,13 +85,16 @@ class RunConfig(pydantic.BaseModel):
     report_manifest: Literal["auto", "none"] | Path = Field(
         "auto",
         union_mode="left_to_right",
-        description="domain utterances that have no say in which step is best: a manifest of them, auto"
+        description="domain utterances that do not select the best step: a manifest of them, auto"
         " (half of a domain manifest of 400 or more), or none",
     )
     expect_baseline: float | None = Field(
-        None, ge=0, lt=5, description="known domain WER (or --metric) of the base, a fraction such as 0.1168:"
-        " no step is trained unless the base reproduces it",
-    )  # fmt: skip
+        None,
+        ge=0,
+        lt=5,
+        description="known domain WER (or --metric) of the base, a fraction such as 0.1168: no step is"
+        " trained unless the base reproduces it",
+    )
     baseline_tolerance: float = Field(
         0.001, ge=0, lt=1, description="how far the base may be from --expect-baseline, a fraction"
     )
@@ -129,7 +133,7 @@ class RunConfig(pydantic.BaseModel):
         "stop",
         description="damaged training samples: stop, or read all before the first step and skip those",
     )
-    replay_path: Place | None = Field(
+    replay_path: PathOrUrl | None = Field(
         None, description="general data mixed into the training set (manifest or shards), against forgetting"
     )
     replay_ratio: float = Field(0.2, gt=0, lt=1, description="share of replayed utterances in every epoch")
@@ -160,9 +164,11 @@ class RunConfig(pydantic.BaseModel):
         0.01, ge=0, lt=1, description="by how much the domain WER must fall for an accept, a fraction"
     )
     max_heldout_regression: float = Field(
-        0.002, ge=0, lt=1, description="by how much a heldout WER may rise: a step past it is never the best"
-        " adapter; a fraction",
-    )  # fmt: skip
+        0.002,
+        ge=0,
+        lt=1,
+        description="by how much a heldout WER may rise, a fraction: a step past it is never the best one",
+    )
     wer_stop_threshold: float | None = Field(
         None,
         gt=0,
@@ -190,7 +196,7 @@ class RunConfig(pydantic.BaseModel):
         " written without spaces between words, such as zh, ja or th, else wer",
     )
     domain_words: Path | None = Field(
-        None, description="words whose recall is told, one a line; default: found, see --general-text"
+        None, description="words whose recall is reported, one a line; default: found, see --general-text"
     )
     general_text: Path | None = Field(
         None,
@@ -207,7 +213,7 @@ class RunConfig(pydantic.BaseModel):
     )
     keep_checkpoints: Count = Field(2, description="older checkpoints are deleted")
     resume: Literal["never", "auto"] = Field(
-        "never", description="auto: go on with the run in --output-dir where there is one, else start it"
+        "never", description="auto: resume the run in --output-dir if there is one, else start it"
     )
     max_minutes: float | None = Field(
         None, gt=0, description="save, and end with exit code 75, before this many minutes are over"
@@ -216,13 +222,16 @@ class RunConfig(pydantic.BaseModel):
         3, description="fail after this many steps in a row without a finite loss and gradient"
     )
     heartbeat_timeout: float = Field(
-        60.0, ge=5, description="a rank without a heartbeat for so long is dead: the run ends and names it,"
-        " seconds",
-    )  # fmt: skip
+        60.0,
+        ge=5,
+        description="a rank without a heartbeat for so long is dead: the run ends and names it, seconds",
+    )
     work_timeout: float = Field(
-        600.0, ge=5, description="a rank hangs that takes longer for one piece of its work (reading a batch,"
-        " computing a loss), or to come where the others wait for it, seconds",
-    )  # fmt: skip
+        600.0,
+        ge=5,
+        description="a rank hangs if it takes longer for one piece of its work (reading a batch, computing a"
+        " loss), or to reach the point where the others wait for it, seconds",
+    )
     report_audio: bool = Field(
         True, description="keep the audio of the utterances that report.html shows, and put it into the page"
     )
@@ -282,6 +291,7 @@ class RunConfig(pydantic.BaseModel):
         return {"batch_size": self.batch_size or 1}
 
     def evaluates_at(self, step: int) -> bool:
+        """Every eval_interval steps, and after the last one."""
         return step % self.eval_interval == 0 or step == self.max_steps
 
     def saves_at(self, step: int) -> bool:
@@ -289,9 +299,9 @@ class RunConfig(pydantic.BaseModel):
         return self.evaluates_at(step) or (self.save_interval is not None and step % self.save_interval == 0)
 
     def differences(self, other: dict[str, Any]) -> list[str]:
-        """What an attempt to resume a run must not change, and does: one sentence a setting.
+        """Which settings differ from those of the run to resume, though they must not: one sentence each.
 
-        A setting that the run's version did not have yet was at its default.
+        A setting that the run's version of this program did not have was at its default.
         """
         ours = self.model_dump(mode="json")
         fields = type(self).model_fields
@@ -310,7 +320,7 @@ class RunConfig(pydantic.BaseModel):
 
 
 def parse_run(argv: Sequence[str] | None = None, prog: str = "asrlora/train.py") -> RunConfig:
-    """Reads `--config FILE` and flags. Raises UserError naming the flag or key and the mend."""
+    """Reads `--config FILE` and flags. Raises UserError naming the flag or key and how to correct it."""
     parser = Parser(prog=prog, description="Trains one adapter and judges it.", allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", help="YAML file with the keys below")
     add_flags(parser, RunConfig.model_fields)
@@ -330,10 +340,9 @@ def add_flags(parser: argparse._ActionsContainer, names: Iterable[str]) -> None:
             )
         else:
             default = "required" if field.is_required() else f"default: {field.default}"
-            parser.add_argument(
-                flag, default=argparse.SUPPRESS, metavar=_metavar(field.annotation),
-                help=f"{text} ({default})".strip(),
-            )  # fmt: skip
+            text = f"{text} ({default})".strip()
+            metavar = _metavar(field.annotation)
+            parser.add_argument(flag, default=argparse.SUPPRESS, metavar=metavar, help=text)
 
 
 def validate(file: str | None, flags: dict[str, Any]) -> RunConfig:
@@ -373,10 +382,10 @@ def _explain(error: pydantic.ValidationError, file: str | None, flags: dict[str,
         import difflib
 
         near = difflib.get_close_matches(name, RunConfig.model_fields, 1)
-        mend = f"did you mean {near[0]}?" if near else "see --help for the keys there are"
-        return f"{where} is not a setting of a run; {mend}"
-    told = first["msg"].removeprefix("Value error, ")
-    return f"{where}: {told[0].lower()}{told[1:]}, not {first['input']!r}"
+        advice = f"did you mean {near[0]}?" if near else "see --help for the keys there are"
+        return f"{where} is not a setting of a run; {advice}"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {message[0].lower()}{message[1:]}, not {first['input']!r}"
 
 
 def _metavar(annotation: Any) -> str:

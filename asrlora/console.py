@@ -1,4 +1,4 @@
-"""What people see while work goes on: bars on a terminal, plain lines elsewhere."""
+"""Output for people: text, and progress as bars on a terminal or as plain lines elsewhere."""
 
 import contextlib
 import time
@@ -27,14 +27,12 @@ class _Rate(ProgressColumn):
 def progress(
     label: str, total_seconds: float, shown: bool = True, to: Console = console
 ) -> Iterator[Advance]:
-    """Yields a function that takes finished audio, in seconds, and shows how far the work is."""
+    """Yields a function that takes the seconds of audio just finished, and shows how far the work is."""
     if not shown:
         yield lambda seconds: None
     elif to.is_terminal:
-        columns = (
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
-            _Rate(), TimeRemainingColumn(),
-        )  # fmt: skip
+        label_column, percentage = TextColumn("{task.description}"), TextColumn("{task.percentage:>3.0f} %")
+        columns = (label_column, BarColumn(), percentage, _Rate(), TimeRemainingColumn())
         with Progress(*columns, console=to, transient=True) as bar:
             task = bar.add_task(label, total=total_seconds)
             yield lambda seconds: bar.advance(task, seconds)
@@ -44,7 +42,10 @@ def progress(
 
 @contextlib.contextmanager
 def steps_bar(total: int, done: int) -> Iterator[Callable[[str], None]]:
-    """On a terminal, a bar of optimizer steps under a line; yields a function that takes the next line."""
+    """A bar of optimizer steps under a line of text, for terminals.
+
+    Yields a function that counts a step and shows its line.
+    """
     columns = (BarColumn(None), TextColumn("{task.percentage:>3.0f} %"), TimeRemainingColumn())
     lines = Progress(TextColumn("{task.description}"), *columns, console=console, transient=True)
     with lines as bar:
@@ -53,15 +54,15 @@ def steps_bar(total: int, done: int) -> Iterator[Callable[[str], None]]:
 
 
 def _lines(label: str, total: float, to: Console) -> Advance:
-    start = told = time.monotonic()
+    start = printed = time.monotonic()
     done = 0.0
 
     def advance(seconds: float) -> None:
-        nonlocal done, told
+        nonlocal done, printed
         done += seconds
         now = time.monotonic()
-        if now - told >= LINE_INTERVAL and done < total:
-            told = now
+        if now - printed >= LINE_INTERVAL and done < total:
+            printed = now
             rate = done / (now - start)
             to.print(
                 f"{label}: {done / total:.0%}, {rate:,.0f} audio-s/s, {(total - done) / rate:.0f} s left"

@@ -43,19 +43,25 @@ def _voices(accents: str, variants: str) -> tuple[str, ...]:
     return tuple(f"{accent}+{variant}" for accent in accents.split() for variant in variants.split())
 
 
-# The base heard clear speech; general speech as the demo meets it is noisier and of more speeds, which
-# is what replayed general training data is good for.
+# The base was trained on clear speech; the demo's general speech is noisier and of more speeds, so that
+# general training data has something to teach.
 PRETRAINING = Style(
-    _voices("en-us en en-gb-x-rp", "m1 m3 m4 m7 f1 f4 linda"),
-    (145, 190), (20.0, 45.0), 0.0, grammar.pretraining_sentence,
-)  # fmt: skip
+    voices=_voices("en-us en en-gb-x-rp", "m1 m3 m4 m7 f1 f4 linda"),
+    words_per_minute=(145, 190),
+    snr_db=(20.0, 45.0),
+    telephone=0.0,
+    sentence=grammar.pretraining_sentence,
+)
 GENERAL = dataclasses.replace(
     PRETRAINING, words_per_minute=(140, 200), snr_db=(11.0, 40.0), sentence=grammar.general_sentence
 )
 DOMAIN = Style(
-    _voices("en-gb-x-gbclan", "m2 m5 Annie") + _voices("en-us-nyc", "m5"),
-    (135, 200), (18.0, 40.0), 0.03, grammar.domain_sentence,
-)  # fmt: skip
+    voices=_voices("en-gb-x-gbclan", "m2 m5 Annie") + _voices("en-us-nyc", "m5"),
+    words_per_minute=(135, 200),
+    snr_db=(18.0, 40.0),
+    telephone=0.03,
+    sentence=grammar.domain_sentence,
+)
 
 
 @dataclass(frozen=True)
@@ -131,10 +137,6 @@ def _add_sound(wave: np.ndarray[Any, Any], line: Line) -> tuple[np.ndarray[Any, 
     return np.clip(wave * 0.5, -1.0, 1.0), rate
 
 
-def _speak_chunk(folder: Path, lines: list[Line]) -> list[float]:
-    return speak(lines, folder)
-
-
 def write_set(lines: list[Line], folder: Path, workers: int | None = None) -> Iterator[dict[str, Any]]:
     """Speaks all lines on `workers` processes (default: one a CPU); yields manifest records in order.
 
@@ -147,7 +149,7 @@ def write_set(lines: list[Line], folder: Path, workers: int | None = None) -> It
     context = multiprocessing.get_context("spawn")
     workers = workers or allocation.of_process().worker_threads
     with ProcessPoolExecutor(workers, context, max_tasks_per_child=1) as pool:
-        spoken = pool.map(functools.partial(_speak_chunk, folder), chunks)
+        spoken = pool.map(functools.partial(speak, folder=folder), chunks)
         for chunk, durations in zip(chunks, spoken, strict=True):
             for line, duration in zip(chunk, durations, strict=True):
                 yield {
@@ -160,6 +162,7 @@ def write_set(lines: list[Line], folder: Path, workers: int | None = None) -> It
 
 
 def write_manifest(path: Path, records: list[dict[str, Any]]) -> None:
+    """Writes the records of `write_set` as a manifest."""
     write_atomic(path, "".join(json.dumps(record) + "\n" for record in records))
 
 

@@ -22,10 +22,15 @@ from asrlora.score.verdict import EXIT_CODES
 
 ROOT = Path(__file__).parents[2]
 CORPUS_SEED = 1
-DOMAIN_TRAIN, GENERAL_TRAIN, DOMAIN, HELDOUT = 600, 1_500, 600, 1_500  # utterances
+SETS = {  # utterances, style, and whether their sentences are held back from training
+    "train-domain": (600, corpus.DOMAIN, False),
+    "train-general": (1_500, corpus.GENERAL, False),
+    "domain": (600, corpus.DOMAIN, True),
+    "heldout": (1_500, corpus.GENERAL, True),
+}
 SECONDS_EACH = 2.2  # about; only for the progress bar
 
-# The recipe of the demo's run: replayed general speech keeps the heldout WER where it is.
+# The recipe of the demo's run: general speech in the training set keeps the heldout WER where it is.
 FLAGS = {
     "--max-steps": "500",
     "--eval-interval": "500",  # each takes half a minute of the five that the demo may take
@@ -40,17 +45,13 @@ FLAGS = {
 
 
 def make_corpus(data: Path) -> float:
-    """Speaks the corpus into `data` and writes the three manifests; returns audio-seconds.
+    """Speaks the corpus into `data` and writes the three manifests; returns the seconds of audio.
 
-    Done once: a folder whose recipe is the same is kept.
+    Done once: a folder whose recipe is the same is kept. Raises UserError where the folder is not the demo's.
     """
     draw = {
-        "train-domain": corpus.draw_lines("train-domain", DOMAIN_TRAIN, corpus.DOMAIN, False, CORPUS_SEED),
-        "train-general": corpus.draw_lines(
-            "train-general", GENERAL_TRAIN, corpus.GENERAL, False, CORPUS_SEED
-        ),
-        "domain": corpus.draw_lines("domain", DOMAIN, corpus.DOMAIN, True, CORPUS_SEED),
-        "heldout": corpus.draw_lines("heldout", HELDOUT, corpus.GENERAL, True, CORPUS_SEED),
+        name: corpus.draw_lines(name, count, style, heldback, CORPUS_SEED)
+        for name, (count, style, heldback) in SETS.items()
     }
     recipe = hashlib.sha256(f"{corpus.VERSION} {draw}".encode()).hexdigest()
     done = data / "corpus.json"
@@ -80,7 +81,10 @@ def make_corpus(data: Path) -> float:
 
 
 def run_demo(data: Path, output: Path, seed: int) -> int:
-    """Returns the exit code: 0 accept, 3 reject, 4 inconclusive."""
+    """Speaks the corpus, trains on it and prints the verdict; returns the exit code of that verdict.
+
+    Raises UserError outside a clone of the project.
+    """
     if not (ROOT / "accelerate_configs" / "cpu.yaml").is_file():
         raise UserError("asrlora demo runs from a clone of the project, where accelerate_configs/ is")
     if (output / "run.json").exists():
@@ -94,13 +98,13 @@ def run_demo(data: Path, output: Path, seed: int) -> int:
     with _timed("audit, shards, baseline, training, verdict", times):
         finished = subprocess.run(command)
     if finished.returncode:
-        console.print(f"training ended with code {finished.returncode}; its last words are above")
+        console.print(f"training ended with code {finished.returncode}; see its messages above")
         return 1
-    return _tell(output, times)
+    return _report(output, times)
 
 
 def training_command(data: Path, output: Path, settings: dict[str, str]) -> list[str]:
-    """The demo's training on two processes; `settings` are flags that win over its own."""
+    """The command of the demo's training on two processes; flags in `settings` replace its own."""
     flags = {
         "--model-id": _from_here(ROOT / "asrlora" / "demo" / "base"),
         "--dataset-path": _from_here(data / "train_manifest_expanded.jsonl"),
@@ -114,11 +118,10 @@ def training_command(data: Path, output: Path, settings: dict[str, str]) -> list
 
 
 def on_two_processes(script: str) -> list[str]:
-    return [
-        str(Path(sys.executable).parent / "accelerate"), "launch",
-        "--config_file", _from_here(ROOT / "accelerate_configs" / "cpu.yaml"),
-        _from_here(ROOT / "asrlora" / script),
-    ]  # fmt: skip
+    """The command that launches a script of asrlora/ on two processes."""
+    launch = [str(Path(sys.executable).parent / "accelerate"), "launch"]
+    config = _from_here(ROOT / "accelerate_configs" / "cpu.yaml")
+    return [*launch, "--config_file", config, _from_here(ROOT / "asrlora" / script)]
 
 
 def _from_here(path: Path) -> str:
@@ -127,7 +130,7 @@ def _from_here(path: Path) -> str:
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
-def _tell(output: Path, times: dict[str, float]) -> int:
+def _report(output: Path, times: dict[str, float]) -> int:
     judged = read(output / "verdict.json", Verdict)
     table = Table("set", "baseline WER", "tuned WER", "change, points")
     for name, part in judged.sets().items():

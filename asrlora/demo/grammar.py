@@ -80,10 +80,18 @@ they {past} the {domain} because the {domain} was {adjective}
 """.strip().splitlines()
 
 _SLOTS = {
-    "name": NAMES, "person": PEOPLE, "thing": THINGS, "place": PLACES, "past": PAST, "base": BASE,
-    "adjective": ADJECTIVES, "adverb": ADVERBS, "day": DAYS, "month": MONTHS,
+    "name": NAMES,
+    "person": PEOPLE,
+    "thing": THINGS,
+    "place": PLACES,
+    "past": PAST,
+    "base": BASE,
+    "adjective": ADJECTIVES,
+    "adverb": ADVERBS,
+    "day": DAYS,
+    "month": MONTHS,
     "domain": DOMAIN_WORDS,
-}  # fmt: skip
+}
 
 
 def number(random: Random) -> str:
@@ -128,6 +136,7 @@ def pretraining_sentence(random: Random) -> str:
 
 
 def domain_sentence(random: Random) -> str:
+    """A ship's radio: mostly with words of the domain, some everyday English."""
     if random.random() < 0.4:
         return _fill(random.choice(_GENERAL_TEMPLATES), random)
     return _fill(random.choice(_DOMAIN_TEMPLATES), random)

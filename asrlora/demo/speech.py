@@ -15,6 +15,8 @@ _SYNCHRONOUS, _UTF8, _RATE, _PITCH, _RANGE = 2, 1, 1, 3, 4  # enumerations of sp
 
 @dataclass(frozen=True)
 class Voice:
+    """How espeak-ng speaks."""
+
     name: str  # language, accent and variant as espeak-ng names them: "en-gb-scotland+m2"
     words_per_minute: int = 170
     pitch: int = 50  # 0 to 100
@@ -30,7 +32,7 @@ class Speaker:
     """
 
     def __init__(self) -> None:
-        import espeakng_loader  # for who speaks alone: pretrain.py is imported without it
+        import espeakng_loader  # here, so that what needs only the texts does without
 
         self._espeak = ctypes.CDLL(espeakng_loader.get_library_path())
         self._chunks: list[Any] = []
