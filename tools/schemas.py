@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from asrlora.record import schema
+from asrlora.sweep.pruning import PruningRules
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference" / "schemas"
 FILES: dict[str, type[schema.Record]] = {
@@ -11,6 +12,9 @@ FILES: dict[str, type[schema.Record]] = {
     "verdict": schema.Verdict,
     "scores": schema.Scores,
     "eval_scores": schema.EvalScores,
+    "trial": schema.TrialRecord,
+    "outcome": schema.Outcome,
+    "prune": PruningRules,
 }
 
 

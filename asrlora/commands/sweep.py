@@ -11,7 +11,7 @@ from asrlora.errors import UserError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from asrlora.sweep.phases import Chapter
+    from asrlora.sweep.phases import PhaseStatus
 
 
 def add_arguments(parser: Parser) -> None:
@@ -58,9 +58,9 @@ def _plan(args: argparse.Namespace) -> int:
             for part in slurm.parts(size, allowed):
                 print(name, part.array(loaded.at_once), *([part.offset] if part.offset else []))
         return 0
-    for chapter in phases.chapters(loaded):
-        console.print(f"phase {chapter.phase.name}:")
-        for number, trial in enumerate(chapter.trials):
+    for status in phases.read_phases(loaded):
+        console.print(f"phase {status.phase.name}:")
+        for number, trial in enumerate(one.trial for one in status.trials):
             console.print(f"  {number} {trial.id} {trial.label}")
             console.print(f"    {sweep_file.typed(sweep_file.command(loaded, trial))}")
     for line in slurm.describe(loaded, args.file, allowed):
@@ -84,7 +84,7 @@ def _run(args: argparse.Namespace) -> int:
     if number is not None:
         size = sweep_file.sizes(loaded)[name]
         number = slurm.number_of(number, args.offset, size, args.file, loaded)
-        if note := slurm.note(size, os.environ):
+        if note := slurm.partial_array_note(size, os.environ):
             console.print(note)
     phases.check_parity(loaded)
     return phases.run_phase(loaded, named[name], args.jobs, number)
@@ -95,25 +95,25 @@ def _status(args: argparse.Namespace) -> int:
     from asrlora.sweep import phases, sweep_file
 
     loaded = sweep_file.load(args.file)
-    for chapter in phases.chapters(loaded):
-        console.print(_table(chapter))
-        for one in chapter.standings:  # whole lines: in a column, sentences would stand a word a line
+    for status in phases.read_phases(loaded):
+        console.print(_table(status))
+        for one in status.trials:  # whole lines: in a column, sentences would stand a word a line
             if one.why:
                 console.print(f"{one.trial.id}: {one.why}", markup=False)
     phases.write_outcome(loaded)
     return 0
 
 
-def _table(chapter: "Chapter") -> "Table":
+def _table(status: "PhaseStatus") -> "Table":
     """The trials of a phase, a row each."""
     from rich.table import Table
 
     table = Table("trial")
-    table.add_column(chapter.phase.name, overflow="fold")
-    label = "/".join(sorted({one.metric.upper() for one in chapter.standings}))
+    table.add_column(status.phase.name, overflow="fold")
+    label = "/".join(sorted({one.metric.upper() for one in status.trials}))
     for header in ("state", "step", f"domain\n{label}, %", f"heldout\n{label}, %", "verdict"):
         table.add_column(header)
-    for one in chapter.standings:
+    for one in status.trials:
         rates = [
             f"{100 * one.baseline[name]:.2f}\n→ {100 * one.tuned[name]:.2f}"
             if one.baseline and one.tuned and name in one.baseline and name in one.tuned

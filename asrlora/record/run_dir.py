@@ -53,7 +53,7 @@ class RunDirectory:
             run_id=folder.resolve().name,
             state="running",
             reason=None,
-            started=_now(),
+            started=utc_now(),
             ended=None,
             **identity,
             git_commit=git_commit(),
@@ -89,7 +89,7 @@ class RunDirectory:
         attempts = list(self.identity.attempts)
         if self.identity.state == "running" and attempts:
             attempts[-1] = attempts[-1].changed(reason=LOST)
-        attempt = Attempt(started=_now(), from_step=step, **how, git_commit=git_commit())
+        attempt = Attempt(started=utc_now(), from_step=step, **how, git_commit=git_commit())
         self.update(state="running", reason=None, ended=None, attempts=[*attempts, attempt])
 
     def rewind(self, step: int) -> None:
@@ -109,7 +109,7 @@ class RunDirectory:
 
     def end(self, state: str, reason: str | None) -> None:
         """Writes down how the attempt has ended, and frees the directory."""
-        self.update(state=state, reason=reason, ended=_now())
+        self.update(state=state, reason=reason, ended=utc_now())
         self.lock.close()
 
     def log(self, entry: dict[str, Any], file_name: str = "metrics.jsonl") -> None:
@@ -317,5 +317,6 @@ def git_commit() -> str | None:
         return None
 
 
-def _now() -> str:
+def utc_now() -> str:
+    """As the records have times: ISO 8601, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

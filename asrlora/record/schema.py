@@ -363,3 +363,42 @@ class RunRecord(Record):
     def diagnoses(self) -> str:
         """All of them in one line."""
         return "; ".join(f"{one.kind}: {one.told}" for one in self.diagnosis)
+
+
+class TrialAttempt(Record):
+    """One process that ran a trial of a sweep, and how it ended."""
+
+    owner: str
+    started: str = ""
+    ended: str | None = None
+    restart: int = 0  # by Slurm, counted from 0
+    cause: str | None = None  # complete, preempted, failed, …: see sweep/trials.py
+    told: str = ""  # its last error
+    code: int | None = None  # exit code
+
+
+class TrialRecord(Record):
+    """trial.json, in the run directory of a trial: who has run it."""
+
+    id: str = ""
+    settings: dict[str, Any] = {}  # what sets it apart within its phase
+    attempts: list[TrialAttempt] = []
+
+
+class PhaseOutcome(Record):
+    """The winner of one phase of a sweep."""
+
+    name: str
+    trials: dict[str, str]  # state by id
+    winner: str | None  # the id
+    settings: dict[str, Any] | None  # the winner's own
+    why: str
+
+
+class Outcome(Record):
+    """outcome.json, beside the trials of a sweep: the best of them, and what stands in its way."""
+
+    phases: list[PhaseOutcome]
+    best: str | None  # its run directory
+    verdict: str | None
+    in_the_way: list[str]

@@ -115,8 +115,8 @@ class Group:
 
 def trials(file: Path) -> list[Path]:
     """The run directories of a sweep file's trials that have begun. Raises UserError where none has."""
-    chapters = phases.chapters(sweep_file.load(file))
-    begun = [t.folder for c in chapters for t in c.trials if (t.folder / "run.json").exists()]
+    found = [one.trial.folder for phase in phases.read_phases(sweep_file.load(file)) for one in phase.trials]
+    begun = [folder for folder in found if (folder / "run.json").exists()]
     if not begun:
         raise UserError(f"{file}: none of its trials has begun; `asrlora sweep run` starts them")
     return begun

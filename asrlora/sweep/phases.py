@@ -1,4 +1,4 @@
-"""The phases of a sweep, one after another: what each has chosen, and when it is enough.
+"""The phases of a sweep, one after another: what each has selected, and when no more are needed.
 
 Nothing is kept between phases but the trials' records, so that array tasks on many nodes, or one process at
 home, find the same winners by the same rule.
@@ -15,100 +15,96 @@ from typing import Any
 from asrlora.console import console
 from asrlora.errors import UserError
 from asrlora.record.run_dir import read_run
-from asrlora.record.schema import EvalScores, Scores, read
+from asrlora.record.schema import EvalScores, Outcome, PhaseOutcome, Scores, read
 from asrlora.score.metric import Metric
 from asrlora.storage import write_json
 from asrlora.sweep import runner
-from asrlora.sweep.sweep_file import Phase, Settings, Sweep, Trial, phases_of, trials_of
-from asrlora.sweep.trials import Choice, Standing, choose, standing
+from asrlora.sweep.sweep_file import Phase, Settings, Sweep, phases_of, trials_of
+from asrlora.sweep.trials import Selection, TrialStatus, read_status, select_accepted
 
 PARITY = 0.001  # the baseline's WER must come out again within so much (fraction)
 
 
 @dataclass(frozen=True)
-class Chapter:
-    """A phase with its trials as they stand, and what it has chosen."""
+class PhaseStatus:
+    """A phase, the state of its trials, and what it has selected of them."""
 
     phase: Phase
-    standings: list[Standing]
-    choice: Choice | None
+    trials: list[TrialStatus]
+    selection: Selection | None
 
     @property
     def accepted(self) -> bool:
-        return any(one.judged and one.judged.accepted for one in self.standings)
-
-    @property
-    def trials(self) -> list[Trial]:
-        return [one.trial for one in self.standings]
+        return any(one.accepted for one in self.trials)
 
 
-def chapters(sweep: Sweep, until: str | None = None) -> list[Chapter]:
-    """All phases up to the first accept, or up to the phase named `until`, as they stand."""
-    found: list[Chapter] = []
+def read_phases(sweep: Sweep, until: str | None = None) -> list[PhaseStatus]:
+    """The state of all phases up to the first accept, or up to the phase named `until`."""
+    found: list[PhaseStatus] = []
     won: Settings = {}
     for phase in phases_of(sweep):
-        standings = [standing(trial, sweep.criteria) for trial in trials_of(sweep, phase, won)]
-        chapter = Chapter(phase, standings, choose(_accepted_first(standings), sweep.criteria))
-        found.append(chapter)
-        if phase.name == until or chapter.accepted:
+        trials = [read_status(trial, sweep.criteria) for trial in trials_of(sweep, phase, won)]
+        status = PhaseStatus(phase, trials, select_accepted(trials, sweep.criteria))
+        found.append(status)
+        if phase.name == until or status.accepted:
             break
-        if chapter.choice is not None:
-            won = {**won, **phase.fixed, **chapter.choice.best.trial.own}
+        if status.selection is not None:
+            won = {**won, **phase.fixed, **status.selection.best.trial.own}
     return found
 
 
-def _accepted_first(standings: Sequence[Standing]) -> Sequence[Standing]:
-    """Where some are accepted, the winner is one of them."""
-    accepted = [one for one in standings if one.judged and one.judged.accepted]
-    return accepted or standings
-
-
 def run(sweep: Sweep, jobs: int) -> int:
-    """The whole file on this machine; returns what `conduct.run` returns of the last phase that ran."""
+    """The whole file on this machine; returns what `runner.run` returns of the last phase that ran."""
     code = check_parity(sweep) if sweep.parity else 0
     for phase in phases_of(sweep):
         if code == runner.PREEMPTED:
             break
         code = run_phase(sweep, phase, jobs)
         check_parity(sweep)
-        chapter = chapters(sweep, phase.name)[-1]
-        if chapter.phase.name != phase.name or (chapter.accepted and sweep.phases):
+        status = read_phases(sweep, phase.name)[-1]
+        if status.phase.name != phase.name or (status.accepted and sweep.phases):
             break
-        if chapter.choice is not None:
-            console.print(f"phase {phase.name}: {chapter.choice.best.trial.label}: {chapter.choice.why}")
+        if status.selection is not None:
+            label, why = status.selection.best.trial.label, status.selection.why
+            console.print(f"phase {phase.name}: {label}: {why}")
     write_outcome(sweep)
     return code
 
 
 def run_phase(sweep: Sweep, phase: Phase, jobs: int = 1, number: int | None = None) -> int:
     """Runs a phase's trials, or that of this number; does nothing once an earlier one was accepted."""
-    chapter = chapters(sweep, phase.name)[-1]
-    if chapter.phase.name != phase.name or (sweep.phases and chapter.accepted):
-        console.print(f"phase {phase.name}: not needed, {chapter.phase.name} has reached accept")
+    status = read_phases(sweep, phase.name)[-1]
+    if status.phase.name != phase.name or (sweep.phases and status.accepted):
+        console.print(f"phase {phase.name}: not needed, {status.phase.name} has reached accept")
         return 0
-    trials = chapter.trials
+    trials = [one.trial for one in status.trials]
     if number is not None and number >= len(trials):  # two of its settings are one with this winner's
         console.print(f"phase {phase.name} has only {len(trials)} different trials now; nothing to do")
         return 0
 
-    def enough() -> bool:
-        """A programme stops at the first accept, a plain sweep runs all."""
-        return bool(sweep.phases) and any(
-            (one.folder / "verdict.json").exists()
-            and (judged := standing(one, sweep.criteria).judged) is not None
-            and judged.accepted
-            for one in trials
-        )
+    def should_stop() -> bool:
+        """Phases end at the first accept, a plain sweep runs all its trials."""
+        judged = [one for one in trials if (one.folder / "verdict.json").exists()] if sweep.phases else []
+        return any(read_status(one, sweep.criteria).accepted for one in judged)
 
     chosen = trials if number is None else [trials[number]]
-    return runner.run(sweep, phase, trials, chosen, jobs, enough)
+    return runner.run(sweep, phase, trials, chosen, jobs, should_stop)
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What one evaluation of the base gave on one manifest; the rate is a fraction."""
+
+    rate: float
+    metric: Metric
+    fingerprint: dict[str, Any]
 
 
 def check_parity(sweep: Sweep) -> int:
     """The baseline on each manifest, twice by `asrlora eval` and once by each trial: all within 0.1 points.
 
     Raises UserError where they are not, or where they were scored by another audio path, normaliser or
-    decoding: then no figure of the programme would mean anything.
+    decoding: then no figure of the sweep would mean anything.
     """
     if not sweep.parity:
         return 0
@@ -121,20 +117,12 @@ def check_parity(sweep: Sweep) -> int:
             if name in scores.sets:
                 rate = scores.sets[name].rate(scores.metric)
                 found.append(Baseline(rate, scores.metric, scores.fingerprint))
-        _agree(name, found)
+        _check_equal(name, found)
     return 0
 
 
-@dataclass(frozen=True)
-class Baseline:
-    """What one evaluation of the base gave on one manifest; the rate is a fraction."""
-
-    rate: float
-    metric: Metric
-    fingerprint: dict[str, Any]
-
-
 def _evaluated(output: Path, fixed: Settings, manifest: Any) -> Baseline:
+    """`asrlora eval` of the base, unless that was done before."""
     if not (output / "scores.json").exists():
         words = ["eval", "--manifest-path", str(manifest), "--output-dir", str(output)]
         for name in ("model_id", "eval_batch_seconds", "language", "metric", "text_normaliser"):
@@ -147,7 +135,7 @@ def _evaluated(output: Path, fixed: Settings, manifest: Any) -> Baseline:
     return Baseline(scores.rate(scores.metric), scores.metric, scores.fingerprint)
 
 
-def _agree(name: str, found: Sequence[Baseline]) -> None:
+def _check_equal(name: str, found: Sequence[Baseline]) -> None:
     """Raises UserError where evaluations of one manifest differ in metric, rate or fingerprint."""
     metrics = sorted({one.metric for one in found})
     if len(metrics) > 1:
@@ -165,42 +153,38 @@ def _agree(name: str, found: Sequence[Baseline]) -> None:
             raise UserError(f"parity: evaluations of {name} differ in {part}: {' and '.join(sorted(values))}")
 
 
-def outcome(sweep: Sweep) -> dict[str, Any]:
+def outcome(sweep: Sweep) -> Outcome:
     """Each phase's winner with its rule, the best of all, and what stands in its way."""
-    found = chapters(sweep)
-    pool = [one for chapter in found for one in chapter.standings]
-    best = choose(_accepted_first(pool), sweep.criteria)
-    told: dict[str, Any] = {
-        "phases": [
-            {
-                "name": chapter.phase.name,
-                "trials": {one.trial.id: one.state for one in chapter.standings},
-                "winner": chapter.choice and chapter.choice.best.trial.id,
-                "settings": chapter.choice and chapter.choice.best.trial.own,
-                "why": chapter.choice.why if chapter.choice else "no trial has a verdict",
-            }
-            for chapter in found
-        ],
-        "best": None,
-        "verdict": None,
-        "in_the_way": ["no trial has a verdict"],
-    }
-    if best is not None and best.best.judged is not None:
-        judged = best.best.judged
-        diagnoses = read_run(best.best.trial.folder).diagnoses
-        told["best"], told["verdict"] = str(best.best.trial.folder), judged.verdict
-        ways = [] if judged.accepted else [judged.reason, diagnoses]
-        told["in_the_way"] = [way for way in ways if way]
-    return told
+    found = read_phases(sweep)
+    best = select_accepted([one for status in found for one in status.trials], sweep.criteria)
+    phases = [_phase_outcome(status) for status in found]
+    if best is None or best.best.judged is None:
+        return Outcome(phases=phases, best=None, verdict=None, in_the_way=["no trial has a verdict"])
+    judged, folder = best.best.judged, best.best.trial.folder
+    obstacles = [] if judged.accepted else [judged.reason, read_run(folder).diagnoses]
+    return Outcome(
+        phases=phases, best=str(folder), verdict=judged.verdict, in_the_way=list(filter(None, obstacles))
+    )
 
 
-def write_outcome(sweep: Sweep) -> dict[str, Any]:
-    """Writes outcome.json beside the trials, and says it."""
-    told = outcome(sweep)
-    write_json(sweep.output_dir / "outcome.json", told, default=str)
-    for phase in told["phases"]:
-        console.print(f"phase {phase['name']}: {phase['winner']} {phase['settings'] or ''}: {phase['why']}")
-    console.print(f"best: {told['best']}, verdict {told['verdict']}")
-    for way in told["in_the_way"]:
-        console.print(f"in the way: {way}")
-    return told
+def _phase_outcome(status: PhaseStatus) -> PhaseOutcome:
+    best = status.selection.best.trial if status.selection else None
+    return PhaseOutcome(
+        name=status.phase.name,
+        trials={one.trial.id: one.state for one in status.trials},
+        winner=best and best.id,
+        settings=best and best.own,
+        why=status.selection.why if status.selection else "no trial has a verdict",
+    )
+
+
+def write_outcome(sweep: Sweep) -> Outcome:
+    """Writes outcome.json beside the trials, and prints it."""
+    found = outcome(sweep)
+    write_json(sweep.output_dir / "outcome.json", found.as_json(), default=str)
+    for phase in found.phases:
+        console.print(f"phase {phase.name}: {phase.winner} {phase.settings or ''}: {phase.why}")
+    console.print(f"best: {found.best}, verdict {found.verdict}")
+    for obstacle in found.in_the_way:
+        console.print(f"in the way: {obstacle}")
+    return found

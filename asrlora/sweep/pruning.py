@@ -5,7 +5,7 @@ from pathlib import Path
 
 from asrlora.record import run_dir
 from asrlora.record.diagnosis import loss_rose
-from asrlora.record.schema import Scores, read
+from asrlora.record.schema import Record, Scores, read
 from asrlora.score.metric import Metric
 from asrlora.storage import write_json
 from asrlora.sweep.sweep_file import Criteria, Pruning, Trial
@@ -14,41 +14,46 @@ RULES = "prune.json"  # in the run directory; a run without it is never ended ea
 PRUNED = "pruned at step"  # how the reason in run.json begins
 
 
+class PruningRules(Record):
+    """prune.json: when a trial ends early."""
+
+    rules: Pruning
+    guardrail: float  # heldout regression that is allowed, a fraction
+    peers: list[str]  # ids of the trials that it is compared with, its own too
+
+
 def write_rules(rules: Pruning, criteria: Criteria, trial: Trial, peers: list[Trial]) -> None:
-    """Tells a trial its rules and the trials that it is compared with."""
-    told = {
-        "rules": rules.model_dump(), "guardrail": criteria.max_heldout_regression,
-        "peers": [peer.id for peer in peers],
-    }  # fmt: skip
-    write_json(trial.folder / RULES, told)
+    """Writes a trial's rules, and the trials that it is compared with, into its run directory."""
+    record = PruningRules(
+        rules=rules, guardrail=criteria.max_heldout_regression, peers=[peer.id for peer in peers]
+    )
+    write_json(trial.folder / RULES, record.as_json())
 
 
 def reason(run: Path, step: int, max_steps: int, eval_interval: int) -> str | None:
-    """Why the run should end after the evaluation at `step`, or None where it should go on."""
+    """Why the run should end after the evaluation at `step`, or None where it should continue."""
     path = run / RULES
     if not path.exists() or step in (0, max_steps):
         return None
-    told = run_dir.read_json(path)
-    rules, scores = Pruning.model_validate(told["rules"]), run_dir.read_scores(run)
-    metric = scores[step].metric
-    why = _heldout(rules, told["guardrail"], scores, step, metric) or _loss(rules, run)
+    record, scores = read(path, PruningRules), run_dir.read_scores(run)
+    rules, metric = record.rules, scores[step].metric
+    why = _heldout(rules, record.guardrail, scores, step) or _loss(rules, run)
     if why is None and rules.halving and step in rungs(max_steps, eval_interval, rules.halving):
-        peers = {name: _domain(run.parent / name, step, metric) for name in told["peers"] if name != run.name}
-        others = [rate for rate in peers.values() if rate is not None]
+        peers = [_domain(run.parent / name, step, metric) for name in record.peers if name != run.name]
+        others = [rate for rate in peers if rate is not None]
         why = halving(scores[step].sets["domain"].rate(metric), others, rules.halving, metric)
     return why and f"{PRUNED} {step}: {why}"
 
 
-def _heldout(
-    rules: Pruning, guardrail: float, scores: dict[int, Scores], step: int, metric: Metric
-) -> str | None:
+def _heldout(rules: Pruning, guardrail: float, scores: dict[int, Scores], step: int) -> str | None:
     if rules.heldout_margin is None or "heldout" not in scores[step].sets:
         return None
-    past = scores[step].sets["heldout"].rate(metric) - scores[0].sets["heldout"].rate(metric)
-    if past <= guardrail + rules.heldout_margin:
+    metric = scores[step].metric
+    now, before = (scores[at].sets["heldout"].rate(metric) for at in (step, 0))
+    if now - before <= guardrail + rules.heldout_margin:
         return None
     return (
-        f"heldout {metric.upper()} is up by {100 * past:.2f} points, more than"
+        f"heldout {metric.upper()} is up by {100 * (now - before):.2f} points, more than"
         f" {100 * rules.heldout_margin:.2f} past the guardrail"
     )
 
@@ -71,7 +76,7 @@ def rungs(max_steps: int, eval_interval: int, share: int) -> set[int]:
 
 
 def halving(rate: float, peers: list[float], share: int, metric: Metric = "wer") -> str | None:
-    """Asynchronous successive halving (Li et al. 2020): go on among the best 1/N of those that came as far.
+    """Asynchronous successive halving (Li et al. 2020): the best 1/N of those that came as far continue.
 
     Fewer than N trials, this one included, decide nothing.
     """

@@ -12,8 +12,8 @@ from pathlib import Path
 from asrlora.errors import UserError
 from asrlora.sweep.sweep_file import Sweep, sizes
 
-ARRAY_SIZE = 1001  # MaxArraySize where nobody sets it; the highest index is one less
-PATIENCE = 10.0  # seconds for a tool of Slurm to answer
+DEFAULT_ARRAY_SIZE = 1001  # MaxArraySize where nobody sets it; the highest index is one less
+TOOL_TIMEOUT = 10.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -26,17 +26,18 @@ class Limits:
     @property
     def tasks(self) -> int:
         """Tasks of one array, at most."""
-        tasks = ARRAY_SIZE if self.array_size is None else self.array_size
+        tasks = DEFAULT_ARRAY_SIZE if self.array_size is None else self.array_size
         return min(tasks, self.submitted[0]) if self.submitted else tasks
 
     def describe(self) -> str:
+        """All limits that are known, for people."""
         if self.array_size is None:
-            told = f"MaxArraySize {ARRAY_SIZE}, Slurm's default, since no scontrol answers here"
+            described = f"MaxArraySize {DEFAULT_ARRAY_SIZE}, Slurm's default, since no scontrol answers here"
         else:
-            told = f"MaxArraySize {self.array_size}"
+            described = f"MaxArraySize {self.array_size}"
         if self.submitted:
-            told += f"; {self.submitted[0]} jobs submitted at once ({self.submitted[1]})"
-        return told
+            described += f"; {self.submitted[0]} jobs submitted at once ({self.submitted[1]})"
+        return described
 
 
 @dataclass(frozen=True)
@@ -67,15 +68,13 @@ def _submitted(config: Mapping[str, str]) -> Iterator[tuple[int, str]]:
         yield int(config["MaxJobCount"]), "MaxJobCount, of all users together"
     if "slurmdbd" not in config.get("AccountingStorageType", ""):
         return
-    mine = os.environ.get("SBATCH_ACCOUNT")
-    qualities = {os.environ["SBATCH_QOS"]} if "SBATCH_QOS" in os.environ else set[str]()
-    for line in _asked(
-        "sacctmgr", "-nP", "show", "assoc", f"user={getpass.getuser()}",
-        "format=Account,QOS,MaxSubmitJobs,GrpSubmitJobs",
-    ):  # fmt: skip
+    mine, asked_qos = os.environ.get("SBATCH_ACCOUNT"), os.environ.get("SBATCH_QOS")
+    qualities = {asked_qos} if asked_qos else set[str]()
+    columns = "format=Account,QOS,MaxSubmitJobs,GrpSubmitJobs"
+    for line in _asked("sacctmgr", "-nP", "show", "assoc", f"user={getpass.getuser()}", columns):
         account, names, *counts = [*line.split("|"), "", "", ""][:4]
         if mine in (None, account):
-            if "SBATCH_QOS" not in os.environ:
+            if asked_qos is None:
                 qualities |= set(names.split(","))
             yield from _counts(("MaxSubmitJobs", "GrpSubmitJobs"), counts, f"of the account {account}")
     names_of_qos = ("MaxSubmitJobsPerUser", "MaxSubmitJobsPerAccount", "GrpSubmitJobs")
@@ -94,7 +93,7 @@ def _counts(names: Sequence[str], values: Sequence[str], whose: str) -> Iterator
 def _asked(*words: str) -> list[str]:
     """The lines that a tool of Slurm prints; none where it is not there or does not answer."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(words, capture_output=True, text=True, timeout=PATIENCE, check=True)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=TOOL_TIMEOUT, check=True)
         return done.stdout.splitlines()
     return []
 
@@ -159,7 +158,7 @@ def number_of(trial: int, offset: int, count: int, file: Path, sweep: Sweep) -> 
     return number
 
 
-def note(count: int, environment: Mapping[str, str]) -> str | None:
+def partial_array_note(count: int, environment: Mapping[str, str]) -> str | None:
     """What a task says whose array is not the whole sweep; which may be meant."""
     given = environment.get("SLURM_ARRAY_TASK_COUNT")
     if given is None or not given.isdecimal() or int(given) >= count:

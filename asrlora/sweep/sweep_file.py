@@ -27,11 +27,13 @@ Settings = dict[str, Any]
 Values = Annotated[list[Any], Field(min_length=1)]
 
 
-class _Part(pydantic.BaseModel):
+class _Section(pydantic.BaseModel):
+    """Of the sweep file: unknown keys are mistakes."""
+
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Criteria(_Part):
+class Criteria(_Section):
     """What a trial must show to be accepted; fractions, not per cent. The trials' own settings of these
     names: a trial picks its best step by the sweep's guardrail, and its verdict is the sweep's."""
 
@@ -39,7 +41,7 @@ class Criteria(_Part):
     max_heldout_regression: float = Field(0.002, ge=0)
 
 
-class Pruning(_Part):
+class Pruning(_Section):
     """When a trial ends early, with its verdict on the best step so far. Looked at after evaluations."""
 
     heldout_margin: float | None = Field(
@@ -51,7 +53,7 @@ class Pruning(_Part):
     )
 
 
-class Phase(_Part):
+class Phase(_Section):
     """Trials that are compared with each other: a grid, a list, or the product of both."""
 
     name: str = Field("grid", pattern=r"^[a-z0-9_-]+$")
@@ -74,6 +76,8 @@ class Sweep(Phase):
 
 @dataclass(frozen=True)
 class Trial:
+    """One run of a sweep, and where its run directory is."""
+
     id: str
     settings: Settings  # as given: fixed ones, those of the winner before, and its own
     own: Settings  # what sets it apart within its phase
@@ -81,23 +85,24 @@ class Trial:
 
     @property
     def label(self) -> str:
+        """Its own settings, for people."""
         return " ".join(f"{name}={value}" for name, value in self.own.items()) or "as fixed"
 
 
 def load(path: Path) -> Sweep:
-    """Reads and checks a sweep file. Raises UserError naming the file, the key and the mend."""
+    """Reads and checks a sweep file. Raises UserError that names the file, the key and what to do."""
     try:
         return Sweep.model_validate(read_yaml(path))
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         known = ", ".join(Sweep.model_fields)
-        mend = f"; known keys: {known}" if first["type"] == "extra_forbidden" else ""
-        raise UserError(f"{path}: key {key}: {first['msg'].lower()}{mend}") from None
+        remedy = f"; known keys: {known}" if first["type"] == "extra_forbidden" else ""
+        raise UserError(f"{path}: key {key}: {first['msg'].lower()}{remedy}") from None
 
 
 def phases_of(sweep: Sweep) -> Sequence[Phase]:
-    """The phases in their order; names are unique, since winners are told by them."""
+    """The phases in their order; names are unique, since winners are reported by them."""
     if not sweep.phases:
         return [sweep]
     if sweep.grid or sweep.trials:
@@ -118,8 +123,10 @@ def trials_of(sweep: Sweep, phase: Phase, won: Mapping[str, Any] | None = None) 
     for listed, point in itertools.product(phase.trials or [{}], points):
         own = {**listed, **point}
         settings = {**base, **own}
-        if odd := [name for name in ("output_dir", "resume") if name in settings]:
-            raise UserError(f"{odd[0]} is set by the sweep, for each trial; take it out of the sweep file")
+        if reserved := [name for name in ("output_dir", "resume") if name in settings]:
+            raise UserError(
+                f"{reserved[0]} is set by the sweep, for each trial; take it out of the sweep file"
+            )
         if double := [name for name in Criteria.model_fields if name in settings]:
             raise UserError(
                 f"{double[0]} is one of the sweep's criteria; write it there, for all trials alike"
@@ -133,8 +140,8 @@ def trials_of(sweep: Sweep, phase: Phase, won: Mapping[str, Any] | None = None) 
 def trial_id(settings: Settings) -> str:
     """The same for settings that mean the same: 1e-4 or 0.0001, a default given or left out."""
     config = validate(None, {**settings, "output_dir": "."})
-    said = config.model_dump(mode="json", exclude_defaults=True, exclude={*RESUMABLE_SETTINGS, "output_dir"})
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:10]
+    given = config.model_dump(mode="json", exclude_defaults=True, exclude={*RESUMABLE_SETTINGS, "output_dir"})
+    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def sizes(sweep: Sweep) -> dict[str, int]:
@@ -179,6 +186,7 @@ def check_jobs(sweep: Sweep, jobs: int) -> None:
 
 
 def flags(trial: Trial) -> list[str]:
+    """The flags of a trial's run."""
     words: list[str] = []
     for name, value in {**trial.settings, "output_dir": trial.folder, "resume": "auto"}.items():
         flag = "--" + name.replace("_", "-")
@@ -202,4 +210,5 @@ def from_here(path: Path) -> Path:
 
 
 def to_yaml(sweep: Sweep) -> str:
+    """The sweep file again, with all defaults."""
     return yaml.safe_dump(sweep.model_dump(mode="json"), sort_keys=False)

@@ -1,13 +1,12 @@
-"""How the trials of a sweep stand, which is best and why: read from their files alone, at any time."""
+"""The state of a sweep's trials, which is best and why: read from their files alone, at any time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from asrlora.errors import UserError
 from asrlora.record import run_dir
-from asrlora.record.schema import RunRecord, Verdict, read
+from asrlora.record.schema import RunRecord, TrialAttempt, TrialRecord, Verdict, read
 from asrlora.score import verdict
 from asrlora.score.metric import Metric
 from asrlora.score.wer import Tally
@@ -15,14 +14,14 @@ from asrlora.storage import Lease
 from asrlora.sweep.pruning import PRUNED
 from asrlora.sweep.sweep_file import Criteria, Trial
 
-ATTEMPTS, LOG, CLAIM = "trial.json", "log.txt", "running.lock"  # in the run directory
+ATTEMPTS, LOG, LEASE = "trial.json", "log.txt", "running.lock"  # in the run directory
 DONE = ("complete", "pruned")
 DORA_COST = 1.45  # times a LoRA step, measured (docs/guide/sweeps.md)
 
 
 @dataclass(frozen=True)
-class Standing:
-    """A trial as its files tell it. Rates are fractions of `metric`; `tuned` is of the best step so far."""
+class TrialStatus:
+    """A trial as its files say. Rates are fractions of `metric`; `tuned` is of the best step so far."""
 
     trial: Trial
     # waiting, running, complete, pruned; or how the last attempt ended: preempted, given up, timed out,
@@ -36,63 +35,85 @@ class Standing:
     why: str = ""
     metric: Metric = "wer"
 
+    @property
+    def domain(self) -> float:
+        """The domain's rate of the best step. Only of a trial that was evaluated."""
+        assert self.tuned is not None
+        return self.tuned["domain"]
 
-def standing(trial: Trial, criteria: Criteria) -> Standing:
+    @property
+    def accepted(self) -> bool:
+        return self.judged is not None and self.judged.accepted
+
+
+def read_attempts(trial: Trial) -> list[TrialAttempt]:
+    """What trial.json says of the processes that ran it."""
+    path = trial.folder / ATTEMPTS
+    return list(read(path, TrialRecord).attempts) if path.exists() else []
+
+
+def read_status(trial: Trial, criteria: Criteria) -> TrialStatus:
+    """How far a trial has come; its verdict is by the sweep's criteria."""
     path = trial.folder / "run.json"
     identity = read(path, RunRecord) if path.exists() else None
-    attempts = (_json(trial.folder / ATTEMPTS) or {}).get("attempts", [])
-    owner = Lease(trial.folder / CLAIM).owner()
-    last = attempts[-1] if attempts else None
-    why = (last or {}).get("told", "")
     if identity is not None and identity.state == "complete":
-        return _finished(trial, identity, criteria)
-    if (
-        last is not None and last["ended"] is None and last["cause"]
-    ):  # told to end; it may be killed meanwhile
-        state = last["cause"]
-    elif owner is not None:
-        state, why = "running", owner
-    elif last is not None and last["ended"] is None:
-        state = "lost"
-        why = f"no heartbeat from {last['owner']}: its node failed, or it was killed"
-    elif last is not None:
-        state = last["cause"]
-    else:
-        state = "waiting" if identity is None else identity.state
+        return _completed(trial, identity, criteria)
+    state, why = _state(trial, identity)
     if identity is None:
-        return Standing(trial, state, why=why)
+        return TrialStatus(trial, state, why=why)
     if state in ("failed", "given up"):
         why = identity.reason or why
         if identity.diagnosis:
             why += f" ({identity.diagnoses})"
-    metrics, metric = run_dir.read_log(trial.folder / "metrics.jsonl"), identity.metric
-    rates = run_dir.read_rates(trial.folder, metric)
-    return Standing(
-        trial, state, metrics[-1]["step"] if metrics else 0, identity.config.max_steps,
-        rates.get(0), rates.get(max(rates, default=0)), why=why, metric=metric,
-    )  # fmt: skip
+    metrics = run_dir.read_log(trial.folder / "metrics.jsonl")
+    rates = run_dir.read_rates(trial.folder, identity.metric)
+    return TrialStatus(
+        trial=trial,
+        state=state,
+        step=metrics[-1]["step"] if metrics else 0,
+        max_steps=identity.config.max_steps,
+        baseline=rates.get(0),
+        tuned=rates.get(max(rates, default=0)),
+        why=why,
+        metric=identity.metric,
+    )
 
 
-def _finished(trial: Trial, identity: RunRecord, criteria: Criteria) -> Standing:
+def _state(trial: Trial, identity: RunRecord | None) -> tuple[str, str]:
+    """The state of a trial that is not complete, and what is known of the cause."""
+    attempts, owner = read_attempts(trial), Lease(trial.folder / LEASE).owner()
+    last = attempts[-1] if attempts else None
+    if last is not None and last.cause and last.ended is None:
+        return last.cause, last.told  # it was told to end, and may be killed before it has
+    if owner is not None:
+        return "running", owner
+    if last is None:
+        return identity.state if identity else "waiting", ""
+    if last.ended is None:
+        return "lost", f"no heartbeat from {last.owner}: its node failed, or it was killed"
+    assert last.cause is not None
+    return last.cause, last.told
+
+
+def _completed(trial: Trial, identity: RunRecord, criteria: Criteria) -> TrialStatus:
     judged = restate(read(trial.folder / "verdict.json", Verdict), criteria)
-    reason = identity.reason or ""
+    reason, metric = identity.reason or "", judged.metric
     sets = {name: one for name, one in judged.sets().items() if name in ("domain", "heldout")}
-    metric = judged.metric
-    return Standing(
-        trial, "pruned" if reason.startswith(PRUNED) else "complete", judged.best_step,
-        identity.config.max_steps,
-        {name: one.baseline(metric) for name, one in sets.items()},
-        {name: one.tuned(metric) for name, one in sets.items()},
-        judged, "; ".join(part for part in (reason, identity.diagnoses) if part), metric,
-    )  # fmt: skip
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    return run_dir.read_json(path) if path.exists() else None
+    return TrialStatus(
+        trial=trial,
+        state="pruned" if reason.startswith(PRUNED) else "complete",
+        step=judged.best_step,
+        max_steps=identity.config.max_steps,
+        baseline={name: one.baseline(metric) for name, one in sets.items()},
+        tuned={name: one.tuned(metric) for name, one in sets.items()},
+        judged=judged,
+        why="; ".join(filter(None, (reason, identity.diagnoses))),
+        metric=metric,
+    )
 
 
 def restate(judged: Verdict, criteria: Criteria) -> Verdict:
-    """verdict.json under the criteria of a sweep, by the rule of score/verdict.py."""
+    """A verdict under the criteria of a sweep, by the rule of score/verdict.py."""
     need, limit = criteria.min_domain_reduction, criteria.max_heldout_regression
     own = verdict.Criteria(need, limit)
     if judged.criteria == own:
@@ -107,55 +128,57 @@ def restate(judged: Verdict, criteria: Criteria) -> Verdict:
     return judged.changed(verdict=named, criteria=own, reason=reason)
 
 
-def within_guardrail(one: Standing, criteria: Criteria) -> bool:
+def within_guardrail(one: TrialStatus, criteria: Criteria) -> bool:
+    """Whether the heldout rate of a trial's best step is within the sweep's limit."""
     assert one.tuned is not None
     assert one.baseline is not None
-    return verdict.within_guardrail(
-        one.tuned.get("heldout"), one.baseline.get("heldout"),
-        verdict.Criteria(criteria.min_domain_reduction, criteria.max_heldout_regression),
-    )  # fmt: skip
+    limits = verdict.Criteria(**criteria.model_dump())
+    return verdict.within_guardrail(one.tuned.get("heldout"), one.baseline.get("heldout"), limits)
 
 
 @dataclass(frozen=True)
-class Choice:
+class Selection:
     """The best of some trials, and by which rule it was chosen."""
 
-    best: Standing
+    best: TrialStatus
     why: str
 
 
-def choose(standings: Sequence[Standing], criteria: Criteria) -> Choice | None:
+def select(trials: Sequence[TrialStatus], criteria: Criteria) -> Selection | None:
     """Guardrail first, then the domain WER; ties within the interval go to the cheaper.
 
     None where no trial has a verdict. A tie: the 95 % interval of the paired difference to the lowest
     domain WER holds 0. WER stands for the trials' metric; raises UserError where they have several.
     """
-    judged = [one for one in standings if one.judged is not None]
+    judged = [one for one in trials if one.judged is not None]
     metrics = {one.metric: one.trial.id for one in judged}
     if len(metrics) > 1:
-        told = " and ".join(f"{trial} by {metric}" for metric, trial in sorted(metrics.items()))
-        raise UserError(f"trials were scored by several metrics ({told}) and cannot be ranked; fix --metric")
+        named = " and ".join(f"{trial} by {metric}" for metric, trial in sorted(metrics.items()))
+        raise UserError(f"trials were scored by several metrics ({named}) and cannot be ranked; fix --metric")
     within = [one for one in judged if within_guardrail(one, criteria)]
     pool = within or judged
     if not pool:
         return None
-    lowest = min(pool, key=lambda one: (_rate(one), one.trial.id))
+    lowest = min(pool, key=lambda one: (one.domain, one.trial.id))
     near = [one for one in pool if one is not lowest and _overlap(lowest, one)]
-    cheap = sorted([lowest, *near], key=lambda one: (cost(one.trial.folder), _rate(one), one.trial.id))
+    cheap = sorted([lowest, *near], key=lambda one: (cost(one.trial.folder), one.domain, one.trial.id))
     best = next(one for one in cheap if one is lowest or _ties(lowest, one))
     rule = f"{len(within)} of {len(judged)} hold the guardrail" if within else "none holds the guardrail"
-    why = f"{rule}; domain {best.metric.upper()} {_rate(best):.2%}"
+    why = f"{rule}; domain {best.metric.upper()} {best.domain:.2%}"
     if best.step == 0:
         why += ", the base's own,"
     if best is lowest:
-        return Choice(best, f"{why} is the lowest")
-    return Choice(
-        best,
-        f"{why} ties with the lowest, {_rate(lowest):.2%} ({lowest.trial.label}), and is the cheapest so",
-    )
+        return Selection(best, f"{why} is the lowest")
+    tie = f"ties with the lowest, {lowest.domain:.2%} ({lowest.trial.label}), and is the cheapest so"
+    return Selection(best, f"{why} {tie}")
 
 
-def _overlap(one: Standing, other: Standing) -> bool:
+def select_accepted(trials: Sequence[TrialStatus], criteria: Criteria) -> Selection | None:
+    """The best of the accepted ones; of all, where none is accepted."""
+    return select([one for one in trials if one.accepted] or trials, criteria)
+
+
+def _overlap(one: TrialStatus, other: TrialStatus) -> bool:
     """Whether the intervals of both rates meet: where they do not, nobody need ask whether they tie."""
     ends = [x.judged.domain.tuned_interval for x in (one, other) if x.judged]
     if ends[0] is None or ends[1] is None:  # of an older version
@@ -163,19 +186,14 @@ def _overlap(one: Standing, other: Standing) -> bool:
     return ends[0][0] <= ends[1][1] and ends[1][0] <= ends[0][1]
 
 
-def _rate(one: Standing) -> float:
-    assert one.tuned is not None
-    return one.tuned["domain"]
-
-
-def _ties(best: Standing, other: Standing) -> bool:
-    if _rate(best) == _rate(other):
+def _ties(best: TrialStatus, other: TrialStatus) -> bool:
+    if best.domain == other.domain:
         return True
     low, high = verdict.compare(_counts(best), _counts(other)).change_interval
     return low <= 0 <= high
 
 
-def _counts(one: Standing) -> dict[str, Tally]:
+def _counts(one: TrialStatus) -> dict[str, Tally]:
     assert one.judged is not None
     folder = run_dir.step_folder(one.trial.folder, one.judged.best_step)
     return run_dir.read_counts(folder / "domain.jsonl", one.metric)

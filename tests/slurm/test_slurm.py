@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 import tiny
 from asrlora.record import run_dir
 from asrlora.sweep import phases, sweep_file
-from asrlora.sweep.trials import standing
+from asrlora.sweep.trials import read_status
 from benchmarks import together as bench_together
 from conftest import ROOT, speak
 
@@ -164,7 +164,7 @@ def jobs(cluster: Cluster) -> Jobs:
         cluster.until("the training on two nodes", lambda: cluster.ended(training))
         cluster.until("step 30 of the trial that is lost", lambda: steps(lost.folder) >= 30)
         _kill_node("n2")
-        cluster.until("the loss", lambda: standing(lost, lost_sweep.criteria).state == "lost", 300)
+        cluster.until("the loss", lambda: read_status(lost, lost_sweep.criteria).state == "lost", 300)
         # it was asked for by name, so that the array beside it is not hit
         cluster.until(
             "the requeue", lambda: "PENDING" in cluster.slurm("squeue", "-h", "-j", dying, "-o", "%T")
@@ -221,7 +221,7 @@ def test_a_preempted_task_requeues_itself_and_ends_in_the_same_adapter(jobs: Job
 
 
 def test_a_task_that_fails_leaves_the_others_alone(jobs: Jobs) -> None:
-    states = [standing(trial, jobs.loaded.criteria) for trial in jobs.trials]
+    states = [read_status(trial, jobs.loaded.criteria) for trial in jobs.trials]
     assert [one.state for one in states] == ["complete", "refused", "complete"]
     assert "no such model" in states[1].why
     assert states[2].judged is not None
@@ -298,7 +298,7 @@ def test_a_node_that_fails_loses_an_attempt_and_not_the_run(jobs: Jobs) -> None:
 
 
 def test_scancel_is_told_from_other_ends(jobs: Jobs) -> None:
-    assert standing(jobs.lost, jobs.loaded.criteria).state == "cancelled"
+    assert read_status(jobs.lost, jobs.loaded.criteria).state == "cancelled"
     assert run_dir.read_json(jobs.lost.folder / "run.json")["state"] == "preempted", "it was saved"
 
 
@@ -349,7 +349,7 @@ def test_eight_trials_with_two_preemptions_and_a_lost_node_end_as_without_faults
     assert ends.count("complete") == 8, ends
     assert ends.count("preempted") == 2, ends
     assert ends.count("lost") >= 1, ends
-    outcomes = [phases.write_outcome(one)["phases"][0]["winner"] for one in (loaded, calm)]
+    outcomes = [phases.write_outcome(one).phases[0].winner for one in (loaded, calm)]
     assert outcomes[0] == outcomes[1]
     for trial, other in zip(found, sweep_file.trials_of(calm, calm), strict=True):
         assert adapter(trial.folder) == adapter(other.folder)

@@ -1,4 +1,4 @@
-"""Sweep files, trial ids, states, choice, pruning, and the runner, with a fake training program."""
+"""Sweep files, trial ids, states, selection, pruning, and the runner, with a fake training program."""
 
 import datetime
 import json
@@ -164,7 +164,7 @@ def test_trials_run_two_at_once_and_what_is_complete_is_not_run_again(faked: Pat
     loaded = make(faked, grid={"seed": [1, 2, 4]})
     found = sweep_file.trials_of(loaded, loaded)
     assert runner.run(loaded, loaded, found, found, 2) == 1
-    states = [trials.standing(trial, loaded.criteria) for trial in found]
+    states = [trials.read_status(trial, loaded.criteria) for trial in found]
     assert [one.state for one in states] == ["complete", "failed", "complete"]
     assert states[1].why == "no such model"
     assert runner.run(loaded, loaded, found, found, 2) == 1
@@ -243,10 +243,10 @@ sys.exit(runner.run(loaded, loaded, found, found, 1))
         while not (found[0].folder / "ready").exists():
             assert time.monotonic() < end
             time.sleep(0.02)
-        assert trials.standing(found[0], loaded.criteria).state == "running"
+        assert trials.read_status(found[0], loaded.criteria).state == "running"
         process.send_signal(signal.SIGUSR1)
         assert process.wait(30) == 75
-    states = [trials.standing(trial, loaded.criteria).state for trial in found]
+    states = [trials.read_status(trial, loaded.criteria).state for trial in found]
     assert states == ["preempted", "waiting"]
     assert runner.run(loaded, loaded, found, found, 1) == 0
     attempts = json.loads((found[0].folder / "trial.json").read_text())["attempts"]
@@ -267,7 +267,7 @@ def test_a_task_that_was_stopped_too_often_says_so(faked: Path, monkeypatch: pyt
 def test_an_attempt_without_a_sign_of_life_is_lost_and_a_living_one_is_left_alone(faked: Path) -> None:
     loaded = make(faked, grid={"seed": [1]})
     found = sweep_file.trials_of(loaded, loaded)
-    claim = Lease(found[0].folder / trials.CLAIM)
+    claim = Lease(found[0].folder / trials.LEASE)
     assert claim.acquire("job 7_0 on n1")
     (found[0].folder / trials.ATTEMPTS).write_text(
         json.dumps({"attempts": [{"owner": "job 7_0 on n1", "ended": None, "cause": None}]})
@@ -277,11 +277,13 @@ def test_an_attempt_without_a_sign_of_life_is_lost_and_a_living_one_is_left_alon
     assert starts(found[0]) == 0
     told = {"owner": "job 7_0 on n1", "ended": None, "cause": "cancelled", "told": ""}
     (found[0].folder / trials.ATTEMPTS).write_text(json.dumps({"attempts": [told]}))
-    assert trials.standing(found[0], loaded.criteria).state == "cancelled", "it may be killed while it saves"
+    assert trials.read_status(found[0], loaded.criteria).state == "cancelled", (
+        "it may be killed while it saves"
+    )
     (found[0].folder / trials.ATTEMPTS).write_text(json.dumps({"attempts": [{**told, "cause": None}]}))
     old = time.time() - 60
     os.utime(claim.path, (old, old))
-    one = trials.standing(found[0], loaded.criteria)
+    one = trials.read_status(found[0], loaded.criteria)
     assert one.state == "lost"
     assert "job 7_0 on n1" in one.why
     assert runner.run(loaded, loaded, found, found, 1) == 0
@@ -311,7 +313,7 @@ def test_ends_by_slurm_are_told_apart(told: dict[str, str], cause: str) -> None:
     assert runner.slurm_cause(told, datetime.datetime(2026, 11, 22, 12, 0)) == cause
 
 
-def standing(tmp_path: Path, name: str, domain: float, heldout: float, seconds: float) -> trials.Standing:
+def status(tmp_path: Path, name: str, domain: float, heldout: float, seconds: float) -> trials.TrialStatus:
     folder = tmp_path / name
     folder.mkdir()
     made = {"run_id": name, "state": "complete", "started": "", "command": "", "config": {"max_steps": 1}}
@@ -324,7 +326,7 @@ def standing(tmp_path: Path, name: str, domain: float, heldout: float, seconds: 
     (folder / "eval" / "step-000001").mkdir(parents=True)
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "eval" / "step-000001" / "domain.jsonl").write_text(text)
-    return trials.Standing(
+    return trials.TrialStatus(
         Trial(name, {}, {}, folder), "complete", 1, 1, {"domain": 0.3, "heldout": 0.05},
         {"domain": domain, "heldout": heldout}, Verdict.model_validate({
             "best_step": 1, "verdict": "reject", "heldout": None, "criteria": {},
@@ -335,21 +337,21 @@ def standing(tmp_path: Path, name: str, domain: float, heldout: float, seconds: 
 
 
 def test_the_guardrail_comes_before_the_domain(tmp_path: Path) -> None:
-    low, safe = standing(tmp_path, "low", 0.10, 0.08, 1), standing(tmp_path, "safe", 0.20, 0.05, 1)
-    choice = trials.choose([low, safe], Criteria())
-    assert choice is not None
-    assert choice.best is safe
-    assert "1 of 2 hold the guardrail" in choice.why
-    assert trials.choose([replace(low, judged=None)], Criteria()) is None
+    low, safe = status(tmp_path, "low", 0.10, 0.08, 1), status(tmp_path, "safe", 0.20, 0.05, 1)
+    selection = trials.select([low, safe], Criteria())
+    assert selection is not None
+    assert selection.best is safe
+    assert "1 of 2 hold the guardrail" in selection.why
+    assert trials.select([replace(low, judged=None)], Criteria()) is None
 
 
 def test_ties_within_the_interval_go_to_the_cheaper(tmp_path: Path) -> None:
-    dear, cheap = standing(tmp_path, "dear", 0.200, 0.05, 900), standing(tmp_path, "cheap", 0.202, 0.05, 100)
-    worse = standing(tmp_path, "worse", 0.25, 0.05, 1)
-    choice = trials.choose([dear, cheap, worse], Criteria())
-    assert choice is not None
-    assert choice.best is cheap
-    assert "ties with the lowest, 20.00%" in choice.why
+    dear, cheap = status(tmp_path, "dear", 0.200, 0.05, 900), status(tmp_path, "cheap", 0.202, 0.05, 100)
+    worse = status(tmp_path, "worse", 0.25, 0.05, 1)
+    selection = trials.select([dear, cheap, worse], Criteria())
+    assert selection is not None
+    assert selection.best is cheap
+    assert "ties with the lowest, 20.00%" in selection.why
 
 
 def write_scores(run: Path, step: int, domain: float, heldout: float) -> None:

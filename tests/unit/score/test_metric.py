@@ -121,11 +121,11 @@ def test_runs_of_two_metrics_are_never_ranked_together(tmp_path: Path) -> None:
     assert "other metric" in str(compare.tables(groups)[1].title)
     assert compare.tables(groups)[0].columns[2].header == "domain CER, %\nchange, points"
     assert groups[0].pairs["domain"][0][0] == pytest.approx(-1.9 / 17)
-    standings = [trials.standing(Trial("k", {}, {}, folder), Criteria()) for folder in folders]
-    assert [one.metric for one in standings] == ["cer", "mer", "wer"]
+    statuses = [trials.read_status(Trial("k", {}, {}, folder), Criteria()) for folder in folders]
+    assert [one.metric for one in statuses] == ["cer", "mer", "wer"]
     with pytest.raises(UserError, match=r"several metrics \(k by cer and k by mer and k by wer\)"):
-        trials.choose(standings, Criteria())
-    chosen = trials.choose(standings[:1], Criteria())
+        trials.select(statuses, Criteria())
+    chosen = trials.select(statuses[:1], Criteria())
     assert chosen is not None
     assert "domain CER 0.59%" in chosen.why
 
