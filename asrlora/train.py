@@ -28,7 +28,7 @@ from asrlora.errors import PREEMPTED, USER_ERROR, UserError, exit_code, report
 from asrlora.models import registry
 from asrlora.models.hub import find_model
 from asrlora.record import run_dir
-from asrlora.score import keyword_recall, selection, text, verdict
+from asrlora.score import bootstrap, keyword_recall, selection, text
 from asrlora.tracking import sinks
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _check_scores(config: RunConfig, evaluation: dict[str, list[manifest.Utteran
     keyword_recall.choose(config.domain_words, config.general_text, [], None, normaliser)
     for name, utterances in evaluation.items():
         if config.resample_by == "speaker":
-            verdict.check_speakers(f"the {name} manifest", {u.id: u.speaker for u in utterances})
+            bootstrap.check_speakers(f"the {name} manifest", {u.id: u.speaker for u in utterances})
 
 
 def _read(place: Path | str, config: RunConfig) -> list[manifest.Utterance] | reader.Shards:

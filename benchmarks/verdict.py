@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from asrlora.arguments import count
-from asrlora.score import verdict
+from asrlora.score import bootstrap, verdict
 
 WORDS, WORDS_SPREAD = 15.0, 7.0  # mean and standard deviation, of an utterance
 CLUMPING = 0.15  # correlation of two words' errors within an utterance
@@ -101,7 +101,7 @@ def rates(truth: Truth, trials: int) -> Rates:
     """Judges `trials` pairs of systems of which `truth` holds."""
     rng = np.random.default_rng(SEED)
     domain_draws, heldout_draws = (
-        list(verdict.drawings(utterances, RESAMPLES))
+        list(bootstrap.drawings(utterances, RESAMPLES))
         for utterances in (truth.domain_utterances, truth.heldout_utterances)
     )
     verdicts: list[str] = []
@@ -109,8 +109,8 @@ def rates(truth: Truth, trials: int) -> Rates:
     for _ in range(trials):
         domain = draw(truth.domain_utterances, DOMAIN_WER, truth.domain_change, DOMAIN_REWRITTEN, rng)
         heldout = draw(truth.heldout_utterances, HELDOUT_WER, truth.heldout_change, HELDOUT_REWRITTEN, rng)
-        on_domain = verdict.compare_rows(domain, draws=domain_draws)
-        on_heldout = verdict.compare_rows(heldout, draws=heldout_draws)
+        on_domain = bootstrap.compare_rows(domain, draws=domain_draws)
+        on_heldout = bootstrap.compare_rows(heldout, draws=heldout_draws)
         verdicts.append(verdict.judge(on_domain, on_heldout)["verdict"])
         margins.append([_half(on_domain.change_interval), _half(on_heldout.change_interval)])
     shares = [verdicts.count(name) / trials for name in ("accept", "inconclusive", "reject")]
@@ -135,5 +135,5 @@ def seconds(utterances: int = 5000) -> float:
     """CPU time of one comparison of so many utterances, as the verdict makes it."""
     rows = draw(utterances, DOMAIN_WER, -0.02, DOMAIN_REWRITTEN, np.random.default_rng(SEED))
     start = time.process_time()
-    verdict.compare_rows(rows)
+    bootstrap.compare_rows(rows)
     return time.process_time() - start

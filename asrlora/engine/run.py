@@ -53,7 +53,7 @@ class Run:
     ) -> None:
         """`data` are the evaluation sets, and `cuts` the windows of their long utterances, by set."""
         self.config, self.runtime, self.base, self.data, self.cuts = config, runtime, base, data, cuts
-        self.criteria = verdict.Criteria(config.min_domain_reduction, config.max_heldout_regression)
+        self.criteria = verdict.Criteria.of(config)
         self.normaliser = text.normaliser(config.text_normaliser, config.language)
         chosen = metric.choose(config.metric, config.language)
         self.metric, self.why_metric = chosen.name, str(chosen)

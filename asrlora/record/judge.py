@@ -8,7 +8,7 @@ from typing import Any
 from asrlora.errors import UserError
 from asrlora.record.run_dir import read_hypotheses, read_run, step_folder, tallies
 from asrlora.record.schema import Scores, Verdict, read
-from asrlora.score import mapsswe, selection, verdict
+from asrlora.score import bootstrap, mapsswe, selection, verdict
 from asrlora.score.metric import Metric, units
 from asrlora.score.wer import Tally
 from asrlora.storage import write_json
@@ -29,7 +29,7 @@ def judge_run(run: Path, resample_by: str | None = None) -> Verdict:
     names = [sorted(path.stem for path in folder.glob("*.jsonl")) for folder in (old, new)]
     _check_same(run, best, *({f"set {name}": "there" for name in found} for found in names))
 
-    def compared(name: str, only: Collection[str] | None = None) -> verdict.Comparison:
+    def compared(name: str, only: Collection[str] | None = None) -> bootstrap.Comparison:
         return compare_files(old / f"{name}.jsonl", new / f"{name}.jsonl", by, only, metric)
 
     guardrails = {name: compared(name) for name in names[0] if name not in ("domain", selection.REPORT)}
@@ -66,7 +66,7 @@ def compare_files(
     resample_by: str = "utterance",
     only: Collection[str] | None = None,
     metric: Metric = "wer",
-) -> verdict.Comparison:
+) -> bootstrap.Comparison:
     """Two systems' scored lines. Raises UserError unless both were scored against the same references.
 
     `resample_by` is "utterance" or "speaker"; the latter needs lines that name the speaker. `only` these
@@ -85,13 +85,13 @@ def compare_files(
             )
     speakers = None
     if resample_by == "speaker":
-        speakers = verdict.check_speakers(str(old), {i: h.get("speaker") for i, h in before.items()})
+        speakers = bootstrap.check_speakers(str(old), {i: h.get("speaker") for i, h in before.items()})
     segments = []
     for i in both:
         texts = before[i]["reference"], before[i]["hypothesis"], after[i]["hypothesis"]
         reference, first, second = (units(text, metric) for text in texts)
         segments += mapsswe.segments(reference, first, second)
-    compared = verdict.compare(tallies(before, metric), tallies(after, metric), speakers, segments)
+    compared = bootstrap.compare(tallies(before, metric), tallies(after, metric), speakers, segments)
     if metric == "wer":
         return compared
     words = [sum(tallies(lines, "wer").values(), Tally()) for lines in (before, after)]

@@ -271,7 +271,7 @@ class Settings(Record):
     @property
     def criteria(self) -> Criteria:
         """What the run is judged by."""
-        return Criteria(self.min_domain_reduction, self.max_heldout_regression)
+        return Criteria.of(self)
 
 
 class TrainingSet(Record):

@@ -11,7 +11,7 @@ from asrlora.errors import UserError
 from asrlora.record import run_dir
 from asrlora.record.run_dir import read_json, read_log
 from asrlora.score import selection
-from asrlora.score.verdict import Criteria, metric_of
+from asrlora.score.verdict import Criteria
 from asrlora.storage import write_json
 
 EVERY = 5.0  # seconds between two writings: each costs the disk a sync
@@ -72,7 +72,8 @@ def line(values: Mapping[str, Any]) -> str:
 
 def _against(values: Mapping[str, Any]) -> str:
     limit = values.get("max_heldout_regression", Criteria().max_heldout_regression)
-    return f"{metric_of(values).upper()} {against_baseline(values['wers'], values['baseline'], limit)}"
+    metric = values.get("metric", "wer").upper()
+    return f"{metric} {against_baseline(values['wers'], values['baseline'], limit)}"
 
 
 def duration(seconds: float) -> str:

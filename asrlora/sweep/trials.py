@@ -7,7 +7,7 @@ from pathlib import Path
 from asrlora.errors import UserError
 from asrlora.record import run_dir
 from asrlora.record.schema import RunRecord, TrialAttempt, TrialRecord, Verdict, read
-from asrlora.score import verdict
+from asrlora.score import bootstrap, verdict
 from asrlora.score.metric import Metric
 from asrlora.score.wer import Tally
 from asrlora.storage import Lease
@@ -189,7 +189,7 @@ def _overlap(one: TrialStatus, other: TrialStatus) -> bool:
 def _ties(best: TrialStatus, other: TrialStatus) -> bool:
     if best.domain == other.domain:
         return True
-    low, high = verdict.compare(_counts(best), _counts(other)).change_interval
+    low, high = bootstrap.compare(_counts(best), _counts(other)).change_interval
     return low <= 0 <= high
 
 

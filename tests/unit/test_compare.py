@@ -12,7 +12,7 @@ from asrlora import cli
 from asrlora.errors import UserError
 from asrlora.record import ledger, run_dir
 from asrlora.report import compare
-from asrlora.score import verdict
+from asrlora.score import bootstrap
 from asrlora.sweep import sweep_file
 from sweeps import FINGERPRINT, write_run, write_sweep
 
@@ -45,7 +45,7 @@ def test_every_pair_has_the_interval_that_comparing_the_two_alone_gives(groups: 
     for name in ("domain", "heldout"):
         for (a, b), (change, low, high) in list(zip(pairs, group.pairs[name], strict=True))[::7]:
             counts = (run_dir.read_counts(folders[run] / f"{name}.jsonl") for run in (a, b))
-            alone = verdict.compare(*counts)
+            alone = bootstrap.compare(*counts)
             assert change == pytest.approx(alone.change, abs=1e-12)
             assert (low, high) == pytest.approx(alone.change_interval, abs=1e-12)
 
@@ -53,7 +53,7 @@ def test_every_pair_has_the_interval_that_comparing_the_two_alone_gives(groups: 
 def test_a_run_without_a_verdict_gets_the_intervals_that_one_would_give(groups: list[compare.Group]) -> None:
     run = next(run for run in groups[0].runs if run.name == "running")
     old, new = (run_dir.step_folder(run.folder, step) / "heldout.jsonl" for step in (0, run.best_step))
-    alone = verdict.compare(run_dir.read_counts(old), run_dir.read_counts(new))
+    alone = bootstrap.compare(run_dir.read_counts(old), run_dir.read_counts(new))
     assert run.scores["heldout"].interval == pytest.approx(alone.tuned_interval, abs=1e-12)
     assert run.scores["heldout"].change_interval == pytest.approx(alone.change_interval, abs=1e-12)
     assert not (run.folder / "verdict.json").exists(), "somebody else's run is only read"

@@ -109,7 +109,7 @@ def quick(
         *(finding for name, items in sets.items() for finding in _stated(name, items, config)),
         *(finding for name, items in sets.items() for finding in _encoding(name, items)),
     ]
-    criteria = Criteria(config.min_domain_reduction, config.max_heldout_regression)
+    criteria = Criteria.of(config)
     chosen = metric.choose(config.metric, config.language)
     for name, items in itertools.islice(sets.items(), 1, None):
         words = sum(len(item.text.split()) for item in items)

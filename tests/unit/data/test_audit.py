@@ -27,7 +27,7 @@ from asrlora.data.audit.transcript_style import MARKS, restyle, style
 from asrlora.data.decoding.decode import Fault
 from asrlora.data.manifest import BadLine, read_manifest
 from asrlora.errors import UserError
-from asrlora.score import power, verdict
+from asrlora.score import bootstrap, power
 from asrlora.score.metric import Metric
 from asrlora.score.wer import Tally
 from conftest import BASE, Speech
@@ -390,9 +390,9 @@ def simulate(seed: int, utterances: int, wer: float, shared: float, clumped: boo
 def test_the_margin_is_the_verdicts_own_interval(seed: int) -> None:
     """The oracle is the bootstrap that judges runs, on systems that share half of their errors."""
     old, new = simulate(seed, 600, 0.1, 0.5, clumped=False)
-    low, high = verdict.compare(old, new).change_interval
+    low, high = bootstrap.compare(old, new).change_interval
     assert power.measured_margin(list(old.values())) == pytest.approx((high - low) / 2, rel=0.12)
-    low, high = verdict.compare(old, new).baseline_interval
+    low, high = bootstrap.compare(old, new).baseline_interval
     words = sum(counts.length for counts in old.values())
     independent = power.assumed_margin(words) / math.sqrt(power.CLUMPING)
     assert independent == pytest.approx((high - low) / 2, rel=0.12)
@@ -410,7 +410,7 @@ def test_the_margin_covers_no_change_in_19_of_20() -> None:
 
 def test_errors_that_clump_are_seen_in_the_baseline() -> None:
     old, _ = simulate(1, 600, 0.1, 0.5, clumped=True)
-    low, high = verdict.compare(old, old).baseline_interval
+    low, high = bootstrap.compare(old, old).baseline_interval
     measured = power.measured_margin(list(old.values()))
     assert measured == pytest.approx((high - low) / 2, rel=0.05)
     words = sum(counts.length for counts in old.values())

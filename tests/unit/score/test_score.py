@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from asrlora.errors import UserError
-from asrlora.score import verdict, wer
+from asrlora.score import bootstrap, verdict, wer
 from asrlora.score.metric import units
 from asrlora.score.wer import Counts, Tally
 
@@ -78,7 +78,7 @@ def draws(rate: float, count: int, seed: int) -> list[int]:
 def test_the_interval_is_that_of_a_plain_bootstrap() -> None:
     """The oracle is a loop with another generator; Monte Carlo error is about 0.0002 here."""
     before, after = draws(0.2, 400, 1), draws(0.15, 400, 2)
-    found = verdict.compare(system(before), system(after))
+    found = bootstrap.compare(system(before), system(after))
     rng = np.random.default_rng(99)
     plain = []
     for _ in range(4000):
@@ -92,11 +92,11 @@ def test_the_interval_is_that_of_a_plain_bootstrap() -> None:
 
 def test_the_bootstrap_is_scipys() -> None:
     before, after = draws(0.2, 300, 1), draws(0.15, 300, 2)
-    found = verdict.compare(system(before), system(after))
+    found = bootstrap.compare(system(before), system(after))
     oracle = stats.bootstrap(
         (np.array(before), np.array(after)), lambda a, b, axis: (b.sum(axis) - a.sum(axis)) / 3000,
-        paired=True, vectorized=True, n_resamples=verdict.RESAMPLES, batch=verdict.BATCH,
-        method="percentile", rng=np.random.default_rng(verdict.SEED),
+        paired=True, vectorized=True, n_resamples=bootstrap.RESAMPLES, batch=bootstrap.BATCH,
+        method="percentile", rng=np.random.default_rng(bootstrap.SEED),
     )  # fmt: skip
     assert found.change_interval == pytest.approx(tuple(oracle.confidence_interval), abs=1e-15)
     better = np.mean(oracle.bootstrap_distribution < 0) + np.mean(oracle.bootstrap_distribution == 0) / 2
@@ -105,18 +105,18 @@ def test_the_bootstrap_is_scipys() -> None:
 
 def test_the_interval_does_not_depend_on_the_order_of_the_file() -> None:
     before, after = system(draws(0.2, 100, 1)), system(draws(0.1, 100, 2))
-    backwards = verdict.compare(dict(reversed(before.items())), dict(reversed(after.items())))
-    assert backwards == verdict.compare(before, after)
+    backwards = bootstrap.compare(dict(reversed(before.items())), dict(reversed(after.items())))
+    assert backwards == bootstrap.compare(before, after)
 
 
 def test_the_probability_of_improvement() -> None:
     before, after = system(draws(0.2, 400, 1)), system(draws(0.19, 400, 2))
-    found = verdict.compare(before, after)
+    found = bootstrap.compare(before, after)
     spread = (found.change_interval[1] - found.change_interval[0]) / (2 * 1.96)
     normal = 0.5 * math.erfc(found.change / spread / math.sqrt(2))  # the bootstrap's is close to normal
     assert 0.6 < found.improvement_probability < 0.99
     assert found.improvement_probability == pytest.approx(normal, abs=0.02)
-    assert verdict.compare(before, before).improvement_probability == 0.5  # ties are half
+    assert bootstrap.compare(before, before).improvement_probability == 0.5  # ties are half
 
 
 @pytest.mark.needs("kaldialign")
@@ -131,7 +131,7 @@ def test_the_bootstrap_agrees_with_kaldialign() -> None:
         for rate in (0.2, 0.18)
     ]
     oracle = kaldialign.bootstrap_wer_ci(references, *systems, replications=10_000, seed=5)
-    ours = verdict.compare(*(
+    ours = bootstrap.compare(*(
         {
             f"u{i:03d}": wer.count(" ".join(reference), " ".join(hypothesis)).tally
             for i, (reference, hypothesis) in enumerate(zip(references, hypotheses, strict=True))
@@ -155,7 +155,7 @@ def test_speakers_are_drawn_whole() -> None:
     changes = np.repeat(rng.integers(-3, 4, 60), 20)
     before, after = system([5] * 1200), system((5 + changes).tolist())
     speakers = {i: f"s{number // 20}" for number, i in enumerate(sorted(before))}
-    alone, together = verdict.compare(before, after), verdict.compare(before, after, speakers)
+    alone, together = bootstrap.compare(before, after), bootstrap.compare(before, after, speakers)
     assert (alone.resampled, alone.units) == ("utterance", 1200)
     assert (together.resampled, together.units) == ("speaker", 60)
     assert together.change == alone.change
@@ -175,7 +175,7 @@ def test_speakers_are_drawn_whole() -> None:
 def test_the_rule(
     domain: tuple[float, float], heldout: tuple[float, float], expected: str, point: bool
 ) -> None:
-    def comparison(rates: tuple[float, float], seed: int) -> verdict.Comparison:
+    def comparison(rates: tuple[float, float], seed: int) -> bootstrap.Comparison:
         n = 600
         exact = [[round(rate * 10 * n)] for rate in rates]  # spread the exact number of errors evenly
         systems = []
@@ -183,7 +183,7 @@ def test_the_rule(
             rng = np.random.default_rng(seed + number)
             errors = np.bincount(rng.integers(0, n, total), minlength=n)
             systems.append(system(errors.tolist()))
-        return verdict.compare(*systems)
+        return bootstrap.compare(*systems)
 
     judged = verdict.judge(comparison(domain, 10), comparison(heldout, 20))
     assert (judged["verdict"], judged["point"]) == (expected, point), judged["reason"]
@@ -191,7 +191,7 @@ def test_the_rule(
 
 
 def test_without_a_heldout_manifest_nothing_is_accepted() -> None:
-    better = verdict.compare(system(draws(0.3, 600, 1)), system(draws(0.1, 600, 2)))
+    better = bootstrap.compare(system(draws(0.3, 600, 1)), system(draws(0.1, 600, 2)))
     judged = verdict.judge(better, None)
     assert (judged["verdict"], judged["point"], judged["heldout"]) == ("inconclusive", False, None)
     assert "forgetting is not ruled out" in judged["reason"]
@@ -199,11 +199,11 @@ def test_without_a_heldout_manifest_nothing_is_accepted() -> None:
 
 def test_different_utterances_are_not_compared() -> None:
     with pytest.raises(UserError, match="u0002"):
-        verdict.compare(system([1, 2, 3]), system([1, 2]))
+        bootstrap.compare(system([1, 2, 3]), system([1, 2]))
 
 
 def test_one_utterance_proves_nothing() -> None:
-    one = verdict.compare(system([5]), system([0]))
+    one = bootstrap.compare(system([5]), system([0]))
     assert verdict.judge(one, one)["verdict"] == "inconclusive"
 
 

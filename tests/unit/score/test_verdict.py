@@ -11,7 +11,7 @@ import pytest
 from asrlora import cli
 from asrlora.errors import UserError
 from asrlora.record import run_dir
-from asrlora.score import verdict
+from asrlora.score import bootstrap, verdict
 from asrlora.score.wer import Tally
 from written import WORDS, better, draws, judge, same, worse, write_run
 
@@ -65,7 +65,7 @@ def test_so_many_utterances_do_settle_it(rate: float, seed: int, outcome: str) -
         systems = [
             {f"u{i:06d}": Tally(e, 10) for i, e in enumerate(side * copies)} for side in (before, after)
         ]
-        found: dict[str, Any] = verdict.judge(verdict.compare(*systems), None)["judgements"]["domain"]
+        found: dict[str, Any] = verdict.judge(bootstrap.compare(*systems), None)["judgements"]["domain"]
         return found
 
     once = judged(1)
@@ -129,7 +129,7 @@ def test_files_that_cannot_be_compared_are_refused(tmp_path: Path, mistake: str,
 @pytest.mark.parametrize(("utterances", "outcome"), [(24, "open"), (1000, "holds")])
 def test_a_few_utterances_that_stay_as_they_are_prove_little(utterances: int, outcome: str) -> None:
     """Nothing changed in 24 utterances: the next hundred may still lose more than 0.2 points."""
-    same = verdict.compare_rows(np.tile([1.0, 1.0, 10.0], (utterances, 1)))
-    gain = verdict.compare_rows(np.tile([5.0, 0.0, 10.0], (1000, 1)))
+    same = bootstrap.compare_rows(np.tile([1.0, 1.0, 10.0], (utterances, 1)))
+    gain = bootstrap.compare_rows(np.tile([5.0, 0.0, 10.0], (1000, 1)))
     assert verdict.judge(gain, same)["judgements"]["heldout"]["outcome"] == outcome
     assert same.change_interval[1] == pytest.approx(3 / (10 * utterances))
