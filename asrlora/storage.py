@@ -144,7 +144,7 @@ class Lease:
     token: str = field(default_factory=lambda: uuid.uuid4().hex)  # of this holder alone
 
     def acquire(self, owner: str) -> bool:
-        """Whether it is ours now; False where another process has it that lives."""
+        """Whether this process has it now; False where another one has it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._locked() as guard:
             if guard is None:
@@ -182,7 +182,7 @@ class Lease:
         self._remove_if(lambda owner, token: owner == dead)
 
     def owner(self) -> str | None:
-        """Its owner; None where nobody has it."""
+        """Its owner; None where no process has it."""
         found = self._read()
         return found[0] if found is not None and abs(time.time() - found[2]) <= LEASE_TIMEOUT else None
 

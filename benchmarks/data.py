@@ -247,7 +247,7 @@ def _loader(folder: Path, count: int) -> dict[str, Any]:
         for batch in read_batches(opened, batches, workers=1):
             batch.to(torch.device("cpu"))
 
-    def afresh(epoch: Callable[[], None], room: int) -> float:
+    def empty_memory(epoch: Callable[[], None], room: int) -> float:
         """CPU seconds of an epoch with room for so many bytes of decoded audio, none of it there yet."""
         reader.forget(opened)
         reader.memory.left = room
@@ -256,9 +256,9 @@ def _loader(folder: Path, count: int) -> dict[str, Any]:
         return _cpu_seconds(epoch)
 
     work: dict[str, Callable[[], float]] = {
-        "more audio than memory, for a GPU": lambda: afresh(for_a_gpu, 0),
-        "more audio than memory, on the CPU": lambda: afresh(on_the_cpu, 0),
-        "first epoch, on the CPU": lambda: afresh(on_the_cpu, reader.KEEP_BYTES),
+        "more audio than memory, for a GPU": lambda: empty_memory(for_a_gpu, 0),
+        "more audio than memory, on the CPU": lambda: empty_memory(on_the_cpu, 0),
+        "first epoch, on the CPU": lambda: empty_memory(on_the_cpu, reader.KEEP_BYTES),
         "later epochs, on the CPU": lambda: _cpu_seconds(on_the_cpu),
     }
     mine = list(work)

@@ -3,8 +3,8 @@
 #SBATCH --output=slurm/logs/%x-%j.log
 #SBATCH --ntasks=1
 #SBATCH --gres=none
-# A whole programme: submits one array a phase, each after the one before, and the summary last of all. Also a
-# sweep that is longer than this Slurm's MaxArraySize, in parts.
+# A sweep with phases: submits one array a phase, each after the one before, and the summary last. Also a sweep
+# that is longer than this Slurm's MaxArraySize, in parts.
 #   sbatch slurm/programme.sh [FILE]        (or slurm/programme.sh [FILE], where jobs may not submit jobs)
 # A phase begins when all tasks of the one before have ended, well or not; after an accept it ends at once.
 set -euo pipefail

@@ -8,7 +8,7 @@
 #SBATCH --open-mode=append
 # One run on N nodes with M processes each, one a GPU where there are any:
 #   sbatch --nodes=2 --gres=gpu:8 slurm/train.sh multinode_zero2 FLAGS...
-# Give --resume auto: stopped before its time limit or preempted, it is queued again and goes on.
+# Give --resume auto: stopped before its time limit or preempted, it is queued again and resumes.
 set -euo pipefail
 source "${SLURM_SUBMIT_DIR:?submit with sbatch from the root of the clone}/slurm/task.sh"
 export NUM_MACHINES=$SLURM_JOB_NUM_NODES

@@ -96,14 +96,14 @@ def printed(words: Sequence[str]) -> str:
 def output(call: Callable[[], int]) -> str:
     from asrlora import console
 
-    told = io.StringIO()
-    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
-        console.console.file = console.stderr.file = told
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+        console.console.file = console.stderr.file = text
         try:
             code: Any = call()
         except SystemExit as end:
             code = end.code
-    return masked(told.getvalue()) + f"\nexit code {code}\n"
+    return masked(text.getvalue()) + f"\nexit code {code}\n"
 
 
 def record_helps(folder: Path) -> None:
@@ -230,16 +230,16 @@ def compare(one: Path, other: Path) -> int:
     both = {path.name for path in one.iterdir()} & {path.name for path in other.iterdir()}
     files = [p.relative_to(top) for top in (one, other) for p in top.rglob("*") if p.is_file()]
     names = sorted({str(path) for path in files if path.parts[0] in both})
-    odd = 0
+    differing = 0
     for name in names:
         texts = [
             (top / name).read_text().splitlines() if (top / name).exists() else [] for top in (one, other)
         ]
         lines = list(difflib.unified_diff(*texts, str(one / name), str(other / name), lineterm="", n=0))
-        odd += bool(lines)
+        differing += bool(lines)
         print("\n".join(lines[:40]), end="\n" if lines else "")
-    print(f"{odd} of {len(names)} files differ")
-    return 1 if odd else 0
+    print(f"{differing} of {len(names)} files differ")
+    return 1 if differing else 0
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ class Voice:
 class Speaker:
     """One per process: espeak-ng keeps its state in globals.
 
-    That state (the phase of its flutter, for one) lives on between sentences, so the bytes of a
+    That state (such as the phase of its flutter) remains between sentences, so the bytes of a
     sentence depend on what the process said before. Whoever needs the same bytes again speaks the
     same list in the same order in a fresh process, as corpus.py does.
     """

@@ -9,7 +9,7 @@ import pytest
 
 from conftest import ROOT, Speech
 
-# runs train.py's main as its door does, and tells whether torch was imported on the way
+# runs train.py's main as the script does, and prints whether torch was imported
 CODE = """
 import sys
 from asrlora import train
@@ -36,7 +36,7 @@ def change(flags: list[str], flag: str, value: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("flag", "value", "told"),
+    ("flag", "value", "expected"),
     [
         ("--dataset-path", "gone.jsonl", "gone.jsonl"),
         ("--manifest-path", "{broken}", "line 1: not valid JSON"),
@@ -54,7 +54,7 @@ def change(flags: list[str], flag: str, value: str) -> list[str]:
         ("--general-text", "gone.txt", "--general-text gone.txt"),
     ],
 )
-def test_one_message_names_it(speech: Speech, tmp_path: Path, flag: str, value: str, told: str) -> None:
+def test_one_message_names_it(speech: Speech, tmp_path: Path, flag: str, value: str, expected: str) -> None:
     (tmp_path / "broken.jsonl").write_text('{"audio": \n')
     (tmp_path / "no_audio.jsonl").write_text('{"audio": "gone.wav", "text": "x"}\n')
     (tmp_path / "noise.wav").write_bytes(b"no audio at all")
@@ -67,14 +67,14 @@ def test_one_message_names_it(speech: Speech, tmp_path: Path, flag: str, value: 
     flags = change(flags, flag, value) if flag in flags else [*flags, flag, value]
     code, message, torch_was_imported = run(flags)
     assert code == 2
-    assert told in message
+    assert expected in message
     assert message.count("\n") == 1, message
     assert not torch_was_imported
     assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (["eval", "--model-id", "x"], "--manifest-path"),
         (["transcribe", "gone.wav"], "gone.wav"),
@@ -84,11 +84,11 @@ def test_one_message_names_it(speech: Speech, tmp_path: Path, flag: str, value: 
         (["manifest", "check", "gone.jsonl", "--domain", "d.jsonl"], "jsonl"),
     ],
 )
-def test_the_command_line_does_the_same(words: list[str], told: str, tmp_path: Path) -> None:
+def test_the_command_line_does_the_same(words: list[str], expected: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "asrlora.cli", *words],
         capture_output=True, text=True, timeout=60, cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 2
-    assert told in done.stderr
+    assert expected in done.stderr
     assert done.stderr.count("\n") == 1

@@ -40,12 +40,12 @@ def config(folder: Path, mode: str | None = None) -> RunConfig:
     return RunConfig.model_validate({**settings, "output_dir": str(folder)})
 
 
-def attempt(folder: Path, told: dict[str, Any] | None = None, mode: str | None = None) -> Any:
+def attempt(folder: Path, recorded: dict[str, Any] | None = None, mode: str | None = None) -> Any:
     """One attempt at the run in `folder` as far as W&B is concerned; its W&B run, or None.
 
-    `told` is what run.json holds of W&B, and is kept there.
+    `recorded` is what run.json holds of W&B, and is kept there.
     """
-    kept = {**IDENTITY, **(told or {})}
+    kept = {**IDENTITY, **(recorded or {})}
     folder.mkdir(exist_ok=True)
     identity = RunRecord.model_validate(kept)
     run = sinks.start(config(folder, mode), identity, ["moonshine"])
@@ -78,15 +78,15 @@ def test_what_a_job_script_exports_makes_no_two_directories_one_run(
     assert "night" not in {run.id for run in runs}
     assert runs[0].id != runs[1].id
     assert all(list((tmp_path / name / "wandb").glob("offline-run-*")) for name in ("first", "second"))
-    told = capsys.readouterr().err
+    printed = capsys.readouterr().err
     for name, value in environment.items():
-        assert told.count(f"{name}={value}") == 2, "each says what it does not follow"
+        assert printed.count(f"{name}={value}") == 2, "each says what it does not follow"
         assert os.environ[name] == value
-    assert (f"this one is {runs[0].id}" in told) == (list(environment) != ["WANDB_DIR"])
+    assert (f"this one is {runs[0].id}" in printed) == (list(environment) != ["WANDB_DIR"])
 
 
 @pytest.mark.parametrize(
-    ("environment", "told"),
+    ("environment", "expected"),
     [
         ({}, ("asrlora", None, "run", "train", ("moonshine",))),
         ({"WANDB_PROJECT": "field", "WANDB_ENTITY": "team"}, ("field", None, "run", "train", ("moonshine",))),
@@ -97,12 +97,12 @@ def test_what_a_job_script_exports_makes_no_two_directories_one_run(
     ],
 )  # fmt: skip
 def test_names_are_followed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], told: tuple[Any, ...]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: tuple[Any, ...]
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     run = attempt(tmp_path / "run")
-    assert (run.project, run.group or None, run.name, run.job_type, run.tags) == told
+    assert (run.project, run.group or None, run.name, run.job_type, run.tags) == expected
     kept = run_dir.read_json(tmp_path / "run" / "run.json")["wandb"]
     assert kept["entity"] == environment.get("WANDB_ENTITY")
 
@@ -170,7 +170,7 @@ def test_disabled_writes_nothing_that_could_be_sent(
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "expected"),
     [
         ("WANDB_SWEEP_ID", "x1y2", "unset it, or give --wandb-mode disabled"),
         ("WANDB_MODE", "shared", "a run is online, offline or disabled"),
@@ -179,16 +179,16 @@ def test_disabled_writes_nothing_that_could_be_sent(
 )
 def test_what_no_run_does_is_refused_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    name: str, value: str, told: str,
+    name: str, value: str, expected: str,
 ) -> None:  # fmt: skip
     monkeypatch.setenv(name, value)
     flags = ["--dataset-path", "t.jsonl", "--manifest-path", "d.jsonl", "--output-dir", str(tmp_path / "run")]
     assert exit_code(lambda: train.main(flags)) == 2
     shown = capsys.readouterr().err
     assert name in shown
-    assert told in shown
+    assert expected in shown
     assert exit_code(lambda: train.main([*flags, "--wandb-mode", "disabled"])) == 2
-    assert "t.jsonl" in capsys.readouterr().err, "disabled, it is no matter, and the next mistake is told"
+    assert "t.jsonl" in capsys.readouterr().err, "disabled, it is no matter, and the next error is reported"
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def plan(file: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("config", "count", "arrays", "told"),
+    ("config", "count", "arrays", "expected"),
     [
         (None, 8, ["0-7%4"], ""),
         (None, 1002, ["0-1000%4", "0-0%4 --offset 1001"], "MaxArraySize 1001, Slurm's default"),
@@ -68,7 +68,7 @@ def plan(file: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
 )
 def test_a_long_grid_is_submitted_in_parts_that_slurm_takes(
     tools: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    config: str | None, count: int, arrays: list[str], told: str,
+    config: str | None, count: int, arrays: list[str], expected: str,
 ) -> None:  # fmt: skip
     if config is not None:
         tool(tools, "scontrol", f"echo {shlex.quote(config)}")
@@ -81,7 +81,7 @@ def test_a_long_grid_is_submitted_in_parts_that_slurm_takes(
         assert f"--array={numbers} slurm/sweep.sh {name}" in line
         assert line.removesuffix(")").endswith(offset or name)
     assert ["dependency" in line for line in commands] == [False] + [True] * (len(arrays) - 1)
-    assert told in " ".join(lines)
+    assert expected in " ".join(lines)
     capsys.readouterr()
     assert cli.main(["sweep", "plan", str(file), "--arrays"]) == 0
     assert capsys.readouterr().out.splitlines() == [f"grid {a.replace(' --offset', '')}" for a in arrays]
@@ -180,7 +180,7 @@ def test_any_piece_of_a_grid_runs(
 
 
 @pytest.mark.parametrize(
-    ("trial", "offset", "told"),
+    ("trial", "offset", "expected"),
     [
         ("10", "0", "--trial 10: "),
         ("9", "1", "--trial 9 --offset 1: "),
@@ -189,13 +189,13 @@ def test_any_piece_of_a_grid_runs(
 )
 def test_an_index_behind_the_grid_is_refused_with_the_line_that_is_right(
     faked: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-    trial: str, offset: str, told: str,
+    trial: str, offset: str, expected: str,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", trial)
     file = grid(faked, 10)
     assert cli.main(["sweep", "run", str(file), "--trial", trial, "--offset", offset]) == 2
     shown = capsys.readouterr().err
-    assert told in shown
+    assert expected in shown
     assert "10 trials, 0 to 9" in shown
     assert f"sbatch --array=0-9%4 slurm/sweep.sh {shlex.quote(str(file))}" in shown
 

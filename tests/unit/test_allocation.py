@@ -1,4 +1,4 @@
-"""Threads and devices follow what was allotted, whoever has done so."""
+"""Threads and devices stay within every limit that is set for the process."""
 
 import json
 import os
@@ -48,7 +48,7 @@ DOCKER_V1 = "34 32 0:30 /docker/abc /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu
 
 
 @pytest.mark.parametrize(
-    ("groups", "mounts", "files", "cpus", "told"),
+    ("groups", "mounts", "files", "cpus", "expected"),
     [
         ("0::/", V2, {"sys/fs/cgroup/cpu.max": "max 100000"}, 8, "physical cores"),
         ("0::/", V2, {"sys/fs/cgroup/cpu.max": "300000 100000"}, 3, "quota of 3 CPUs"),
@@ -66,12 +66,12 @@ DOCKER_V1 = "34 32 0:30 /docker/abc /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu
     ],
 )  # fmt: skip
 def test_the_quota_of_a_control_group_or_one_above_it_is_kept(
-    tmp_path: Path, groups: str, mounts: str, files: dict[str, str], cpus: int, told: str
+    tmp_path: Path, groups: str, mounts: str, files: dict[str, str], cpus: int, expected: str
 ) -> None:
     root = machine(tmp_path, files, groups, mounts)
     found = allocation.of_process(environment={}, affinity=EIGHT, root=root)
     assert found.cpus == cpus
-    assert told in found.reason
+    assert expected in found.reason
 
 
 @pytest.mark.parametrize(
@@ -123,12 +123,12 @@ def test_readers_are_part_of_the_sum(
     assert (found.torch_threads, found.loader_threads) == threads
 
 
-@pytest.mark.parametrize(("said", "threads"), [("5", 5), ("1", 1), ("3,2", 3), ("", 7)])
-def test_the_users_number_wins_and_is_said(tmp_path: Path, said: str, threads: int) -> None:
-    found = allocation.of_process(False, {"OMP_NUM_THREADS": said}, EIGHT, machine(tmp_path))
+@pytest.mark.parametrize(("given", "threads"), [("5", 5), ("1", 1), ("3,2", 3), ("", 7)])
+def test_the_users_number_wins_and_is_named(tmp_path: Path, given: str, threads: int) -> None:
+    found = allocation.of_process(False, {"OMP_NUM_THREADS": given}, EIGHT, machine(tmp_path))
     assert found.torch_threads == threads
     assert found.cpus == found.worker_threads == 8, "data threads are not OpenMP's"
-    assert (f"OMP_NUM_THREADS={said[:1]}" in found.reason) == bool(said)
+    assert (f"OMP_NUM_THREADS={given[:1]}" in found.reason) == bool(given)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ print(json.dumps(allocation.of_process().as_json()))
 
 
 @pytest.mark.parametrize(
-    ("users", "flags", "told"),
+    ("users", "flags", "expected"),
     [
         ({}, [], ""),
         ({"OMP_NUM_THREADS": "3"}, [], "OMP_NUM_THREADS=3"),
@@ -162,7 +162,7 @@ print(json.dumps(allocation.of_process().as_json()))
     ],
 )
 def test_a_launchers_number_is_not_the_users(
-    tmp_path: Path, users: dict[str, str], flags: list[str], told: str
+    tmp_path: Path, users: dict[str, str], flags: list[str], expected: str
 ) -> None:
     """`accelerate launch` sets OMP_NUM_THREADS for its ranks; what it was started with is the user's."""
     script = tmp_path / "accelerate"
@@ -174,8 +174,8 @@ def test_a_launchers_number_is_not_the_users(
     )  # fmt: skip
     reason = json.loads(done.stdout)["reason"]
     assert "2 ranks on this machine" in reason
-    assert told in reason
-    assert ("OMP_NUM_THREADS" in reason) == bool(told)
+    assert expected in reason
+    assert ("OMP_NUM_THREADS" in reason) == bool(expected)
 
 
 @pytest.mark.parametrize(
@@ -214,14 +214,14 @@ def test_trials_at_once_get_parts_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("jobs", "processes", "told"),
+    ("jobs", "processes", "expected"),
     [(4, 1, "--jobs 4 needs 4 GPUs, 1 a trial, and 2 are there (0, 1); --jobs 2 would fit"),
      (2, 2, "--jobs 1 would fit"), (2, 8, "not even one would fit")],
 )  # fmt: skip
-def test_too_few_gpus_are_refused_with_what_would_fit(jobs: int, processes: int, told: str) -> None:
+def test_too_few_gpus_are_refused_with_what_would_fit(jobs: int, processes: int, expected: str) -> None:
     with pytest.raises(UserError) as refused:
         allocation.shares(jobs, processes, environment={"CUDA_VISIBLE_DEVICES": "0,1"})
-    assert told in str(refused.value)
+    assert expected in str(refused.value)
 
 
 def test_threads_that_wait_sleep_unless_the_user_has_said_how(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ def test_flags_win_over_the_file_and_the_saved_file_repeats_the_run(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "expected"),
     [
         (["--max-stepz", "3"], "--max-stepz"),
         (["--max-steps", "three"], "--max-steps: .*three"),
@@ -72,8 +72,8 @@ def test_flags_win_over_the_file_and_the_saved_file_repeats_the_run(tmp_path: Pa
         (["--config", "absent.yaml"], "absent.yaml"),
     ],
 )
-def test_a_wrong_flag_is_named(flags: list[str], told: str) -> None:
-    with pytest.raises(UserError, match=told):
+def test_a_wrong_flag_is_named(flags: list[str], expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
         parse_run([*REQUIRED, *flags])
 
 

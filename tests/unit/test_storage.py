@@ -1,4 +1,4 @@
-"""Leases: at any time one process has a thing, whoever died before and whoever comes at once."""
+"""Leases: one process has the work at a time, whichever died before and however many ask at once."""
 
 import multiprocessing
 import os

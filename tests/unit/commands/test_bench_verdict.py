@@ -44,6 +44,6 @@ def test_the_noise_is_as_it_says() -> None:
 
 def test_the_table_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", "verdict", "--trials", "2"]) == 0
-    told = capsys.readouterr().out
-    assert told.count("\n| ") == len(bench_verdict.TRUTHS)
-    assert "CPU time for 10,000 resamples" in told
+    printed = capsys.readouterr().out
+    assert printed.count("\n| ") == len(bench_verdict.TRUTHS)
+    assert "CPU time for 10,000 resamples" in printed
