@@ -58,6 +58,8 @@ PARTS = {
     "wandb-workspaces": Part(_package("wandb_workspaces"), "uv sync"),
     "librosa": Part(_parakeet, "uv pip install librosa, or Transformers 5.23 or newer", optional=True),
     "bitsandbytes": Part(_package("bitsandbytes"), "uv sync --extra qlora", optional=True),
+    "lhotse": Part(_package("lhotse"), "uv pip install lhotse", optional=True),
+    "datasets": Part(_package("datasets"), "uv sync --extra hf", optional=True),
     "a GPU": Part(lambda: _gpus() > 0, "make test-gpu on a machine with one", optional=True),
     "CUDA": Part(lambda: DEVICE == "cuda" and _gpus() > 0, "make test-gpu with a GPU", optional=True),
     "two GPUs": Part(lambda: _gpus() > 1, "make test-gpu on a machine with two", optional=True),

@@ -1,4 +1,4 @@
-"""`asrlora shards`: manifests to WebDataset tars, and checking them."""
+"""`asrlora shards`: manifests to WebDataset tars, an index for tars that others made, and checking both."""
 
 import argparse
 from pathlib import Path
@@ -20,6 +20,11 @@ def add_arguments(parser: Parser) -> None:
     merge = steps.add_parser("merge", help="make one folder of all slices")
     merge.set_defaults(run=_merge)
     merge.add_argument("out", type=Path)
+    index = steps.add_parser("index", help="read tars that others made (WebDataset, Shar) where they are")
+    index.set_defaults(run=_index)
+    index.add_argument("folder", type=Path)
+    index.add_argument("--text-field", metavar="NAME", help="the field or suffix that holds the text")
+    index.add_argument("--workers", type=int, help="threads (default: one a CPU that this process may use)")
     verify = steps.add_parser("verify", help="check every byte")
     verify.set_defaults(run=_verify)
     verify.add_argument("folder", type=Path)
@@ -37,8 +42,7 @@ def _build(args: argparse.Namespace) -> int:
     from asrlora.data import manifest
     from asrlora.data.shards import writer
 
-    if args.workers is not None and args.workers < 1:
-        raise UserError("--workers must be at least 1")
+    _check_workers(args.workers)
     chunks = writer.cut(manifest.read_manifest(args.manifest, args.allow_outside))
     number, count = args.slice or (1, 1)
     ours = [utterance for chunk in chunks[number - 1 :: count] for utterance in chunk.utterances]
@@ -48,6 +52,11 @@ def _build(args: argparse.Namespace) -> int:
         console.print(f"slice {number}/{count} of {args.out}: {len(ours):,} utterances; then merge")
         return 0
     return _merge(args)
+
+
+def _check_workers(count: int | None) -> None:
+    if count is not None and count < 1:
+        raise UserError("--workers must be at least 1")
 
 
 def _merge(args: argparse.Namespace) -> int:
@@ -60,6 +69,23 @@ def _merge(args: argparse.Namespace) -> int:
     console.print(
         f"{args.out}: {manifest.describe(len(built.samples), built.rejected)}, {built.seconds / 3600:.2f} h"
     )
+    return 0
+
+
+def _index(args: argparse.Namespace) -> int:
+    from asrlora.console import console
+    from asrlora.data import manifest
+    from asrlora.data.shards import indexing
+
+    def show(tar: str, samples: int, kept: int) -> None:
+        console.print(f"{tar}: {kept:,} of {samples:,} samples")
+
+    _check_workers(args.workers)
+    found = indexing.index_folder(args.folder, text_field=args.text_field, workers=args.workers, shown=show)
+    for reason, example in found.examples.items():
+        console.print(f"left out, {reason}, for example: {example}")
+    described = manifest.describe(found.kept, found.left_out)
+    console.print(f"{args.folder}: {described}, {found.seconds / 3600:.2f} h; give it to --dataset-path")
     return 0
 
 

@@ -54,6 +54,8 @@ Pcm = npt.NDArray[np.int16]
 Wave = npt.NDArray[np.float32]
 
 
+_this_thread = threading.local()
+
 MEMORY_FILES = hasattr(os, "memfd_create")  # on Linux
 FULL_SCALE = 32767 / 32768  # the largest sample a 16-bit file can hold
 
@@ -125,6 +127,14 @@ def _made_by_audio_path(data: bytes) -> Pcm | None:
     wave = to_float(pcm)
     unscaled = len(wave) > 0 and abs(_gain(wave) - 1) < ROUNDING and abs(float(wave.mean())) < ROUNDING
     return pcm if unscaled else None
+
+
+def resample_alone() -> None:
+    """Initializer of a pool whose threads share the cores among themselves: each resamples on one core.
+
+    torch then has one thread everywhere, until the pool's owner sets the number again.
+    """
+    _this_thread.is_worker = True
 
 
 def mix(channels: "decode.Samples") -> tuple[Wave, Fault]:
@@ -205,8 +215,8 @@ def _resample(wave: Wave, rate: int) -> Wave:
     leave few distinct shapes: oneDNN prepares a kernel for each new one, ten times the work itself."""
     import torch
 
-    if threading.current_thread() is not threading.main_thread():
-        torch.set_num_threads(1)  # one of many of ours: they share the cores out among themselves
+    if getattr(_this_thread, "is_worker", False):
+        torch.set_num_threads(1)
     padded = np.pad(wave, (0, -len(wave) % rate))
     resampled: Wave = _resampler(rate)(torch.from_numpy(padded)).numpy()
     return resampled[: -(-len(wave) * SAMPLE_RATE // rate)]

@@ -1,4 +1,4 @@
-"""Tars of other projects: each door says what was given, and how to build own shards."""
+"""Tars of other projects: each command says what was given, and how to index it."""
 
 import gzip
 import io
@@ -73,8 +73,8 @@ def test_tars_of_others_are_named(
     assert DOORS[door](place) == 2
     told = capsys.readouterr().err
     assert what in told
-    assert "only shards built by asrlora are read" in told
-    assert "asrlora shards build MANIFEST" in told
+    assert "asrlora shards index FOLDER" in told
+    assert "asrlora manifest import FOLDER" in told
     assert not (folder / "out.jsonl").exists()
 
 

@@ -1,20 +1,23 @@
-"""Shards that asrlora did not build, recognised before anything reads them as something else."""
+"""Tars without an index, recognised before anything reads them as something else."""
 
 import gzip
 import re
 from pathlib import Path
 
-INDEX = "shards.json"  # what every folder of our own shards holds, with the next beside it
+INDEX = "shards.json"  # what every indexed folder holds, with the next beside it
 ROWS = "rows.bin"
 TAR = re.compile(r"\.(tar|tgz|tar\.\w{2,4})$", re.IGNORECASE)
-OWN = (
-    "only shards built by asrlora are read. To build your own: unpack the tars (tar -xf X.tar -C FOLDER),"
-    " then uv run asrlora manifest import FOLDER --output MANIFEST, uv run asrlora shards build MANIFEST OUT"
+COMPRESSED = re.compile(r"\.(tgz|tar\.\w{2,4})$", re.IGNORECASE)
+PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
+ADVICE = (
+    "tars are read where their folder has an index: put them, plain (gunzip *.tar.gz), in a folder, index it"
+    " (uv run asrlora shards index FOLDER), and give the folder to --dataset-path. For a manifest of them,"
+    " unpack them (tar -xf X.tar -C FOLDER), then uv run asrlora manifest import FOLDER --output MANIFEST"
 )
 
 
 def foreign_shards(place: Path | str) -> str | None:
-    """What `place` is and what to do, where it is, names or holds tars of somebody else's; else None."""
+    """What `place` is and what to do, where it is, names or holds tars without an index; else None."""
     name, path = str(place), Path(place)
     if name.startswith("pipe:"):
         what = "a command, as WebDataset takes it, and none is run"
@@ -32,7 +35,16 @@ def foreign_shards(place: Path | str) -> str | None:
         what = "a tar, of a WebDataset perhaps, without an index"
     else:
         what = "" if path.exists() or not TAR.search(name) else "there is no such file"
-    return f"{name}: {what}; {OWN}" if what else None
+    return f"{name}: {what}; {ADVICE}" if what else None
+
+
+def is_compressed(path: Path) -> bool:
+    """Whether the file is compressed as a whole, by its first bytes."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(6).startswith(PACKED)
+    except OSError:
+        return False
 
 
 def _is_tar(path: Path) -> bool:

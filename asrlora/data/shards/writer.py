@@ -117,7 +117,7 @@ def write_shards(
     with atomic_file(work / PLAN) as file:
         file.write(json.dumps(planned).encode())
     ours = chunks[number - 1 :: count]
-    with _worker_threads(workers) as pool:
+    with worker_threads(workers) as pool:
         there = pool.map(lambda chunk: _finished(work, chunk.number, chunk.fingerprint), ours)
         missing = []
         for chunk, found in zip(ours, there, strict=True):
@@ -168,13 +168,13 @@ def read_utterance(utterance: Utterance) -> tuple[audio.Pcm, audio.Source]:
 
 
 @contextmanager
-def _worker_threads(count: int | None) -> Iterator[Executor]:
+def worker_threads(count: int | None) -> Iterator[Executor]:
     """As many threads as asked for, or as this process may use. After an error, what has not begun is
     dropped."""
     allotted = allocation.of_process()
     torch = sys.modules.get("torch")
     threads = torch.get_num_threads() if torch else allotted.torch_threads
-    with ThreadPoolExecutor(count or allotted.worker_threads) as pool:
+    with ThreadPoolExecutor(count or allotted.worker_threads, initializer=audio.resample_alone) as pool:
         try:
             yield pool
         except BaseException:
@@ -182,7 +182,7 @@ def _worker_threads(count: int | None) -> Iterator[Executor]:
             raise
         finally:
             if torch := sys.modules.get("torch"):
-                torch.set_num_threads(threads)  # what audio._resample has lowered
+                torch.set_num_threads(threads)  # see audio.resample_alone
 
 
 def _write_missing(work: Path, missing: Sequence[Chunk], pool: Executor, progress: Progress) -> None:
