@@ -8,20 +8,18 @@ What is slow to import is imported after the checks, so that a mistake is told w
 """
 
 import importlib.util
-import itertools
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from asrlora import allocation
 from asrlora.config import RunConfig, parse_run
 from asrlora.data import manifest, plan
 from asrlora.data.audit import checks
 from asrlora.data.audit.findings import Audit
-from asrlora.data.audit.transcript_style import restyle
 from asrlora.data.shards import reader
 from asrlora.engine import launcher
 from asrlora.errors import PREEMPTED, USER_ERROR, UserError, exit_code, report
@@ -34,6 +32,7 @@ from asrlora.tracking import sinks
 if TYPE_CHECKING:
     from asrlora.engine.run import Run
     from asrlora.engine.runtime import Runtime
+    from asrlora.models.family import Base
 
 
 @dataclass(frozen=True)
@@ -100,6 +99,7 @@ def _read(place: Path | str, config: RunConfig) -> list[manifest.Utterance] | re
 
 
 def train(config: RunConfig, inputs: Inputs) -> int:
+    """Trains; returns the exit code. What is slow to import is imported from here on."""
     from asrlora.engine import runtime as runtimes
 
     runtimes.check_bf16(config.mixed_precision)
@@ -111,119 +111,102 @@ def train(config: RunConfig, inputs: Inputs) -> int:
 
 def _train(config: RunConfig, inputs: Inputs, runtime: "Runtime") -> int:
     """Collective. The phases of a run, and its exit code."""
-    import torch
+    from asrlora.engine import run as runs
+    from asrlora.engine.finish import finish
+    from asrlora.engine.step import check_finite, train_step
+    from asrlora.engine.training_set import label, open_sets
 
-    from asrlora.data.loader import padding, read_batches
-    from asrlora.engine import longform
-    from asrlora.engine.run import Run
-    from asrlora.engine.step import learning_rate, train_step
-    from asrlora.engine.training_set import augmentation, open_sets
-    from asrlora.models import adapters, objective
-
-    # 1. processes, data, model
-    runtime.stop_on_signals(config.max_minutes)
-    training, evaluation = open_sets(config, inputs.sets, runtime, inputs.cost)
-    samples = training.samples.samples
-    found = checks.deep(inputs.audit, {"train": training.samples, **evaluation}).check()
+    # 1. data and model
+    strategy = runtime.strategy
+    runtime.stop.listen(config.max_minutes)
+    training, sets = open_sets(config, inputs.sets, runtime, inputs.cost)
+    found = checks.deep(inputs.audit, {"train": training.samples, **sets}).check()
     base = registry.load_base(config.model_id, config.language, config.load_in_4bit, config.num_beams)
     base.model.to(runtime.device)
-    cuts = {name: longform.cut_set(runtime, base, held) for name, held in evaluation.items()}
-    texts = {
-        s.id: restyle(s.text, config.label_case, config.label_punctuation, config.label_characters)
-        for s in samples
-    }
-    labels, unlearnable = objective.label(base, texts, augmentation(config).extremes(training.samples))
-    found = found.plus(unlearnable).check()
-    run = Run(config, runtime, base, evaluation, cuts)
+    labels = label(base, training.samples, config)
+    found = found.plus(labels.unlearnable).check()
+    run = runs.create_or_resume(config, runtime, base, training, sets, labels, found)
 
     # 2. the baseline: the base before anything is attached to it
-    run.open(found, training.samples, training.left_out, list(texts.values()))
-    checkpoint = run.load_checkpoint()
-    if not run.evaluate(0, base.model):
-        return _stop(run, 0)
-    unexpected = run.unexpected()
-    if unexpected:
-        return _refuse(run, unexpected)
+    checkpoint = run.checkpoints.load()
+    if not run.evaluator.evaluate(0, base.model):
+        return _preempt(run, runtime, 0)
+    if unexpected := run.selection.unexpected_baseline():
+        return _refuse(run, runtime, unexpected)
 
     # 3. the adapter
-    torch.manual_seed(config.seed)
-    model = adapters.attach(base, config, run.initial if checkpoint else None)
-    if config.gradient_checkpointing:
-        base.model.gradient_checkpointing_enable({"use_reentrant": False})
-    if config.torch_compile and runtime.device.type == "cpu":
-        run.tell("--torch-compile on a CPU: the first steps take minutes, and little is won")
-    trained = [p for p in model.parameters() if p.requires_grad]
-    run.tell(f"{runtime.kind}, {runtime.world_size} processes, {_count(model, trained)}")
-    run.tell(f"threads: {runtime.threads.describe()}")
-    runtime.prepare(model, torch.optim.AdamW(trained, config.learning_rate, weight_decay=0.0))
-    done = run.begin(model, checkpoint)
+    _attach(config, run, runtime, base, resumed=checkpoint is not None)
+    done = run.checkpoints.restore_or_init(checkpoint)
     if done and config.evaluates_at(done):  # the attempt before this one may have dropped it
-        if not run.evaluate(done, runtime.bare_model()):
-            return _stop(run, done)
-        run.save(done)
+        if not run.evaluator.evaluate(done, strategy.bare_model()):
+            return _preempt(run, runtime, done)
+        run.checkpoints.save(done)
 
     # 4. the loop
-    planned, ahead = itertools.tee(itertools.islice(training.steps(config), done, None))
-    mine = (
-        (epoch, batch)
-        for epoch, microbatches in ahead
-        for batch in plan.share(microbatches, runtime.rank, runtime.world_size)
-    )
-    read = read_batches(
-        training.samples, mine, augmentation(config).apply, runtime.threads.loader_threads,
-        pin=runtime.device.type == "cuda",
-    )  # fmt: skip
-    batches = runtime.work.each("reading a batch", read)
-    for step, (epoch, microbatches) in enumerate(planned, done + 1):
-        if run.stopped:
+    batches = training.read(config, done, runtime)
+    for step in range(done + 1, config.max_steps + 1):
+        if run.selection.stopped:
             break
         runtime.work.at = f"step {step}"
-        used = [samples[i] for batch in microbatches for i in batch]
-        tokens = sum(len(labels[s.id]) for s in used)
         start = time.perf_counter()
-        share = list(itertools.islice(batches, len(microbatches) // runtime.world_size))
-        result = train_step(runtime, base, share, labels, tokens, config, step)
-        spent = time.perf_counter() - start
-        run.skip(step, result, used)
-        run.log(
-            step, used, spent, loss=result.loss, grad_norm=result.grad_norm,
-            adapter_norm=result.adapter_norm, tokens=tokens, epoch=epoch,
-            learning_rate=learning_rate(config, step),
-            data_wait=sum(batch.waited for batch in share) / spent, padding=padding(share, inputs.cost),
-        )  # fmt: skip
+        data = next(batches)
+        result = train_step(runtime, base, data, labels.tokens, config, step)
+        seconds = time.perf_counter() - start
+        if not result.applied:
+            run.recorder.record_nonfinite(step, data, result)
+            check_finite(result, strategy.nonfinite, step, config)
+        run.recorder.log_step(step, data, result, seconds, inputs.cost)
         stop = result.stop
         if config.evaluates_at(step) and not stop:
-            stop = not run.evaluate(step, runtime.bare_model())
+            stop = not run.evaluator.evaluate(step, strategy.bare_model())
         if stop or config.saves_at(step):
-            run.save(step)
+            run.checkpoints.save(step)
         if stop:
-            return _stop(run, step)
+            return _preempt(run, runtime, step)
 
-    # 5. the verdict
-    run.finish()
+    # 5. the verdict and the report
+    finish(config, run, runtime)
     runtime.close()
     return 0
 
 
-def _stop(run: "Run", step: int) -> int:
+def _attach(config: RunConfig, run: "Run", runtime: "Runtime", base: "Base", resumed: bool) -> None:
+    """Collective. Attaches the adapter to the base and hands it to the strategy, with AdamW."""
+    import torch
+
+    from asrlora.models import adapters
+
+    torch.manual_seed(config.seed)
+    model = adapters.attach(base, config, run.checkpoints.initial if resumed else None)
+    if config.gradient_checkpointing:
+        base.model.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.torch_compile and runtime.device.type == "cpu":
+        run.recorder.message("--torch-compile on a CPU: the first steps take minutes, and little is won")
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    count, everything = (sum(p.numel() for p in ps) for ps in (trained, model.parameters()))
+    run.recorder.message(
+        f"{runtime.strategy.name}, {runtime.world_size} processes, {count:,} of {everything:,} parameters"
+        f" trained ({count / everything:.2%})"
+    )
+    run.recorder.message(f"threads: {runtime.threads.describe()}")
+    optimizer = torch.optim.AdamW(trained, config.learning_rate, weight_decay=0.0)
+    runtime.strategy.prepare(model, optimizer)
+
+
+def _preempt(run: "Run", runtime: "Runtime", step: int) -> int:
     """Collective. The end on request; returns the exit code that schedulers take for "run me again"."""
-    run.preempt(step)
-    run.runtime.close()
+    run.recorder.preempted(step)
+    runtime.close()
     return PREEMPTED
 
 
-def _refuse(run: "Run", error: UserError) -> int:
-    """Collective. The end where all ranks have found the same mistake: one of them tells it."""
-    run.refuse(error)
-    run.runtime.close()
-    if run.runtime.is_main:
+def _refuse(run: "Run", runtime: "Runtime", error: UserError) -> int:
+    """Collective. The end where all ranks have found the same mistake: rank 0 reports it."""
+    run.recorder.refused(error)
+    runtime.close()
+    if runtime.is_main:
         report(error)
     return USER_ERROR
-
-
-def _count(model: Any, trained: list[Any]) -> str:
-    count, everything = (sum(p.numel() for p in ps) for ps in (trained, model.parameters()))
-    return f"{count:,} of {everything:,} parameters trained ({count / everything:.2%})"
 
 
 if __name__ == "__main__":

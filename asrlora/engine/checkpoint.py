@@ -1,4 +1,4 @@
-"""Checkpoints: all that a run needs to go on, on any number of processes, by DDP or ZeRO-2.
+"""Checkpoints: all that a run needs to be resumed, on any number of processes, by DDP or ZeRO-2.
 
 `checkpoints/step-NNNNNN/` holds `adapter.safetensors` (fp32, as it is trained), `optimizer.safetensors`
 (AdamW's moments, end to end in the order of the adapter's names) and `state.json` (step, best so far,
@@ -10,6 +10,7 @@ the plan are drawn from (seed, step), and the learning rate is a function of the
 import hashlib
 import json
 import shutil
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,14 @@ import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 
+from asrlora.config import RunConfig
 from asrlora.console import console
+from asrlora.engine.recorder import Recorder
+from asrlora.engine.runtime import Runtime
+from asrlora.engine.selection import Selection
 from asrlora.errors import UserError
+from asrlora.models import adapters
+from asrlora.models.family import Base
 from asrlora.storage import sync, to_json, write_synced
 
 Tensors = dict[str, torch.Tensor]
@@ -40,6 +47,8 @@ class State:
 
 @dataclass(frozen=True)
 class Checkpoint:
+    """All that a run goes on from."""
+
     state: State
     adapter: Tensors  # fp32, by parameter name
     moments: Tensors  # fp32, "exp_avg" and "exp_avg_sq", each end to end in the order of the adapter's names
@@ -56,7 +65,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     state = to_json({**asdict(checkpoint.state), "sha256": hashes}, indent=1) + "\n"
     try:
-        # One of this step is the one that the run went on from, and then it stays; or it is damaged.
+        # One of this step is the one that the run was resumed from, and then it stays; or it is damaged.
         if not (path / STATE).exists() or _hashes(path) != hashes:
             shutil.rmtree(path, ignore_errors=True)
             shutil.rmtree(aside, ignore_errors=True)
@@ -77,7 +86,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         shutil.rmtree(aside, ignore_errors=True)
         raise UserError(
             f"the checkpoint of step {checkpoint.state.step} cannot be written to {folder}"
-            f" ({error.strerror or error}); mend that and go on with --resume auto"
+            f" ({error.strerror or error}); correct that and resume with --resume auto"
         ) from None
     return path
 
@@ -88,7 +97,7 @@ def find(folder: Path) -> list[Path]:
 
 
 def load_newest(folder: Path) -> Checkpoint | None:
-    """The newest sound checkpoint, or None where there is none. A damaged one is told and passed by."""
+    """The newest sound checkpoint, or None where there is none. Warns of damaged ones, and skips them."""
     for path in reversed(find(folder)):
         try:
             return _load(path)
@@ -109,3 +118,105 @@ def _hashes(path: Path) -> dict[str, str]:
     """sha256 of the files of tensors that are on the disk."""
     there = (name for name in (ADAPTER, OPTIMIZER) if (path / name).exists())
     return {name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in there}
+
+
+@dataclass
+class Checkpoints:
+    """A run's checkpoints and its best adapter; only rank 0 writes them."""
+
+    config: RunConfig
+    runtime: Runtime
+    base: Base
+    selection: Selection
+    recorder: Recorder
+    frozen: str = ""  # digest of the weights that no step may change; on rank 0
+
+    @property
+    def folder(self) -> Path:
+        """Where the checkpoints are."""
+        return self.config.output_dir / "checkpoints"
+
+    @property
+    def best(self) -> Path:
+        """Where the best adapter is."""
+        return self.config.output_dir / "adapter_best"
+
+    @property
+    def initial(self) -> Path | None:
+        """Where the adapter as initialised is, for initialisations that rewrite the base."""
+        return self.config.output_dir / "adapter_initial" if adapters.rewrites_base(self.config) else None
+
+    def load(self) -> Checkpoint | None:
+        """Collective. The newest sound checkpoint; what was written after it is taken back.
+
+        None where there is none: then all of the run is done again, the baseline excepted.
+        """
+
+        def newest() -> Checkpoint | None:
+            found = load_newest(self.folder) if self.recorder.resumed else None
+            self.recorder.begin_attempt(found.state.step if found else 0)
+            return found
+
+        found = self.runtime.collectives.on_main("loading the checkpoint", newest)
+        if self.recorder.resumed:
+            self.recorder.message(f"going on after step {found.state.step if found else 0}")
+        return found
+
+    def restore_or_init(self, found: Checkpoint | None) -> int:
+        """Collective. The adapter as the checkpoint has it, or as initialised; returns the step done."""
+        strategy, done = self.runtime.strategy, 0
+        if found is not None:
+            state, done = found.state, found.state.step
+            updates = state.step if state.updates < 0 else state.updates  # older ones do not say
+            strategy.restore(found.adapter, found.moments, updates)
+            strategy.nonfinite = state.nonfinite
+            self.selection.best_step, self.selection.best_wer = state.best_step, state.best_wer
+
+        def keep_initial() -> None:
+            model = strategy.bare_model()
+            self.frozen = adapters.digest_frozen(model)
+            if found is not None:
+                return
+            if self.initial is not None:
+                adapters.save_initial(model, self.initial)
+            count = sum(parameter.numel() for parameter in strategy.trained().values())
+            self.recorder.record.update(trained_parameters=count)
+            self._save_best(model)
+            adapters.check_saved(model, self.base, self.best, self.config.model_id)
+
+        self.runtime.collectives.on_main("saving the adapter as initialised", keep_initial)
+        self.recorder.book("adapter")
+        return done
+
+    def save(self, step: int) -> None:
+        """Collective. A checkpoint after optimizer step `step`, and the adapter if it is the best."""
+        self.recorder.book("training")
+        adapter, moments = self.runtime.strategy.state()
+        self.runtime.collectives.on_main("saving a checkpoint", lambda: self._save(step, adapter, moments))
+
+    def _save(self, step: int, adapter: Tensors, moments: Tensors) -> None:
+        """Only rank 0."""
+        start, strategy, best_step = time.monotonic(), self.runtime.strategy, self.selection.best_step
+        state = State(step, best_step, self.selection.best_wer, strategy.updates, strategy.nonfinite)
+        self.recorder.sync_logs()
+        save(self.folder, Checkpoint(state, adapter, moments), self.config.keep_checkpoints)
+        self.recorder.book("checkpoints")
+        # After the checkpoint: an adapter_best that is newer than it could not be accounted for.
+        if best_step == step:
+            self._save_best(strategy.bare_model())
+            self.recorder.book("adapter")
+        self.recorder.record.update(best_step=best_step)
+        self.runtime.stop.reserve = 5 + 2 * (self.recorder.step_seconds + time.monotonic() - start)
+
+    def _save_best(self, model: Any) -> None:
+        """Reloading it on a fresh base would read and hash all of the base: that is done at the first of them
+        and when the run ends, and of those between each tensor is compared."""
+        adapters.save(model, self.best, self.initial, self.base)
+        adapters.check_written(model, self.best)
+
+    def check_best(self) -> None:
+        """Only rank 0. Raises RuntimeError where the base has changed or the best adapter does not reload."""
+        model = self.runtime.strategy.bare_model()
+        if adapters.digest_frozen(model) != self.frozen:
+            raise RuntimeError("training has changed weights of the base, and not the adapter alone")
+        adapters.check_reloads(model, self.base, self.best, self.config.model_id)

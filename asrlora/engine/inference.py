@@ -14,15 +14,15 @@ from asrlora.console import console, progress, stderr
 from asrlora.data import audio, windows
 from asrlora.data.audit import checks
 from asrlora.data.audit.findings import Audit
-from asrlora.data.audit.transcript_style import restyle, style
+from asrlora.data.audit.transcript_style import style
 from asrlora.data.manifest import Utterance, audio_length
 from asrlora.data.shards import reader
 from asrlora.engine import longform
 from asrlora.engine import runtime as runtimes
 from asrlora.engine.evaluate import evaluate, fingerprint
-from asrlora.engine.training_set import augmentation, cached
+from asrlora.engine.training_set import cached, label
 from asrlora.errors import UserError
-from asrlora.models import adapters, objective, registry
+from asrlora.models import adapters, registry
 from asrlora.models.family import Base
 from asrlora.models.hub import BASE_FILE, adapter_settings, base_of, lasting_name, trained_on
 from asrlora.models.pretrained import No4BitError
@@ -115,7 +115,7 @@ def evaluate_manifest(
         data = cached(runtime, "shards", utterances)
         for finding in checks.sound("the manifest", data.samples, checks.HARMLESS) if runtime.is_main else ():
             console.print(f"note: {finding.message}")
-        runtime.wait()
+        runtime.collectives.barrier()
         start = time.monotonic()
         with progress("evaluation", data.seconds, runtime.is_main) as advance:
             cuts = longform.cut_set(runtime, base, data)
@@ -127,7 +127,7 @@ def evaluate_manifest(
         return None
     return write_scores(
         output, found.hypotheses, domain_words, metric,
-        **found.odd,
+        **found.degenerate,
         **found.windows,
         left_out=data.rejected,
         audio_seconds=round(data.seconds, 2),
@@ -152,19 +152,15 @@ def audit_model(config: RunConfig, found: Audit, data: Mapping[str, reader.Shard
     runtime = runtimes.start()
     model, base = open_model(config.model_id, None)
     training, _ = reader.for_training(data["train"], config.min_seconds, config.max_seconds)
-    texts = {
-        s.id: restyle(s.text, config.label_case, config.label_punctuation, config.label_characters)
-        for s in training.samples
-    }
-    _, unlearnable = objective.label(base, texts, augmentation(config).extremes(training))
+    labels = label(base, training, config)
     every = -(-len(data["domain"].samples) // STYLE_SAMPLE)
     sample = data["domain"].subset(range(0, len(data["domain"].samples), every))
     with progress("what the base writes", sample.seconds) as advance:
         heard = evaluate(runtime, model, base, sample, config.eval_batch_seconds, normaliser, advance)
     assert heard is not None, "nobody can ask this to stop"
     written = style(hypothesis.hypothesis_raw for hypothesis in heard.hypotheses)
-    found = found.plus(unlearnable)
-    return found.plus(checks.label_style(style(texts.values()), written))
+    found = found.plus(labels.unlearnable)
+    return found.plus(checks.label_style(style(labels.texts.values()), written))
 
 
 def _read(path: Path) -> audio.Pcm:

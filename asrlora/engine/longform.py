@@ -62,7 +62,7 @@ def cut_set(runtime: Runtime, base: Base, data: Shards) -> dict[int, Windows]:
     for number in plan.share(long, runtime.rank, runtime.world_size):
         with runtime.work.on("cutting a long recording"):
             found.append((number, cut(base, data.read(number))))
-    return dict(runtime.from_main(runtime.gather(found) or []))
+    return dict(runtime.collectives.all_gather(found))
 
 
 def cut(base: Base, pcm: Pcm) -> Windows:

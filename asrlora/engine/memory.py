@@ -1,9 +1,10 @@
-"""What to say where the memory of a device is full."""
+"""The memory of a device: how much is used, and what to do where it is full."""
 
 import contextlib
 import re
 from collections.abc import Iterator
 
+import psutil
 import torch
 
 from asrlora.config import RunConfig
@@ -38,6 +39,7 @@ def explained(batch: Batch, doing: str, remedy: str) -> Iterator[None]:
 
 
 def training_remedy(config: RunConfig) -> str:
+    """Which flags make a training step need less memory."""
     if config.batch_seconds is not None:
         budget = f"lower --batch-seconds (now {config.batch_seconds:g})"
     elif (config.batch_size or 1) > 1:
@@ -52,7 +54,15 @@ def training_remedy(config: RunConfig) -> str:
 
 
 def evaluation_remedy(batch_seconds: float) -> str:
+    """Which flag makes an evaluation need less memory."""
     return f"lower --eval-batch-seconds (now {batch_seconds:g}), which changes no hypothesis"
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Bytes at most allocated on this rank's GPU so far, or held by its process without one."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    return int(psutil.Process().memory_info().rss)
 
 
 def _first_line(error: RuntimeError) -> str:

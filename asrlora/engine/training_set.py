@@ -1,5 +1,6 @@
 """The sets of a run as shards: built or found, filtered, and the same on all ranks."""
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,13 +9,28 @@ import numpy as np
 
 from asrlora.config import RunConfig
 from asrlora.console import console, progress
-from asrlora.data import manifest, plan
+from asrlora.data import loader, manifest, plan
+from asrlora.data.audit.findings import Finding
+from asrlora.data.audit.transcript_style import restyle
 from asrlora.data.augment import Augment
 from asrlora.data.shards import cache, reader
+from asrlora.data.shards.index import Sample
 from asrlora.engine.runtime import Runtime
 from asrlora.errors import UserError
+from asrlora.models import objective
+from asrlora.models.family import Base
 
+Reading = tuple[int, plan.Microbatch]  # epoch, numbers of samples
 Source = list[manifest.Utterance] | reader.Shards  # a manifest's utterances, or a folder of shards
+
+
+@dataclass(frozen=True)
+class StepData:
+    """What one optimizer step trains on."""
+
+    epoch: int
+    samples: list[Sample]  # of the whole step over all ranks, in the order of the plan
+    batches: list[loader.Batch]  # this rank's microbatches
 
 
 @dataclass(frozen=True)
@@ -26,14 +42,43 @@ class Training:
     left_out: Counter[str]
     cost: plan.Cost
 
-    def steps(self, config: RunConfig) -> Iterator[tuple[int, list[plan.Microbatch]]]:
-        """The whole run's (epoch, microbatches), step by step; the same on every rank."""
-        heard, seed, replay = augmentation(config), config.seed, len(self.samples.rows) - self.ours
-        return plan.iterate_steps(
-            lambda epoch: heard.durations(self.samples, epoch), config.max_steps, seed=seed,
+    def steps(self, config: RunConfig, done: int = 0) -> Iterator[tuple[int, list[plan.Microbatch]]]:
+        """(epoch, microbatches) of each optimizer step behind the first `done`; the same on every rank."""
+        augment, seed, replay = augmentation(config), config.seed, len(self.samples.rows) - self.ours
+        planned = plan.iterate_steps(
+            lambda epoch: augment.durations(self.samples, epoch),
+            config.max_steps,
+            seed=seed,
             members=lambda epoch: plan.mix(self.ours, replay, config.replay_ratio, seed=seed, epoch=epoch),
-            microbatches_per_step=config.gradient_accumulation_steps, cost=self.cost, **config.microbatch,
-        )  # fmt: skip
+            microbatches_per_step=config.gradient_accumulation_steps,
+            cost=self.cost,
+            **config.microbatch,
+        )
+        return itertools.islice(planned, done, None)
+
+    def shares(self, config: RunConfig, done: int, rank: int, world_size: int) -> Iterator[Reading]:
+        """(epoch, numbers of samples) of each microbatch of one rank, step after step."""
+        for epoch, microbatches in self.steps(config, done):
+            for microbatch in plan.share(microbatches, rank, world_size):
+                yield epoch, microbatch
+
+    def read(self, config: RunConfig, done: int, runtime: Runtime) -> Iterator[StepData]:
+        """The data of each optimizer step behind the first `done`; threads read ahead.
+
+        The plan is a pure function: the steps here and the threads' reading go through it by themselves.
+        """
+        reading = loader.read_batches(
+            self.samples,
+            self.shares(config, done, runtime.rank, runtime.world_size),
+            augmentation(config).apply,
+            runtime.threads.loader_threads,
+            pin=runtime.device.type == "cuda",
+        )
+        batches = runtime.work.each("reading a batch", reading)
+        for epoch, microbatches in self.steps(config, done):
+            samples = [self.samples.samples[i] for microbatch in microbatches for i in microbatch]
+            mine = [next(batches) for _ in range(len(microbatches) // runtime.world_size)]
+            yield StepData(epoch, samples, mine)
 
 
 def open_sets(
@@ -75,10 +120,10 @@ def cached(runtime: Runtime, what: str, utterances: list[manifest.Utterance]) ->
 
     def open_or_build() -> reader.Shards:
         total = sum(utterance.duration for utterance in utterances)
-        with progress(what, total, runtime.accelerator.is_local_main_process) as advance:
+        with progress(what, total, runtime.collectives.local_rank == 0) as advance:
             return cache.cached(utterances, advance)
 
-    return runtime.first_of_machine(what, open_or_build)
+    return runtime.collectives.first_of_machine(what, open_or_build)
 
 
 def _usable(config: RunConfig, whole: reader.Shards, runtime: Runtime) -> tuple[reader.Shards, Counter[str]]:
@@ -87,9 +132,8 @@ def _usable(config: RunConfig, whole: reader.Shards, runtime: Runtime) -> tuple[
     left_out.update(whole.rejected)
     if config.on_damage == "skip":
         samples, damaged = reader.without_damage(
-            samples, runtime.rank, runtime.world_size,
-            lambda found: runtime.from_main(runtime.gather(found) or []),
-        )  # fmt: skip
+            samples, runtime.rank, runtime.world_size, runtime.collectives.all_gather
+        )
         left_out.update({"damaged": len(damaged)} if damaged else {})
         for message in damaged if runtime.is_main else []:
             console.print(f"left out: {message}")
@@ -97,4 +141,21 @@ def _usable(config: RunConfig, whole: reader.Shards, runtime: Runtime) -> tuple[
 
 
 def augmentation(config: RunConfig) -> Augment:
+    """What changes the audio of training, as the flags say."""
     return Augment(config.seed, config.augment_speed, config.augment_noise_snr, config.augment_time_masks)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the model learns to write, by utterance id."""
+
+    texts: dict[str, str]
+    tokens: dict[str, list[int]]  # of the texts that can be learned
+    unlearnable: list[Finding]  # about the other ones
+
+
+def label(base: Base, samples: reader.Shards, config: RunConfig) -> Labels:
+    """The labels of a training set, in the style that the flags ask for."""
+    style = (config.label_case, config.label_punctuation, config.label_characters)
+    texts = {sample.id: restyle(sample.text, *style) for sample in samples.samples}
+    return Labels(texts, *objective.label(base, texts, augmentation(config).extremes(samples)))

@@ -120,12 +120,12 @@ ACTS: dict[str, Callable[[Any, Any, Any], Any]] = {
 
 # Moments: what the rank is about to call, and which call of it. Evaluations are of the steps 0, 6 and 12.
 MOMENTS = {
-    "baseline": ("asrlora.engine.run:evaluate", 1),
+    "baseline": ("asrlora.engine.evaluate:evaluate", 1),
     "step 1": ("asrlora.engine.step:train_step", 1),
     "step 5": ("asrlora.engine.step:train_step", 5),
-    "evaluation": ("asrlora.engine.run:evaluate", 2),
-    "save": ("asrlora.engine.run:Run.save", 2),
-    "end": ("asrlora.engine.run:Run.finish", 1),
+    "evaluation": ("asrlora.engine.evaluate:evaluate", 2),
+    "save": ("asrlora.engine.checkpoint:Checkpoints.save", 2),
+    "end": ("asrlora.engine.finish:finish", 1),
 }
 
 

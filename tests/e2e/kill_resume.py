@@ -37,7 +37,7 @@ SETTINGS = {
 # Ranks are forked from a process that has imported this and run nothing: Accelerate's state, once it is
 # there, says for ever how many processes there are, and pytest's process may have trained already.
 PRELOAD = [
-    "asrlora.engine.run", "asrlora.engine.step", "matplotlib.pyplot",
+    "asrlora.engine.finish", "asrlora.engine.step", "matplotlib.pyplot",
     "transformers.models.moonshine.modeling_moonshine",
 ]  # fmt: skip
 KILLS = 3  # at most, in one trial

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 import kill_resume
 from asrlora import train
 from asrlora.data import loader
-from asrlora.engine import runtime, step
+from asrlora.engine import collectives, signals, step
 from asrlora.errors import UserError
 from asrlora.record import run_dir
 from conftest import Speech
@@ -210,7 +210,7 @@ def hang() -> None:
 
 def hang_inside_a_collective(rank: int) -> None:
     """It has come to the same point as the others, and never calls the library."""
-    whole, calls = runtime.dist.all_reduce, itertools.count()
+    whole, calls = collectives.dist.all_reduce, itertools.count()
 
     def all_reduce(*args: Any, **how: Any) -> Any:
         if next(calls) == 6:
@@ -218,7 +218,7 @@ def hang_inside_a_collective(rank: int) -> None:
         return whole(*args, **how)
 
     if rank == 1:
-        runtime.dist.all_reduce = all_reduce
+        collectives.dist.all_reduce = all_reduce
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def hang_inside_a_collective(rank: int) -> None:
             partial(in_step_3, hang, 1), "has not come to 'summing gradients", marks=pytest.mark.slow
         ),
         pytest.param(
-            hang_inside_a_collective, r"in threading.py:\d+ wait, from runtime.py", marks=pytest.mark.slow
+            hang_inside_a_collective, r"in threading.py:\d+ wait, from collectives.py", marks=pytest.mark.slow
         ),
     ],
 )
@@ -299,16 +299,16 @@ def test_a_vanished_run_directory_is_a_clear_end(undisturbed: Undisturbed, tmp_p
 
 def use_up_the_time(rank: int) -> None:
     """Before step 4, as if an hour had gone by since the process was started."""
-    honest, started = runtime.Runtime.stop_on_signals, list[runtime.Runtime]()
+    honest, started = signals.StopRequest.listen, list[signals.StopRequest]()
 
-    def start(self: runtime.Runtime, max_minutes: float | None) -> None:
+    def listen(self: signals.StopRequest, max_minutes: float | None) -> None:
         honest(self, max_minutes)
         started.append(self)
 
     def an_hour() -> None:
         started[0].deadline -= 3600
 
-    runtime.Runtime.stop_on_signals = start  # type: ignore[method-assign]
+    signals.StopRequest.listen = listen  # type: ignore[method-assign]
     before_step(4, an_hour, rank)
 
 

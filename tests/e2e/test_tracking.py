@@ -16,7 +16,7 @@ import pytest
 import wandb_server
 
 from asrlora import cli, train
-from asrlora.engine.run import Run
+from asrlora.engine.recorder import Recorder
 from asrlora.record import run_dir, status
 from asrlora.storage import lock
 from asrlora.tracking import sinks
@@ -61,9 +61,9 @@ def run(speech: Speech, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run in two attempts: the first ends after step 5, the second does 4 and 5 again."""
     folder = tmp_path_factory.mktemp("tracked") / "run"
     board = importlib.util.find_spec("tensorboard") is not None or None
-    honest = Run.log
+    honest = Recorder.log_step
 
-    def broken(self: Run, step: int, *args: Any, **values: Any) -> None:
+    def broken(self: Recorder, step: int, *args: Any, **values: Any) -> None:
         if step == 6:
             raise RuntimeError("power cut")
         honest(self, step, *args, **values)
@@ -71,11 +71,11 @@ def run(speech: Speech, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ASRLORA_SWEEP", "rates")
         patch.setenv("SLURM_ARRAY_TASK_ID", "7")
-        patch.setattr(Run, "log", broken)
+        patch.setattr(Recorder, "log_step", broken)
         with pytest.raises(RuntimeError, match="power cut"):
             train.main(few(speech, folder, tensorboard=board))
         assert "step 5 of 6" in status.describe(folder)
-        patch.setattr(Run, "log", honest)
+        patch.setattr(Recorder, "log_step", honest)
         assert train.main(few(speech, folder, resume="auto", wandb_artifact=True, tensorboard=board)) == 0
     return folder
 

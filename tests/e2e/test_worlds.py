@@ -73,7 +73,7 @@ def test_hypotheses_are_the_same_on_any_number_of_processes(speech: Speech, tmp_
 
 
 def wait_for_rank_0(rank: int, port: int, output: Path) -> None:
-    """A rank whose process group is patient for two seconds, while rank 0 works for longer."""
+    """A rank whose process group has a timeout of two seconds, while rank 0 works for longer."""
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2",
@@ -92,20 +92,20 @@ def wait_for_rank_0(rank: int, port: int, output: Path) -> None:
 
     said = []
     with started.watched(work_timeout=1.0):
-        said.append(started.on_main("long work", long))
+        said.append(started.collectives.on_main("long work", long))
         (output / "made").unlink(missing_ok=True)
-        started.wait()
+        started.collectives.barrier()
 
         def first() -> bool:
             there = (output / "made").exists()
             (output / "made").touch()
             return there
 
-        said.append(str(started.first_of_machine("building", first)))
+        said.append(str(started.collectives.first_of_machine("building", first)))
         with pytest.raises(UserError, match="no such file"):
-            started.on_main("a mistake", refuse)
+            started.collectives.on_main("a mistake", refuse)
         with pytest.raises(ValueError if rank == 0 else RuntimeError, match="only here"):
-            started.on_main("an error", lambda: int("only here"))
+            started.collectives.on_main("an error", lambda: int("only here"))
         started.close()
     (output / str(rank)).write_text(" ".join(said))
 

@@ -15,6 +15,7 @@ from asrlora.data import loader
 from asrlora.data.loader import Batch, pack
 from asrlora.engine import runtime as runtimes
 from asrlora.engine import step
+from asrlora.engine.training_set import StepData
 from asrlora.models import adapters, decode, objective, registry
 from asrlora.models.family import Base
 
@@ -122,12 +123,15 @@ def test_a_step_never_waits_for_the_device(folder: str, monkeypatch: pytest.Monk
     base = registry.load_base(folder)
     runtime = runtimes.start()
     model = attached(base, DEVICE)
-    runtime.prepare(model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3))
+    runtime.strategy.prepare(
+        model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
+    )
     samples = [type("Sample", (), {"id": name}) for name in "ab"]
     labels = {name: base.label_ids(base, "hello") for name in "ab"}
     pcm, lengths = pack([np.full(16_000, 100, np.int16), np.full(12_000, -100, np.int16)])
     one = Batch(samples, pcm, lengths)  # type: ignore[arg-type]  # stand-ins with an id
-    settings, honest = config(learning_rate=1e-3, max_steps=3), runtime.update
+    data = StepData(0, 2 * samples, [one, one])  # type: ignore[arg-type]
+    settings, honest = config(learning_rate=1e-3, max_steps=3), runtime.strategy.update
 
     def forbid(waiting: bool) -> None:
         if DEVICE.type == "cuda":
@@ -137,12 +141,11 @@ def test_a_step_never_waits_for_the_device(folder: str, monkeypatch: pytest.Monk
         forbid(False)
         return honest(*values)
 
-    monkeypatch.setattr(runtime, "update", update)
+    monkeypatch.setattr(runtime.strategy, "update", update)
     try:
         for number in (1, 2, 3):
             forbid(number > 1)
-            tokens = 2 * sum(map(len, labels.values()))
-            assert step.train_step(runtime, base, [one, one], labels, tokens, settings, number).applied
+            assert step.train_step(runtime, base, data, labels, settings, number).applied
     finally:
         forbid(False)
 

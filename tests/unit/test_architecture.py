@@ -17,8 +17,8 @@ MODULES = {
 FLOORS = """errors arguments storage allocation config console score data record launcher_hook sweep report
 tracking models engine demo commands train cli""".split()
 OUTSIDE = {
-    "accelerate": ["asrlora.engine.runtime", "asrlora.engine.inference"],
-    "deepspeed": ["asrlora.engine.runtime"],
+    "accelerate": ["asrlora.engine.runtime", "asrlora.engine.strategy"],
+    "deepspeed": ["asrlora.engine.runtime", "asrlora.engine.strategy"],
     "transformers": ["asrlora.models"],
     "peft": ["asrlora.models"],
     "wandb": ["asrlora.tracking.sinks"],

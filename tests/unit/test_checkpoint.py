@@ -2,12 +2,18 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
-from asrlora.engine import checkpoint
+from asrlora.config import RunConfig
+from asrlora.engine import checkpoint, recorder
+from asrlora.engine import runtime as runtimes
 from asrlora.engine.checkpoint import Checkpoint, State
+from asrlora.engine.selection import Selection
 from asrlora.errors import UserError
 
 
@@ -85,3 +91,28 @@ def test_the_step_that_a_run_went_on_from_is_never_unsaved(
     better = replace(make(5), state=State(5, best_step=5, best_wer=0.2))
     checkpoint.save(tmp_path, better, keep=1)
     assert same(checkpoint.load_newest(tmp_path), better)
+
+
+def test_the_logs_are_on_the_disk_before_a_checkpoint_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power loss metrics.jsonl must reach as far as the checkpoint that the run resumes from."""
+    runtime = runtimes.build(Accelerator(cpu=True))
+    model = torch.nn.Linear(3, 1)
+    runtime.strategy.prepare(model, torch.optim.AdamW(model.parameters()))
+    config = RunConfig(dataset_path="t", manifest_path=Path("d"), output_dir=tmp_path)
+    kept = recorder.Recorder(config, runtime)
+    kept.record = SimpleNamespace(update=lambda **changes: None)  # type: ignore[assignment]
+    synced: list[str] = []
+
+    def sync(path: Path) -> None:
+        assert not list(tmp_path.glob("checkpoints/*/state.json"))
+        synced.append(path.name)
+
+    monkeypatch.setattr(recorder, "sync", sync)
+    for name in recorder.LOGS:
+        (tmp_path / name).write_text("{}\n")
+    base: Any = None
+    checkpoint.Checkpoints(config, runtime, base, Selection(config, "wer"), kept).save(3)
+    assert synced == [*recorder.LOGS, tmp_path.name]
+    assert [path.name for path in checkpoint.find(tmp_path / "checkpoints")] == ["step-000003"]

@@ -1,6 +1,5 @@
 """What the runtime refuses to go on with."""
 
-import contextlib
 import math
 import time
 from pathlib import Path
@@ -18,8 +17,11 @@ from asrlora.data import loader
 from asrlora.data.loader import Batch, pack
 from asrlora.engine import memory, step
 from asrlora.engine import runtime as runtimes
-from asrlora.engine.runtime import MOMENTS, Runtime, choose_gpu
+from asrlora.engine.runtime import choose_gpu
+from asrlora.engine.signals import StopRequest
 from asrlora.engine.step import dropout_seed
+from asrlora.engine.strategy import MOMENTS, OneProcess
+from asrlora.engine.training_set import StepData
 from asrlora.errors import UserError
 
 
@@ -28,23 +30,27 @@ class Past(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.heard, self.unheard = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+        self.used, self.unused = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.heard(x)
+        return self.used(x)
 
 
-def one_step(model: torch.nn.Module) -> Runtime:
-    runtime = Runtime(Accelerator(cpu=True))
+def one_process() -> OneProcess:
+    return runtimes.build(Accelerator(cpu=True)).strategy
+
+
+def one_step(model: torch.nn.Module) -> OneProcess:
+    strategy = one_process()
     trained = [p for p in model.parameters() if p.requires_grad]
-    runtime.prepare(model, torch.optim.AdamW(trained, 1e-3))
-    runtime.backward(model(torch.ones(2, 3)).sum(), last=True)
-    runtime.update(0.0)
-    return runtime
+    strategy.prepare(model, torch.optim.AdamW(trained, 1e-3))
+    strategy.backward(model(torch.ones(2, 3)).sum(), last=True)
+    strategy.update(0.0)
+    return strategy
 
 
 def test_an_adapter_that_the_model_computes_past_ends_the_run_at_the_first_step() -> None:
-    with pytest.raises(UserError, match=r"2 tensors .* such as unheard.bias: .* --lora-targets"):
+    with pytest.raises(UserError, match=r"2 tensors .* such as unused.bias: .* --lora-targets"):
         one_step(Past())
 
 
@@ -83,20 +89,20 @@ def test_bf16_is_refused_where_the_gpu_would_imitate_it(monkeypatch: pytest.Monk
 
 def test_what_is_frozen_needs_no_gradient() -> None:
     model = Past()
-    model.unheard.requires_grad_(False)
-    assert one_step(model).unreached == set()
+    model.unused.requires_grad_(False)
+    assert one_step(model).arrivals.missing == set()
 
 
 def test_moments_come_back_to_their_own_tensors() -> None:
-    runtime = one_step(torch.nn.Sequential(*(torch.nn.Linear(3, n) for n in (3,) * 11)))
-    adapter, moments = runtime.state()
-    before = {name: runtime.optimizer.state[p]["exp_avg"].clone() for name, p in runtime.trained().items()}
-    for parameter in runtime.trained().values():
-        runtime.optimizer.state[parameter].clear()
-    runtime.restore(adapter, moments, 1)
-    for name, parameter in runtime.trained().items():
-        assert torch.equal(runtime.optimizer.state[parameter]["exp_avg"], before[name])
-        assert runtime.optimizer.state[parameter]["exp_avg"].any(), "nothing to compare"
+    strategy = one_step(torch.nn.Sequential(*(torch.nn.Linear(3, n) for n in (3,) * 11)))
+    adapter, moments = strategy.state()
+    before = {name: strategy.optimizer.state[p]["exp_avg"].clone() for name, p in strategy.trained().items()}
+    for parameter in strategy.trained().values():
+        strategy.optimizer.state[parameter].clear()
+    strategy.restore(adapter, moments, 1)
+    for name, parameter in strategy.trained().items():
+        assert torch.equal(strategy.optimizer.state[parameter]["exp_avg"], before[name])
+        assert strategy.optimizer.state[parameter]["exp_avg"].any(), "nothing to compare"
 
 
 def plain() -> torch.nn.Module:
@@ -104,33 +110,33 @@ def plain() -> torch.nn.Module:
     return torch.nn.Linear(3, 1)
 
 
-def trained(model: torch.nn.Module) -> Runtime:
-    runtime = Runtime(Accelerator(cpu=True))
-    runtime.prepare(model, torch.optim.AdamW(model.parameters(), 1e-2))
-    return runtime
+def trained(model: torch.nn.Module) -> OneProcess:
+    strategy = one_process()
+    strategy.prepare(model, torch.optim.AdamW(model.parameters(), 1e-2))
+    return strategy
 
 
 def test_a_checkpoint_before_the_first_update_holds_moments_of_zero() -> None:
     """A stop may come before the first step, and the first steps may all be without a finite loss."""
     model = plain()
-    runtime = trained(model)
-    adapter, moments = runtime.state()
+    strategy = trained(model)
+    adapter, moments = strategy.state()
     assert {name: moment.tolist() for name, moment in moments.items()} == dict.fromkeys(MOMENTS, [0.0] * 4)
-    runtime.restore(adapter, moments, runtime.updates)
+    strategy.restore(adapter, moments, strategy.updates)
     twin = trained(plain())
-    for one in (runtime, twin):
+    for one in (strategy, twin):
         one.backward(one.model(torch.ones(2, 3)).sum(), last=True)
         one.update(0.0)
-    assert torch.equal(runtime.model.weight, twin.model.weight)
+    assert torch.equal(strategy.model.weight, twin.model.weight)
 
 
 def test_a_step_that_was_not_finite_is_no_update_after_a_resume_either() -> None:
     """AdamW corrects its moments by the number of updates: to count such a step changes the next one."""
     steps = [1.0, math.inf, 1.0]
 
-    def one(runtime: Runtime, factor: float) -> None:
-        runtime.backward(runtime.model(torch.ones(2, 3)).sum() * factor, last=True)
-        runtime.update(0.0)
+    def one(strategy: OneProcess, factor: float) -> None:
+        strategy.backward(strategy.model(torch.ones(2, 3)).sum() * factor, last=True)
+        strategy.update(0.0)
 
     whole = trained(plain())
     for factor in steps:
@@ -139,7 +145,7 @@ def test_a_step_that_was_not_finite_is_no_update_after_a_resume_either() -> None
     for factor in steps[:2]:
         one(cut, factor)
     adapter, moments = cut.state()
-    assert cut.updates == 1
+    assert (cut.updates, cut.nonfinite) == (1, 1)
     resumed = trained(plain())
     resumed.restore(adapter, moments, cut.updates)
     one(resumed, steps[2])
@@ -147,10 +153,10 @@ def test_a_step_that_was_not_finite_is_no_update_after_a_resume_either() -> None
 
 
 def test_a_step_returns_norms_and_sums_of_tensors_and_numbers() -> None:
-    runtime = trained(plain())
-    before = torch.linalg.vector_norm(torch.cat([p.detach().flatten() for p in runtime.model.parameters()]))
-    runtime.backward(runtime.model(torch.ones(2, 3)).sum(), last=True)
-    norm, adapter_norm, *sums = runtime.update(torch.tensor(0.5, dtype=torch.float64), True)
+    strategy = trained(plain())
+    before = torch.linalg.vector_norm(torch.cat([p.detach().flatten() for p in strategy.model.parameters()]))
+    strategy.backward(strategy.model(torch.ones(2, 3)).sum(), last=True)
+    norm, adapter_norm, *sums = strategy.update(torch.tensor(0.5, dtype=torch.float64), True)
     assert norm == pytest.approx(4.0)  # a gradient of 2 for each of three weights and the bias
     assert adapter_norm == pytest.approx(float(before))
     assert sums == [0.5, 1.0]
@@ -177,10 +183,7 @@ def test_a_step_does_not_wait_for_the_gpu_between_microbatches(monkeypatch: pyte
     """A fake device raises DataDependentOutputException where a number is read from it."""
     scaled: list[torch.Tensor] = []
 
-    class OnGpu(Runtime):
-        device = torch.device("cuda")
-        rank, world_size = 0, 1
-
+    class OnGpu(OneProcess):
         def backward(self, loss: torch.Tensor, last: bool) -> None:
             scaled.append(loss)
 
@@ -189,30 +192,31 @@ def test_a_step_does_not_wait_for_the_gpu_between_microbatches(monkeypatch: pyte
             assert values[0].device.type == "cuda"
             return [1.0, 1.0, 6.0, 0.0]
 
-    def microbatch(self: Runtime, last: bool) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
-    monkeypatch.setattr(OnGpu, "microbatch", microbatch)
     monkeypatch.setattr(step, "to_device", lambda tensor, device: tensor.to(device))
-    monkeypatch.setattr(step.families, "summed_loss", lambda *a: torch.empty((), device="cuda"))
-    batch = Batch([], *pack([np.zeros(8000, np.int16)]))
+    monkeypatch.setattr(step.objective, "summed_loss", lambda *a: torch.empty((), device="cuda"))
     monkeypatch.setattr(loader, "to_device", step.to_device)
-    monkeypatch.setattr(step.families, "pad_labels", lambda labels: torch.zeros(1, 8))
+    monkeypatch.setattr(step.objective, "pad_labels", lambda labels: torch.zeros(1, 8))
+    sample: Any = SimpleNamespace(id="u")
+    batch = Batch([sample], *pack([np.zeros(8000, np.int16)]))
+    data = StepData(0, [sample], [batch, batch])
     config = RunConfig(dataset_path="t", manifest_path=Path("d"), output_dir=Path("o"))
-    optimizer = torch.optim.AdamW(plain().parameters())
-    runtime = OnGpu(Accelerator(cpu=True), model=plain(), optimizer=optimizer)
+    runtime = runtimes.build(Accelerator(cpu=True))
+    runtime.device = torch.device("cuda")
+    runtime.strategy = OnGpu(runtime.strategy.accelerator, runtime.collectives)
+    runtime.strategy.model = plain()
+    runtime.strategy.optimizer = torch.optim.AdamW(plain().parameters())
     with FakeTensorMode(allow_non_fake_inputs=True):
-        result = step.train_step(runtime, None, [batch, batch], {}, 3, config, 1)  # type: ignore[arg-type]
+        result = step.train_step(runtime, None, data, {"u": [1, 2, 3]}, config, 1)  # type: ignore[arg-type]
     assert result.loss == 2.0
     assert [loss.device.type for loss in scaled] == ["cuda", "cuda"]
 
 
 def test_the_end_of_the_time_is_seen_before_it_comes() -> None:
     """With one more step and a save to go."""
-    runtime = Runtime(Accelerator(cpu=True), deadline=time.monotonic() + 1000)
+    stop = StopRequest(deadline=time.monotonic() + 1000)
     for reserve, expected in ((10.0, False), (990.0, False), (1001.0, True)):
-        runtime.reserve = reserve
-        assert runtime.stop_requested == expected
+        stop.reserve = reserve
+        assert stop.requested == expected
 
 
 @pytest.mark.parametrize(

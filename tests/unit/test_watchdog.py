@@ -2,8 +2,10 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from asrlora.engine import watchdog
-from asrlora.engine.watchdog import Doing, Failure, Heartbeat, Watch, Work
+from asrlora.engine import heartbeats
+from asrlora.engine.heartbeats import Activity, Heartbeat, Work
+from asrlora.engine.watchdog import Failure, Watch
 
 FAR = Heartbeat("far", 4711, count=9, position=5, kind="wait", what="summing gradients", at="step 3")
 TIMEOUTS = (10.0, 100.0)
@@ -23,7 +26,7 @@ def watch(peers: dict[int, Heartbeat], mine: Heartbeat, silent: float = 0.0) -> 
     made = Watch(0, len(peers) + 1, Work(), *TIMEOUTS)
     made._me = replace(mine, host=made._me.host, pid=made._me.pid)
     for rank, beat in peers.items():
-        made.peers[rank].beat, made.peers[rank].said, made.peers[rank].silent = beat, b"{}", silent
+        made.peers[rank].beat, made.peers[rank].received, made.peers[rank].silent = beat, b"{}", silent
     return made
 
 
@@ -98,7 +101,7 @@ def busy() -> Iterator[psutil.Popen]:
 
 
 def here(process: psutil.Popen) -> Heartbeat:
-    return replace(FAR, host=watchdog.socket.gethostname(), pid=process.pid)
+    return replace(FAR, host=socket.gethostname(), pid=process.pid)
 
 
 def computes(process: psutil.Popen, seconds: float) -> None:
@@ -138,7 +141,7 @@ def test_a_rank_that_is_stopped_or_sleeps_is_not(busy: psutil.Popen) -> None:
 def test_a_process_of_this_machine_that_is_no_more_is_named_at_once(busy: psutil.Popen) -> None:
     beat = here(busy)
     busy.kill()
-    while watchdog.process_state(busy.pid) is not None:  # a zombie is none: its parent has not looked yet
+    while heartbeats.process_state(busy.pid) is not None:  # a zombie is none: its parent has not looked yet
         os.sched_yield()
     found = watch({1: beat}, waits(), silent=3.0)._dead()
     assert found is not None
@@ -148,7 +151,7 @@ def test_a_process_of_this_machine_that_is_no_more_is_named_at_once(busy: psutil
 
 def test_a_piece_of_work_has_the_work_timeout_or_ten_times_its_longest() -> None:
     made = watch({}, replace(FAR, kind="work", what="reading a batch", spent=101.0, idle=101.0))
-    made.work.now = Doing("work", "reading a batch")
+    made.work.now = Activity("work", "reading a batch")
     found = made._hangs()
     assert found is not None
     assert "has hung for 101 s while reading a batch at step 3" in found.reason
@@ -166,9 +169,9 @@ def test_what_a_rank_does_is_said_from_inside_out() -> None:
     with work.waiting("saving a checkpoint", "main"):
         assert (work.now.kind, work.position) == ("main", 1)
         with work.on("writing"):
-            assert work.now == Doing("work", "writing")
-        assert work.now == Doing("main", "saving a checkpoint")
-    assert work.now == Doing("", "after saving a checkpoint")
+            assert work.now == Activity("work", "writing")
+        assert work.now == Activity("main", "saving a checkpoint")
+    assert work.now == Activity("", "after saving a checkpoint")
     with work.computing_gradients(shared=True):
         assert (work.now.kind, work.position) == ("work", 1)
         work.have_gradients()
@@ -183,7 +186,7 @@ def test_what_a_rank_does_is_said_from_inside_out() -> None:
 
 
 def test_the_place_of_a_thread_is_its_own_frame_and_this_package_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watchdog, "PACKAGE", Path(__file__).parent)
-    named, library = watchdog._innermost(watchdog.threading.main_thread().ident)
+    monkeypatch.setattr(heartbeats, "PACKAGE", Path(__file__).parent)
+    named, library = heartbeats.innermost(threading.main_thread().ident)
     assert "from test_watchdog.py:" in named
     assert not library

@@ -16,8 +16,9 @@ from asrlora import allocation, cli
 from asrlora.data import loader
 from asrlora.data.manifest import read_manifest
 from asrlora.data.shards import cache, reader
-from asrlora.engine import watchdog
 from asrlora.engine.evaluate import Evaluation, evaluate, fingerprint
+from asrlora.engine.heartbeats import Work
+from asrlora.engine.signals import StopRequest
 from asrlora.models import ctc, decode, moonshine, objective, padding, registry, seq2seq, whisper
 from asrlora.models.family import Base, Decoded, Features
 from asrlora.score import degenerate, text
@@ -88,17 +89,17 @@ def test_a_batch_is_heard_as_transformers_hears_each_utterance_alone(base: Base)
 class Rank:
     """What `evaluate` needs of a runtime; the ranks of one evaluation run one after the other, 0 last."""
 
-    device, stop_requested, threads = torch.device("cpu"), False, allocation.of_process()
+    device, stop, threads = torch.device("cpu"), StopRequest(), allocation.of_process()
 
     def __init__(self, rank: int, world_size: int, gathered: list[Any]) -> None:
         self.rank, self.world_size, self.gathered = rank, world_size, gathered
-        self.work = watchdog.Work()
+        self.work, self.collectives = Work(), self
 
     def gather(self, items: list[Any]) -> list[Any] | None:
         self.gathered += items
         return None if self.rank else self.gathered
 
-    def sum(self, *values: float) -> Sequence[float]:
+    def all_reduce_sum(self, *values: float) -> Sequence[float]:
         return values
 
 
@@ -188,17 +189,17 @@ def test_a_decoder_that_runs_to_its_limit_is_counted(
 ) -> None:
     """Each at its own limit, whoever shares the batch; what was written until then stands."""
     whole = hear(demo_base, heldout, 160.0)
-    assert whole.odd == {"empty": 0, "runaway": 0}
+    assert whole.degenerate == {"empty": 0, "runaway": 0}
     monkeypatch.setattr(moonshine, "_TOKENS_PER_SECOND", {"characters": 3.0})
     monkeypatch.setattr(moonshine, "_EXTRA_TOKENS", 0)
     cut = hear(demo_base, heldout, 160.0)
-    assert cut.odd == {"empty": 0, "runaway": len(heldout.samples)}
+    assert cut.degenerate == {"empty": 0, "runaway": len(heldout.samples)}
     assert cut == hear(demo_base, heldout, 9.0)
     for before, after in zip(whole.hypotheses, cut.hypotheses, strict=True):
         assert before.hypothesis_raw.startswith(after.hypothesis_raw)
     monkeypatch.setattr(moonshine, "_TOKENS_PER_SECOND", {"characters": 0.0})
     nothing = hear(demo_base, heldout, 160.0)
-    assert nothing.odd["empty"] == len(heldout.samples)
+    assert nothing.degenerate["empty"] == len(heldout.samples)
     assert all(h.deletions == h.words for h in nothing.hypotheses)
 
 

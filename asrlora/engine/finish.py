@@ -1,0 +1,74 @@
+"""The end of a run: its verdict, its report, and what W&B gets of them."""
+
+from asrlora.config import RunConfig
+from asrlora.data import audio
+from asrlora.data.audio import Pcm
+from asrlora.data.shards.reader import Shards
+from asrlora.engine.run import Run
+from asrlora.engine.runtime import Runtime
+from asrlora.record import diagnosis, run_dir
+from asrlora.record.judge import judge_run
+from asrlora.record.schema import Verdict
+from asrlora.report import alignment, page
+from asrlora.storage import write_atomic
+from asrlora.tracking import sinks
+
+AUDIO_EXAMPLES = 8  # utterances of each set whose audio goes to W&B, the most changed ones
+
+
+def finish(config: RunConfig, run: Run, runtime: Runtime) -> None:
+    """Collective. Judges the run from its files, writes the report, and ends the record.
+
+    Raises RuntimeError where training has changed the base, or the best adapter does not reload.
+    """
+    runtime.collectives.on_main("the verdict and the report", lambda: _finish(config, run))
+
+
+def _finish(config: RunConfig, run: Run) -> None:
+    """Only rank 0, as all below."""
+    recorder, folder = run.recorder, config.output_dir
+    run.checkpoints.check_best()
+    judged = judge_run(folder)
+    recorder.book("verdict")
+    stages = {name: round(seconds, 1) for name, seconds in recorder.stages.items()}
+    recorder.record.update(stage_seconds=stages, diagnosis=diagnosis.of_run(folder))
+    recorder.message(f"verdict: {judged.verdict}. {judged.reason}")
+    if config.report_audio:
+        _keep_excerpts(config, run, judged)
+    recorder.message(f"report: {page.write_report(folder)}")
+    if recorder.tracker.run is not None:
+        for name, data in run.evaluator.sets.items():
+            _track_hypotheses(config, run, name, data, judged.best_step)
+    recorder.finish_tracking(judged, run.checkpoints.best if config.wandb_artifact else None)
+    recorder.record.end("complete", run.selection.stopped)  # last: a resumed attempt would stop here
+
+
+def _keep_excerpts(config: RunConfig, run: Run, judged: Verdict) -> None:
+    """The audio that the report plays: a report drawn again later has no shards at hand."""
+    if not audio.writes_mp3():
+        run.recorder.message("the report is without audio: libsndfile cannot write MP3 here")
+        return
+    for name, ids in page.shown(config.output_dir, judged).items():
+        for identity, pcm in _read(run.evaluator.sets[name], ids).items():
+            path = alignment.excerpt(config.output_dir, name, identity)
+            write_atomic(path, audio.encode_mp3(pcm[: page.EXCERPT_SECONDS * audio.SAMPLE_RATE]))
+
+
+def _track_hypotheses(config: RunConfig, run: Run, name: str, data: Shards, best: int) -> None:
+    """Sends a set's hypotheses at step 0 and at the best step to W&B, and the audio of some."""
+    old, new = (
+        run_dir.read_lines(run_dir.step_folder(config.output_dir, step) / f"{name}.jsonl")
+        for step in (0, best)
+    )
+    metric, recorder = run.selection.metric, run.recorder
+    pairs = sinks.by_change(old, new, metric)
+    audible = _read(data, [line["id"] for _, line in pairs[:AUDIO_EXAMPLES]])
+    waves = {identity: (pcm, audio.SAMPLE_RATE) for identity, pcm in audible.items()}
+    last = recorder.progress.values.get("step", 0)
+    sinks.log_hypotheses(recorder.tracker, last, name, pairs, waves, metric)
+
+
+def _read(data: Shards, ids: list[str]) -> dict[str, Pcm]:
+    """The audio of some utterances, by id: int16 (T,) at 16 kHz."""
+    numbers = {sample.id: number for number, sample in enumerate(data.samples)}
+    return {identity: data.read(numbers[identity]) for identity in ids}
