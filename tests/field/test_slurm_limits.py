@@ -115,7 +115,7 @@ def test_limits_on_submitted_jobs_are_read_and_reported(
 
 
 def test_a_tool_that_hangs_is_not_waited_for(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slurm, "PATIENCE", 0.1)
+    monkeypatch.setattr(slurm, "TOOL_TIMEOUT", 0.1)
     tool(tools, "scontrol", "exec sleep 60")
     assert slurm.limits() == Limits()
 

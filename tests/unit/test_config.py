@@ -35,7 +35,8 @@ def test_a_setting_that_an_older_run_did_not_have_was_at_its_default() -> None:
 def test_a_resume_with_other_settings_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     """The manifests do not exist: it is not they that are missed."""
     flags = ["--dataset-path", "no.jsonl", "--manifest-path", "no.jsonl", "--output-dir", str(tmp_path)]
-    identity = {"state": "preempted", "config": parse_run(flags).model_dump(mode="json")}
+    config = parse_run(flags).model_dump(mode="json")
+    identity = {"run_id": "r", "state": "preempted", "started": "2026", "command": "x", "config": config}
     (tmp_path / "run.json").write_text(json.dumps(identity))
     with pytest.raises(UserError, match=r"--lora-r is 4 and was 8\); give the same ones, or start another"):
         train.main([*flags, "--resume", "auto", "--lora-r", "4"])
