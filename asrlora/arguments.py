@@ -3,11 +3,23 @@
 import argparse
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from asrlora.errors import UserError
 
+# helps of what is a setting of a run, too (config.py)
 ALLOW_OUTSIDE = "read audio outside a manifest's folder: only where you trust who wrote the manifest"
+TEXT_NORMALISER = (
+    "how texts are normalised before scoring: whisper-english, open-asr-leaderboard, basic,"
+    " basic-keep-marks, none or a YAML file of rules; default: whisper-english for --language en, else"
+    " basic, with marks kept for scripts such as Devanagari and Thai"
+)
+DOMAIN_WORDS = "words whose recall is reported, one a line; default: found, see --general-text"
+GENERAL_TEXT = (
+    "plain text: words of the domain that it lacks are domain words (default: the texts of the heldout"
+    " manifest)"
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,6 +59,13 @@ def count(text: str) -> int:
 def add_metric(parser: argparse.ArgumentParser, text: str) -> None:
     """Adds --metric, with `text` as its help."""
     parser.add_argument("--metric", choices=("wer", "cer", "mer"), help=text)
+
+
+def add_scoring(parser: argparse.ArgumentParser) -> None:
+    """Adds --text-normaliser, --domain-words and --general-text."""
+    parser.add_argument("--text-normaliser", metavar="TEXT", help=TEXT_NORMALISER)
+    parser.add_argument("--domain-words", type=Path, metavar="PATH", help=DOMAIN_WORDS)
+    parser.add_argument("--general-text", type=Path, metavar="PATH", help=GENERAL_TEXT)
 
 
 def add_allow_outside(parser: argparse.ArgumentParser) -> None:

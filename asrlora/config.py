@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
-from asrlora.arguments import ALLOW_OUTSIDE, Parser
+from asrlora.arguments import ALLOW_OUTSIDE, DOMAIN_WORDS, GENERAL_TEXT, TEXT_NORMALISER, Parser
 from asrlora.errors import UserError
 
 Count = Annotated[int, Field(gt=0)]
@@ -183,26 +183,15 @@ class RunConfig(pydantic.BaseModel):
         False, description="keep the base in 4 bits (QLoRA; GPUs only, needs asrlora[qlora])"
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations to save memory")
-    text_normaliser: str | None = Field(
-        None,
-        description="how texts are normalised before scoring: whisper-english, open-asr-leaderboard, basic,"
-        " basic-keep-marks, none or a YAML file of rules; default: whisper-english for --language en, else"
-        " basic, with marks kept for scripts such as Devanagari and Thai",
-    )
+    text_normaliser: str | None = Field(None, description=TEXT_NORMALISER)
     metric: Literal["wer", "cer", "mer"] | None = Field(
         None,
         description="error rate of selection, guardrails and verdict: words (wer), characters (cer), or both"
         " mixed (mer: characters of scripts without spaces, words of others); default: cer for a --language"
         " written without spaces between words, such as zh, ja or th, else wer",
     )
-    domain_words: Path | None = Field(
-        None, description="words whose recall is reported, one a line; default: found, see --general-text"
-    )
-    general_text: Path | None = Field(
-        None,
-        description="plain text: words of the domain that it lacks are domain words (default: the texts of"
-        " the heldout manifest)",
-    )
+    domain_words: Path | None = Field(None, description=DOMAIN_WORDS)
+    general_text: Path | None = Field(None, description=GENERAL_TEXT)
     resample_by: Literal["utterance", "speaker"] = Field(
         "utterance", description="what the verdict's bootstrap draws: speaker where speakers are many"
     )

@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from asrlora.cli import COMMANDS
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "asrlora"
 # figure: the most that it may be (or, for docstrings, the least)
@@ -53,7 +55,7 @@ def way() -> list[tuple[str, list[str]]]:
     text = (ROOT / "docs" / "architecture.md").read_text()
     section = text.partition("## One utterance")[2].partition("\n## ")[0]
     rows = re.findall(r"^\d+\. \[?`(asrlora/[\w/]+\.py)`(.*?)(?=^\d+\. |\Z)", section, re.S | re.M)
-    return [(name, re.findall(r"`(\w+(?:\.\w+)?)\(\)`", told)) for name, told in rows]
+    return [(name, re.findall(r"`(\w+(?:\.\w+)?)\(\)`", text)) for name, text in rows]
 
 
 def figures() -> dict[str, tuple[int, str]]:
@@ -132,9 +134,10 @@ def main() -> int:
     for name, (value, where) in figures().items():
         limit = LIMITS.get(name)
         wrong += limit is not None and value > limit
-        told = f" (limit {limit:,})" if limit is not None else ""
-        print(f"{name}: {value:,}{told}{f', {where}' if where else ''}")
-    print(f"asrlora --help: {help_seconds():.2f} s (limit 0.3 s)")
+        allowed = f" (limit {limit:,})" if limit is not None else ""
+        print(f"{name}: {value:,}{allowed}{f', {where}' if where else ''}")
+    for command in ("", *COMMANDS, "manifest check"):
+        print(f"asrlora {command} --help: {help_seconds(*command.split()):.2f} s (limit 0.3 s)")
     if "--all" in sys.argv:
         print("\n".join(over(modules())))
     return 1 if wrong else 0

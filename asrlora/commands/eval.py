@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asrlora.arguments import Parser, add_allow_outside, add_decoding, add_metric
+from asrlora.arguments import Parser, add_allow_outside, add_decoding, add_metric, add_scoring
 from asrlora.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,8 +17,6 @@ SPEAKERS_SHOWN = 10
 
 def add_arguments(parser: Parser) -> None:
     """Adds the arguments of `eval`."""
-    from asrlora.config import add_flags
-
     parser.set_defaults(run=_eval)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model-id")
@@ -33,7 +31,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--manifest-path", type=Path, required=True)
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--eval-batch-seconds", type=float, default=160.0)
-    add_flags(parser, ("text_normaliser", "domain_words", "general_text"))
+    add_scoring(parser)
     add_metric(parser, "error rate of the tables (default: by --language, as in a run)")
     base = parser.add_argument_group(
         "how the base is loaded", "with an adapter: as when it was trained, and another way is refused"
@@ -56,23 +54,22 @@ def _eval(args: argparse.Namespace) -> int:
 
     if args.hypotheses and args.adapter_dir:
         raise UserError("--hypotheses and --adapter-dir exclude each other; nothing is decoded")
-    listed, general = (_path(args, name) for name in ("domain_words", "general_text"))
-    if listed and general:
+    if args.domain_words and args.general_text:
         raise UserError("--domain-words and --general-text exclude each other; give one")
-    args.text_normaliser = getattr(args, "text_normaliser", None)
     normaliser = text.normaliser(args.text_normaliser, args.language)
     chosen = metric.choose(args.metric, args.language)
     utterances = manifest.read_manifest(args.manifest_path, args.allow_outside)
     if others := checks.other_languages(utterances, args.language):
         console.print(f"note: {others}")
-    domain_words = keyword_recall.choose(listed, general, (u.text for u in utterances), None, normaliser)
+    texts = (utterance.text for utterance in utterances)
+    words = keyword_recall.choose(args.domain_words, args.general_text, texts, None, normaliser)
     if (args.output_dir / "scores.json").exists():
         raise UserError(f"--output-dir {args.output_dir} holds another evaluation; give a new folder")
     if args.hypotheses:
-        scores = _score(args, utterances, normaliser, chosen.name, domain_words)
+        scores = _score(args, utterances, normaliser, chosen.name, words)
         source = f"the field {scores.hypothesis_field}"
     else:
-        decoded = _decode(args, utterances, chosen.name, domain_words)
+        decoded = _decode(args, utterances, chosen.name, words)
         if decoded is None:
             return 0  # one of several processes; the first one prints
         scores, source = decoded, f"{decoded.rtfx:,.0f} audio-s/s"
@@ -81,10 +78,6 @@ def _eval(args: argparse.Namespace) -> int:
         console.print(f"note: {finding.message}")
     _print_scores(scores, chosen, source)
     return 0
-
-
-def _path(args: argparse.Namespace, name: str) -> Path | None:
-    return Path(getattr(args, name)) if hasattr(args, name) else None
 
 
 def _score(

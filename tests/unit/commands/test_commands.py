@@ -22,12 +22,12 @@ def imported(*words: str) -> set[str]:
     return SLOW & set(done.stdout.rpartition("imported ")[2].split())
 
 
-@pytest.mark.parametrize("words", ["", "demo", "shards build", "verdict", "status", "sweep run", "bench"])
+@pytest.mark.parametrize("words", ["", "demo", "shards build", "eval", "verdict", "sweep run", "bench"])
 def test_help_imports_nothing_slow(words: str) -> None:
     assert imported(*words.split(), "--help") == set()
 
 
-@pytest.mark.parametrize("words", ["eval", "manifest check", "manifest restyle"])
+@pytest.mark.parametrize("words", ["manifest check", "manifest restyle"])
 def test_help_with_settings_of_a_run_imports_what_defines_them(words: str) -> None:
     assert imported(*words.split(), "--help") == {"pydantic"}
 
