@@ -1,4 +1,8 @@
-"""LoRA, rsLoRA, DoRA, PiSSA and OLoRA adapters by PEFT: attaching, saving, loading, checking."""
+"""LoRA, rsLoRA, DoRA, PiSSA and OLoRA adapters by PEFT: attaching, saving, loading, checking.
+
+A further option of PEFT is a flag in config.py and a line in `_peft_config`; where it moves part of the base
+into the adapter, `rewrites_base` says so too.
+"""
 
 import hashlib
 import json
@@ -21,9 +25,9 @@ from asrlora.models.hub import BASE_FILE, adapter_settings, trained_on
 from asrlora.storage import atomic_folder
 
 WEIGHTS = "adapter_model.safetensors"
-WRITTEN = "adapter_sha256"  # of that file, in base.json
-OUTPUTS = ("proj_out", "lm_head", "ctc_head")
-LOADED = {"sha256": "weights of sha256", "weights": "weights in", "matmul_precision": "matrix products in"}
+SHA256_KEY = "adapter_sha256"  # of that file, in base.json
+OUTPUT_LAYERS = ("proj_out", "lm_head", "ctc_head")
+SETTINGS = {"sha256": "weights of sha256", "weights": "weights in", "matmul_precision": "matrix products in"}
 LOGIT_TOLERANCE = 1e-3  # of max |logits|; a right reload gives 1e-6, PEFT's wrong ones 5e-2 and more
 
 
@@ -31,14 +35,14 @@ def find_targets(base: Base, targets: str, module_filter: str | None) -> list[st
     """Full names of the linear modules to adapt. Raises UserError when there is none.
 
     The layer that scores tokens is never among them, nor are layers whose weights the model reads
-    itself: an adapter there would be trained by nothing and heard by nobody.
+    itself: an adapter there would get no gradient and change nothing.
     """
     known = base.targets
     linear = [
         name
         for name, module in base.model.named_modules()
         if isinstance(module, torch.nn.Linear)
-        and name.rpartition(".")[2] not in (*OUTPUTS, *known.unreachable)
+        and name.rpartition(".")[2] not in (*OUTPUT_LAYERS, *known.unreachable)
     ]
     if targets == "all-linear":
         chosen = linear
@@ -50,13 +54,11 @@ def find_targets(base: Base, targets: str, module_filter: str | None) -> list[st
         chosen = [name for name in chosen if module_filter in name]
     if not chosen:
         there = sorted({name.rpartition(".")[2] for name in linear})
+        unreachable = ", ".join(known.unreachable)
         raise UserError(
             f"--lora-targets {targets} --lora-module-filter {module_filter} match no module; there"
             f" are {', '.join(there)}, in modules such as {linear[0]} and {linear[-1]}"
-            + (
-                f"; adapters on {base.kind}'s {', '.join(known.unreachable)} do nothing"
-                * bool(known.unreachable)
-            )
+            + (f"; adapters on {base.kind}'s {unreachable} do nothing" if unreachable else "")
         )
     return chosen
 
@@ -64,28 +66,35 @@ def find_targets(base: Base, targets: str, module_filter: str | None) -> list[st
 def attach(base: Base, config: RunConfig, initial: Path | None = None) -> Any:
     """Wraps the base in a trainable adapter; returns the PeftModel. Draws from torch's RNG.
 
-    `initial` is what save_initial wrote when the run began, for a run that is gone on with: an
-    initialisation that moves part of the base into the adapter must move the same part again.
+    `initial` is what save_initial wrote when the run began, for a run that is resumed: an initialisation
+    that moves part of the base into the adapter must move the same part again.
     """
-    init: Any = True if config.init_lora_weights == "default" else config.init_lora_weights
-    model = get_peft_model(
-        base.model,
-        LoraConfig(
-            r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout,
-            target_modules=find_targets(base, config.lora_targets, config.lora_module_filter),
-            use_dora=config.use_dora, use_rslora=config.use_rslora,
-            init_lora_weights=True if initial else init,
-            task_type=None,  # the SEQ_2_SEQ_LM wrapper would pass input_ids, and this is audio
-        ),
-    )  # fmt: skip
+    settings = _peft_config(base, config)
+    init = settings.init_lora_weights
+    if initial is not None:
+        settings.init_lora_weights = True
+    model = get_peft_model(base.model, settings)
     if initial is not None:
         model.peft_config["default"].init_lora_weights = init
-        move_again(model, load_file(initial / WEIGHTS))
+        subtract_from_base(model, load_file(initial / WEIGHTS))
     return model
 
 
-def move_again(model: Any, moved: dict[str, torch.Tensor]) -> None:
-    """Takes out of the base what an initialisation had moved into the adapter: `moved`, on the CPU."""
+def _peft_config(base: Base, config: RunConfig) -> LoraConfig:
+    return LoraConfig(
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=find_targets(base, config.lora_targets, config.lora_module_filter),
+        use_dora=config.use_dora,
+        use_rslora=config.use_rslora,
+        init_lora_weights=True if config.init_lora_weights == "default" else config.init_lora_weights,
+        task_type=None,  # the SEQ_2_SEQ_LM wrapper would pass input_ids, and this is audio
+    )
+
+
+def subtract_from_base(model: Any, moved: dict[str, torch.Tensor]) -> None:
+    """Subtracts from the base what an initialisation had moved into the adapter: `moved`, on the CPU."""
     for name, layer in model.named_modules():
         if isinstance(layer, LoraLayer):
             weight = layer.get_base_layer().weight.data
@@ -119,7 +128,7 @@ def save(model: Any, folder: Path, initial: Path | None, base: Base | None = Non
         model.save_pretrained(aside, save_embedding_layers=False, **converted)
         (aside / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         if base is not None:
-            recorded = {**_as_loaded(base), WRITTEN: _sha256(aside)}
+            recorded = {**_as_loaded(base), SHA256_KEY: _sha256(aside)}
             (aside / BASE_FILE).write_text(json.dumps(recorded, indent=1) + "\n")
 
 
@@ -131,7 +140,7 @@ def load(base: Base, folder: Path) -> Any:
     """
     adapter_settings(folder)
     now, recorded = _as_loaded(base), trained_on(folder)
-    if WRITTEN in recorded and recorded[WRITTEN] != _sha256(folder):
+    if SHA256_KEY in recorded and recorded[SHA256_KEY] != _sha256(folder):
         raise UserError(
             f"--adapter-dir {folder}: {WEIGHTS} is damaged (its sha256 is not that of {BASE_FILE}); copy the"
             " adapter again, or train it again"
@@ -139,7 +148,7 @@ def load(base: Base, folder: Path) -> Any:
     for name, then in recorded.items():
         if name in now and now[name] != then:
             raise UserError(
-                f"--adapter-dir {folder} was trained on a base with {LOADED[name]} {then}, and that of"
+                f"--adapter-dir {folder} was trained on a base with {SETTINGS[name]} {then}, and that of"
                 f" {base.folder} is {now[name]}; give the base and the settings that it was trained with"
             )
     try:

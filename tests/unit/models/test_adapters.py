@@ -127,7 +127,7 @@ def test_a_resumed_initialisation_is_moved_on_the_bases_device(init: str, tmp_pa
     moved = load_file(tmp_path / "adapter_model.safetensors")
     with fake_cuda.mode():
         fake_cuda.move(model)
-        adapters.move_again(model, moved)
+        adapters.subtract_from_base(model, moved)
 
 
 def test_pissa_saved_without_conversion_is_noticed(tmp_path: Path) -> None:
