@@ -146,7 +146,7 @@ def _print_scores(scores: "EvalScores", chosen: "Chosen", source: str) -> None:
     if scores.windowed:
         limit = scores.fingerprint["decode"]["windows"]["seconds"]
         console.print(f"{scores.windowed:,} utterances are {windows.describe(scores.as_json(), limit)}")
-    if strange := degenerate.told(scores.as_json()):
+    if strange := degenerate.describe(scores.as_json()):
         console.print(f"of the hypotheses {strange}")
     _print_breakdown(scores)
 

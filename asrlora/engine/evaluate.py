@@ -187,7 +187,7 @@ class Evaluator:
             + (", best so far" if best else "")
         )
         for name in self.sets:
-            if described := degenerate.told(scores.sets[name].as_json()):
+            if described := degenerate.describe(scores.sets[name].as_json()):
                 self.recorder.message(f"{name}: of the hypotheses {described}")
 
     def _score(self, step: int, model: Any) -> Scores | None:

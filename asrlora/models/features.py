@@ -39,10 +39,8 @@ def whisper_log_mel(extractor: Any, waves: torch.Tensor, mask: torch.Tensor) -> 
     if missing < 0:
         raise ValueError(f"audio of more than {extractor.n_samples} samples would be cut")
     window, filters = _constants(extractor, extractor.n_fft, True, waves.device)
-    spectrum = torch.stft(
-        pad(waves * mask, (0, missing)), extractor.n_fft, extractor.hop_length,
-        window=window, return_complex=True,
-    )  # fmt: skip
+    padded = pad(waves * mask, (0, missing))
+    spectrum = torch.stft(padded, extractor.n_fft, extractor.hop_length, window=window, return_complex=True)
     power = (spectrum[..., :-1].abs() ** 2).contiguous()  # the product is slow on a strided one
     log = (filters @ power).clamp(min=_LEAST_POWER).log10()
     log = torch.maximum(log, log.amax((1, 2), keepdim=True) - 8.0)
@@ -59,9 +57,14 @@ def parakeet_log_mel(
     if extractor.preemphasis is not None:
         waves = torch.cat([waves[:, :1], waves[:, 1:] - extractor.preemphasis * waves[:, :-1]], dim=1)
     spectrum = torch.stft(
-        waves * mask, extractor.n_fft, extractor.hop_length, extractor.win_length,
-        window=window, pad_mode="constant", return_complex=True,
-    )  # fmt: skip
+        waves * mask,
+        extractor.n_fft,
+        extractor.hop_length,
+        extractor.win_length,
+        window=window,
+        pad_mode="constant",
+        return_complex=True,
+    )
     power = torch.view_as_real(spectrum).square().sum(-1)
     log = torch.log(filters @ power + LOG_ZERO_GUARD_VALUE).transpose(1, 2)
     frames = (samples + extractor.n_fft // 2 * 2 - extractor.n_fft) // extractor.hop_length
@@ -79,6 +82,6 @@ def _constants(
     """Hann window (window,) and mel filters (M, n_fft / 2 + 1), brought to a device once."""
     with torch.inference_mode(False):  # training uses them too, whoever asks first
         filters = torch.as_tensor(extractor.mel_filters, dtype=torch.float32)
-        if filters.shape[1] != 1 + extractor.n_fft // 2:  # Whisper's stand the other way round
+        if filters.shape[1] != 1 + extractor.n_fft // 2:  # Whisper's are transposed
             filters = filters.T
         return torch.hann_window(window, periodic=periodic).to(device), filters.contiguous().to(device)

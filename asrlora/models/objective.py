@@ -80,7 +80,7 @@ def summed_loss(
     and labels (B, L).
 
     The caller divides by the token count of the whole optimizer step: a mean of microbatch means
-    would weigh a token by who shares its microbatch, and change with the number of GPUs. Without
+    would weigh a token by what else is in its microbatch, and change with the number of GPUs. Without
     `lengths` they are read off mask and labels, which on a GPU waits for the device.
     """
     if lengths is None:

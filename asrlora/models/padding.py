@@ -1,7 +1,7 @@
-"""Models that do not hear padding: an utterance's answer is that of the utterance alone.
+"""Models on which padding has no effect: an utterance's outputs are those of the utterance alone.
 
-Transformers masks padding in attention, but some of its models hear it all the same: in norms whose
-statistics run over time, and in the last few frames, which its masks count too generously. Here the
+Transformers masks padding in attention, but in some of its models it has an effect all the same: in norms
+whose statistics run over time, and in the last few frames, of which its masks count too many. Here the
 statistics and masks are cut to the frames that the utterance alone would have. Only hooks and one
 module of the same parameters are put into the loaded model, so training, evaluation and
 transcription are one path, and what is saved is Transformers' own.
@@ -21,7 +21,8 @@ class MaskedGroupNorm(torch.nn.GroupNorm):
 
     frames: torch.Tensor  # of the forward that runs: set before it by a hook
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:  # (B, C, F)
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """(B, C, F) to (B, C, F), computed in fp32."""
         valid = up_to(self.frames, input.shape[2])[:, None, None]
         grouped = input.float().view(len(input), self.num_groups, -1, input.shape[2])
         count = self.frames.view(-1, 1, 1, 1) * grouped.shape[2]
@@ -45,11 +46,11 @@ def mask_norm(parent: torch.nn.Module, name: str) -> MaskedGroupNorm:
 def before(module: torch.nn.Module, act: Callable[[dict[str, Any]], None]) -> None:
     """Has `act` see, and change, the keyword arguments of each forward of `module`."""
 
-    def hook(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    def _hook(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         act(kwargs)
         return args, kwargs
 
-    module.register_forward_pre_hook(hook, with_kwargs=True)
+    module.register_forward_pre_hook(_hook, with_kwargs=True)
 
 
 def conv_frames(samples: torch.Tensor, *convolutions: torch.nn.Conv1d) -> torch.Tensor:

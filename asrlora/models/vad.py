@@ -19,15 +19,17 @@ from asrlora.data.windows import FRAME, Probabilities
 
 PACKAGE = "silero-vad"
 # The model is recurrent. Rows of 20 s go through it side by side, eight times as fast as one after
-# another; each first hears the 2 s before it.
+# another; each is first given the 2 s before it.
 ROW, WARM_UP = 20 * SAMPLE_RATE // FRAME, 2 * SAMPLE_RATE // FRAME
 
 
 def available() -> bool:
+    """Whether silero-vad is installed."""
     return _file() is not None
 
 
 def fingerprint() -> dict[str, Any]:
+    """All that decides what is found to be speech."""
     return {"name": PACKAGE, "version": importlib.metadata.version(PACKAGE), "row": ROW, "warm_up": WARM_UP}
 
 
@@ -49,7 +51,7 @@ def speech_probabilities(pcm: Pcm) -> Probabilities:
 @functools.cache
 def _model() -> Any:
     path = _file()
-    assert path is not None, "nobody asks before `available` was true"
+    assert path is not None, "called before `available` was true"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch.jit.load, by silero-vad's own loader too
         return torch.jit.load(str(path), map_location="cpu").eval()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Error rates by who speaks and by how long an utterance is, from scored lines alone."""
+"""Error rates by speaker and by duration, from scored lines alone."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -24,6 +24,7 @@ def by_duration(lines: Iterable[Mapping[str, Any]], metric: Metric) -> dict[str,
 
 
 def band(seconds: float | None) -> str:
+    """The name of the band that a duration is in."""
     if seconds is None:
         return UNKNOWN
     return next(_name(low, high) for low, high in BANDS if high is None or seconds < high)

@@ -1,4 +1,4 @@
-"""Characters that nobody sees, and characters that look like others, made the same.
+"""Invisible characters taken out, and characters that look alike made the same.
 
 Two texts that look alike on a page should score alike: `for_scoring` makes them so, for reference and
 hypothesis, before any normaliser. `for_labels` is what training labels may take of it: it leaves what a
@@ -53,13 +53,15 @@ _SCRIPTS = {script: regex.compile(rf"\p{{{script}}}") for script in _LIKE_LATIN}
 # Sequences that are drawn like one letter, and are typed for it: Thai and Lao vowels, and what the Malayalam
 # chillus and the Bengali khanda ta were written as before they had code points of their own
 _SEQUENCES = {
-    "\u0E40\u0E40": "\u0E41", "\u0EC0\u0EC0": "\u0EC1",
-    "\u0E4D\u0E32": "\u0E33", "\u0ECD\u0EB2": "\u0EB3",
-    **{f"\u0E4D{tone}\u0E32": f"{tone}\u0E33" for tone in "\u0E48\u0E49\u0E4A\u0E4B"},
-    **{f"\u0ECD{tone}\u0EB2": f"{tone}\u0EB3" for tone in "\u0EC8\u0EC9\u0ECA\u0ECB"},
-    **{f"{letter}\u0D4D\u200D": chillu for letter, chillu in zip("ണനരലളക", "ൺൻർൽൾൿ", strict=True)},
-    "ত\u09CD\u200D": "ৎ",
-}  # fmt: skip
+    "\u0e40\u0e40": "\u0e41",
+    "\u0ec0\u0ec0": "\u0ec1",
+    "\u0e4d\u0e32": "\u0e33",
+    "\u0ecd\u0eb2": "\u0eb3",
+    **{f"\u0e4d{tone}\u0e32": f"{tone}\u0e33" for tone in "\u0e48\u0e49\u0e4a\u0e4b"},
+    **{f"\u0ecd{tone}\u0eb2": f"{tone}\u0eb3" for tone in "\u0ec8\u0ec9\u0eca\u0ecb"},
+    **{f"{letter}\u0d4d\u200d": chillu for letter, chillu in zip("ണനരലളക", "ൺൻർൽൾൿ", strict=True)},
+    "ত\u09cd\u200d": "ৎ",
+}
 _SEQUENCE = regex.compile("|".join(_SEQUENCES))
 
 # What belongs to a script's spelling, so that labels keep it: joiners of Arabic and Indic scripts and
@@ -102,13 +104,13 @@ def replaced(text: str) -> tuple[set[str], set[str]]:
     parts = _parts(composed)
     plain = "".join(new for _, new in parts)
     foreign = (Counter(_joined(plain)) - Counter(_composed(plain))).keys()
-    odd = {old for old, new in parts if old != new}
+    changed = {old for old, new in parts if old != new}
     unseen = {old for old, new in parts if old != new and not new.strip()}
     # of a letter and its mark, the mark is what was found
-    return unseen, (odd - unseen) | foreign | ({c for c in decomposed if not c.isalpha()} or decomposed)
+    return unseen, (changed - unseen) | foreign | ({c for c in decomposed if not c.isalpha()} or decomposed)
 
 
-def meant(text: str) -> str | None:
+def undo_mojibake(text: str) -> str | None:
     """What `text` was before UTF-8 was read as Windows-1252 ("donâ€™t" is "don’t"); None: it was not."""
     if text.isascii():
         return None

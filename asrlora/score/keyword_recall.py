@@ -1,7 +1,6 @@
-"""Domain words: how many of them a system writes where they were said.
+"""Recall of domain words: of the times that one stands in a reference, how often it is recognised.
 
-A WER says little about the dozen names that a domain is about. Recall does: of the times that a
-domain word stands in a reference, the share in which the alignment has it right.
+A WER shows little of the dozen names that a domain is about.
 
 The words come from a list, or are found: the words of the domain's references that a general text
 never uses. That text should be what the base was trained on, and is rarely at hand; whatever is taken
@@ -24,9 +23,11 @@ from asrlora.score.text import Normaliser
 
 @dataclass(frozen=True)
 class Recall:
+    """Of domain words, in the alignments of references and hypotheses."""
+
     hits: int
     occurrences: int  # in the references
-    by_word: dict[str, tuple[int, int]] = field(repr=False)  # hits and occurrences of what was said
+    by_word: dict[str, tuple[int, int]] = field(repr=False)  # hits and occurrences of words that occur
 
     @property
     def recall(self) -> float | None:
@@ -39,18 +40,18 @@ def recall(pairs: Iterable[tuple[str, str]], words: frozenset[str]) -> Recall:
 
     Where several alignments have as few errors, jiwer's choice decides: it can move a hit by a word.
     """
-    hits, said = Counter[str](), Counter[str]()
+    hits, occurrences = Counter[str](), Counter[str]()
     for reference, hypothesis in pairs:
-        spoken = reference.split()
-        if words.isdisjoint(spoken):
+        tokens = reference.split()
+        if words.isdisjoint(tokens):
             continue
-        said.update(word for word in spoken if word in words)
+        occurrences.update(word for word in tokens if word in words)
         for chunk in jiwer.process_words(reference, hypothesis).alignments[0]:
             if chunk.type == "equal":
-                right = spoken[chunk.ref_start_idx : chunk.ref_end_idx]
+                right = tokens[chunk.ref_start_idx : chunk.ref_end_idx]
                 hits.update(word for word in right if word in words)
-    by_word = {word: (hits[word], said[word]) for word in sorted(said)}
-    return Recall(hits.total(), said.total(), by_word)
+    by_word = {word: (hits[word], occurrences[word]) for word in sorted(occurrences)}
+    return Recall(hits.total(), occurrences.total(), by_word)
 
 
 def summary(hypotheses: Iterable[Hypothesis], words: frozenset[str]) -> dict[str, Any]:
@@ -58,8 +59,14 @@ def summary(hypotheses: Iterable[Hypothesis], words: frozenset[str]) -> dict[str
     if not words:
         return {}
     found = recall(((h.reference, h.hypothesis) for h in hypotheses), words)
-    told = {"recall": found.recall, "hits": found.hits, "occurrences": found.occurrences}
-    return {"domain_words": {**told, "words": len(words)}}
+    return {
+        "domain_words": {
+            "recall": found.recall,
+            "hits": found.hits,
+            "occurrences": found.occurrences,
+            "words": len(words),
+        }
+    }
 
 
 def read(path: Path, normaliser: Normaliser) -> frozenset[str]:

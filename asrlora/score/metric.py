@@ -47,9 +47,9 @@ _DENSE = regex.compile(rf"{_SPACELESS}|[\uff01-\uff65]")
 def join(texts: Sequence[str]) -> str:
     """Texts of successive parts of a recording to one, with a space between two unless their script has
     none there."""
-    said = [text for text in texts if text]
-    joined = "".join(said[:1])
-    for before, after in itertools.pairwise(said):
+    texts = [text for text in texts if text]
+    joined = "".join(texts[:1])
+    for before, after in itertools.pairwise(texts):
         dense = _DENSE.match(before[-1]) and _DENSE.match(after[0])
         joined += ("" if dense else " ") + after
     return joined
@@ -57,6 +57,8 @@ def join(texts: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Chosen:
+    """The metric of a run or an evaluation, and why it is this one."""
+
     name: Metric
     why: str
 

@@ -1,4 +1,4 @@
-"""What a manifest can prove: the smallest WER change that a paired 95 % interval tells from none.
+"""What a manifest can prove: the smallest WER change that a paired 95 % interval distinguishes from none.
 
 Two systems on the same utterances, n of them with w_i words and e_i errors. The interval of the
 difference is 1.96 standard errors to each side (Bisani and Ney 2004 reach the same by bootstrap),
@@ -7,7 +7,7 @@ words of one utterance go wrong together (Gillick and Cox 1989 therefore pair se
 
 Before a second system exists, the difference is assumed to vary as much as the baseline itself: that
 is exact where the two systems' errors are correlated by 1/2. In this project's demo, before and after
-training, it was 15 to 32 % too wide, so what is told here is on the safe side.
+training, it was 15 to 32 % too wide, so these figures are on the safe side.
 """
 
 import math
@@ -31,8 +31,8 @@ def assumed_margin(length: int, rate: float = ASSUMED_WER) -> float:
 def measured_margin(counts: Sequence[Tally]) -> float:
     """Half the interval's width, as a fraction, from the baseline's counts, one an utterance.
 
-    A baseline with next to no errors has not shown how they vary: there it is as if it had made
-    one more error, so that a perfect baseline does not claim to prove anything.
+    A baseline with hardly any errors does not show how they vary: one more error is added, so that a
+    perfect baseline does not seem to prove everything.
     """
     whole = sum(counts, Tally())
     if not whole.length or len(counts) < 2:

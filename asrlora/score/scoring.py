@@ -31,9 +31,11 @@ class Hypothesis:
 
     @property
     def counts(self) -> wer.Counts:
+        """Words, by kind of error."""
         return wer.Counts(self.substitutions, self.deletions, self.insertions, self.words)
 
     def tally(self, metric: Metric) -> wer.Tally:
+        """Errors and length in the metric's units."""
         return tally(vars(self), metric)
 
     def line(self) -> dict[str, Any]:
@@ -52,17 +54,27 @@ def score(
     speaker: str | None,
     duration: float,
 ) -> Hypothesis:
-    """One normaliser for both texts: nobody can score a hypothesis by other rules than its reference."""
+    """Normalises both texts by one normaliser, so that no hypothesis is scored by other rules than its
+    reference, and counts words, characters and mixed units."""
     reference, hypothesis = normaliser(reference_raw), normaliser(hypothesis_raw)
     counts = wer.count(reference, hypothesis)
     characters, mixed = _tally(reference, hypothesis, "cer"), counts.tally
     if not (reference.isascii() and hypothesis.isascii()):
         mixed = _tally(reference, hypothesis, "mer")
     return Hypothesis(
-        identity, reference, hypothesis, reference_raw, hypothesis_raw,
-        counts.substitutions, counts.deletions, counts.insertions, counts.words,
-        characters.errors, characters.length, mixed.errors, mixed.length, speaker, duration,
-    )  # fmt: skip
+        id=identity,
+        reference=reference,
+        hypothesis=hypothesis,
+        reference_raw=reference_raw,
+        hypothesis_raw=hypothesis_raw,
+        **asdict(counts),
+        character_errors=characters.errors,
+        characters=characters.length,
+        mixed_errors=mixed.errors,
+        mixed_units=mixed.length,
+        speaker=speaker,
+        duration=duration,
+    )
 
 
 def _tally(reference: str, hypothesis: str, metric: Metric) -> wer.Tally:

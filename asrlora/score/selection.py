@@ -1,8 +1,7 @@
 """Which step becomes the best adapter, and which utterances have no say in it.
 
-The best of N checkpoints looks better on the manifest that chose it than it is: the choice has picked
-the luck of that manifest too. So part of the domain is held out from choosing, and its WER is shown
-beside the WER of the whole.
+The best of N checkpoints looks better on the manifest that it was chosen on than it is (selection bias). So
+part of the domain is held out from choosing, and its WER is shown beside the WER of the whole.
 """
 
 import hashlib
@@ -42,9 +41,12 @@ def halves(domain: Mapping[str, T]) -> dict[str, dict[str, T]]:
 
 
 def is_better(
-    chosen_on: float, best: float, guardrails: Mapping[str, float], baseline: Mapping[str, float],
+    chosen_on: float,
+    best: float,
+    guardrails: Mapping[str, float],
+    baseline: Mapping[str, float],
     criteria: Criteria = Criteria(),
-) -> bool:  # fmt: skip
+) -> bool:
     """Whether a step takes the place of the best one so far, which has a rate of `best`.
 
     `chosen_on` is the step's error rate on what may choose; `guardrails` are its rates there, each of which

@@ -39,6 +39,8 @@ MARKED = frozenset("as bn bo dv dz gu hi km kn lo ml mr my ne or pa sa si ta te 
 
 @dataclass(frozen=True)
 class Normaliser:
+    """A function of texts, and what identifies it."""
+
     fingerprint: Mapping[str, str]
     rewrite: Callable[[str], str]
 
@@ -157,19 +159,25 @@ def _named(name: str) -> Callable[[str], str]:
 _FILLERS = "hmm mm mhm mmm uh um ah aha ahh ahm eh ehehe em hm huh hum mhum uhm umm uhuh".split()
 _NOT_EXPANDED = ("kinda", "sorta", "dunno", "cause")  # Whisper's later versions do
 _IS = "it he she what that who here there how when where why this".split()  # others own what follows
-_COMPOUNDS = {
-    "et cetera": "etc", "al right": "alright", "all right": "alright", "how ever": "however",
-    "wi fi": "wifi", "hi fi": "hifi", "lo fi": "lofi", "sci fi": "scifi", "e mail": "email",
-    "e book": "ebook", "e commerce": "ecommerce", "x ray": "xray", "t shirt": "tshirt", "a m": "am",
-    "p m": "pm", "o k": "okay",
-}  # fmt: skip
-_SPELLINGS = {
-    "ok": "okay", "kay": "okay", "etcetera": "etc", "flyer": "flier", "snowploughs": "snowplows",
-    "pummelled": "pummeled", "pummelling": "pummeling", "archaeology": "archeology",
-    "archaeological": "archeological", "archeological": "archeological", "cancellation": "cancelation",
-    "cancelation": "cancelation", "cancellations": "cancelations", "cancelations": "cancelations",
-    "travelogue": "travelog", "travelog": "travelog", "travelogues": "travelogs", "travelogs": "travelogs",
-}  # fmt: skip
+
+
+def _table(rows: str) -> dict[str, str]:
+    """ "wi fi: wifi, ok: okay" """
+    return dict(row.strip().split(": ") for row in rows.split(","))
+
+
+_COMPOUNDS = _table(
+    """et cetera: etc, al right: alright, all right: alright, how ever: however, wi fi: wifi, hi fi: hifi,
+    lo fi: lofi, sci fi: scifi, e mail: email, e book: ebook, e commerce: ecommerce, x ray: xray,
+    t shirt: tshirt, a m: am, p m: pm, o k: okay"""
+)
+_SPELLINGS = _table(
+    """ok: okay, kay: okay, etcetera: etc, flyer: flier, snowploughs: snowplows, pummelled: pummeled,
+    pummelling: pummeling, archaeology: archeology, archaeological: archeological,
+    archeological: archeological, cancellation: cancelation, cancelation: cancelation,
+    cancellations: cancelations, cancelations: cancelations, travelogue: travelog, travelog: travelog,
+    travelogues: travelogs, travelogs: travelogs"""
+)
 
 
 def _leaderboard() -> Callable[[str], str]:

@@ -1,6 +1,6 @@
 """Error rates from integer counts.
 
-Policy for the corners, where tools differ: an empty hypothesis deletes every reference word; an
+Policy for cases in which tools differ: an empty hypothesis deletes every reference word; an
 empty reference has no words, and each hypothesis word is an insertion that counts in the total. A
 set without a single reference word has no WER (NaN). The same holds for characters and other units.
 """
@@ -39,14 +39,17 @@ class Counts:
 
     @property
     def errors(self) -> int:
+        """Of all kinds."""
         return self.substitutions + self.deletions + self.insertions
 
     @property
     def wer(self) -> float:
+        """A fraction."""
         return self.tally.rate
 
     @property
     def tally(self) -> Tally:
+        """The errors of all kinds."""
         return Tally(self.errors, self.words)
 
     def __add__(self, other: "Counts") -> "Counts":
@@ -59,6 +62,7 @@ class Counts:
 
 
 def total(counts: Iterable[Counts]) -> Counts:
+    """Their sum."""
     return sum(counts, Counts())
 
 

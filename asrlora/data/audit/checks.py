@@ -254,7 +254,9 @@ def _characters(name: str, items: Sequence[Item], config: RunConfig) -> Iterator
 
 def _encoding(name: str, items: Sequence[Item]) -> Iterator[Finding]:
     """Texts that were read in another encoding than they were written in: what is lost, and what is not."""
-    misread = {item.id: (item.text, right) for item in items if (right := characters.meant(item.text))}
+    misread = {
+        item.id: (item.text, right) for item in items if (right := characters.undo_mojibake(item.text))
+    }
     lost = [item.id for item in items if "\ufffd" in item.text]
     if misread:
         first, (text, right) = next(iter(misread.items()))

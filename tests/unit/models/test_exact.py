@@ -225,8 +225,8 @@ def test_what_the_speaker_repeats_is_no_runaway() -> None:
         "empty": 0,
         "runaway": 0,
     }
-    assert degenerate.told({"empty": 2, "runaway": 1}) == "2 empty, 1 ran away"
-    assert degenerate.told({"empty": 0, "runaway": 0}) == ""
+    assert degenerate.describe({"empty": 2, "runaway": 1}) == "2 empty, 1 ran away"
+    assert degenerate.describe({"empty": 0, "runaway": 0}) == ""
 
 
 def test_beams_are_transformers_own_in_any_batch(heldout: reader.Shards) -> None:
