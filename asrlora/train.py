@@ -7,7 +7,6 @@ Exit codes: 0 done, 2 a mistake of the user's, 75 stopped on request with a chec
 What is slow to import is imported after the checks, so that a mistake is told within two seconds.
 """
 
-import importlib.util
 import sys
 import time
 from collections.abc import Sequence
@@ -60,7 +59,7 @@ def check(config: RunConfig) -> Inputs:
     if config.resume == "never" or not (config.output_dir / "run.json").exists():
         run_dir.check_free(config.output_dir)
     launcher.check_microbatches(config.gradient_accumulation_steps)
-    sinks.check_environment(config.wandb_mode)
+    sinks.check(config)
     source, replay = _read(config.dataset_path, config), None
     if config.replay_path:
         replay = _read(config.replay_path, config)
@@ -78,8 +77,6 @@ def check(config: RunConfig) -> Inputs:
     costs = registry.cost_of(config.model_id)
     found = checks.quick(train, evaluation, config, costs).check()
     find_model(config.model_id)
-    if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise UserError("--tensorboard needs the package tensorboard: uv sync --extra tensorboard")
     sets: dict[str, list[manifest.Utterance] | reader.Shards] = {"train": source, **evaluation}
     return Inputs(sets if replay is None else {**sets, "replay": replay}, found, costs)
 

@@ -67,19 +67,19 @@ def bench_engine(data: Path) -> Figures:
 
 def _tracking(run: Path, folder: Path, step_seconds: float) -> dict[str, Any]:
     """How long training waits in W&B's `log`; where the numbers go then is another process's work."""
-    from asrlora.tracking.sinks import Tracker, finish, start
+    from asrlora.tracking import wandb
 
     folder.mkdir()
     identity = read_run(run)
     as_before = {**identity.config.as_json(), "output_dir": folder, "wandb_mode": "offline"}
-    tracker = Tracker(start(RunConfig.model_validate(as_before), identity, ["bench"]))
+    sink = wandb.WandbSink(wandb.start(RunConfig.model_validate(as_before), identity, ["bench"]))
     values = {f"train/value_{number}": 0.1 for number in range(LOGGED_VALUES)}
     spent = []
     for step in range(LOGGED_STEPS):
         begin = time.perf_counter()
-        tracker.log(step, values)
+        sink.log(step, values)
         spent.append(time.perf_counter() - begin)
-    finish(tracker)
+    sink.finish()
     return {
         "steps logged one after another": LOGGED_STEPS,
         "milliseconds a step": 1e3 * statistics.mean(spent),

@@ -12,6 +12,7 @@ FILES: dict[str, type[schema.Record]] = {
     "verdict": schema.Verdict,
     "scores": schema.Scores,
     "eval_scores": schema.EvalScores,
+    "progress": schema.ProgressRecord,
     "trial": schema.TrialRecord,
     "outcome": schema.Outcome,
     "prune": PruningRules,

@@ -23,19 +23,19 @@ def add_arguments(parser: Parser) -> None:
 
 def _sync(args: argparse.Namespace) -> int:
     from asrlora.console import console
-    from asrlora.tracking import sinks
+    from asrlora.tracking import wandb
 
-    if not any(sinks.unsent(run) for run in args.runs):
+    if not any(wandb.unsent(run) for run in args.runs):
         console.print("nothing waits to be sent to W&B")
         return 0
-    return 1 if sinks.sync(args.runs, args.dry_run) else 0
+    return 1 if wandb.sync(args.runs, args.dry_run) else 0
 
 
 def _workspace(args: argparse.Namespace) -> int:
     from asrlora.console import console
-    from asrlora.tracking import sinks
+    from asrlora.tracking import wandb
 
-    made = sinks.workspace(args.entity, args.project, args.group, args.metric or "wer")
+    made = wandb.workspace(args.entity, args.project, args.group, args.metric or "wer")
     made.save()
     console.print(f"workspace: {made.url}")
     return 0

@@ -36,7 +36,7 @@ def _finish(config: RunConfig, run: Run) -> None:
     if config.report_audio:
         _keep_excerpts(config, run, judged)
     recorder.message(f"report: {page.write_report(folder)}")
-    if recorder.tracker.run is not None:
+    if recorder.tracker.takes_hypotheses:
         for name, data in run.evaluator.sets.items():
             _track_hypotheses(config, run, name, data, judged.best_step)
     recorder.finish_tracking(judged, run.checkpoints.best if config.wandb_artifact else None)
@@ -64,8 +64,7 @@ def _track_hypotheses(config: RunConfig, run: Run, name: str, data: Shards, best
     pairs = sinks.by_change(old, new, metric)
     audible = _read(data, [line["id"] for _, line in pairs[:AUDIO_EXAMPLES]])
     waves = {identity: (pcm, audio.SAMPLE_RATE) for identity, pcm in audible.items()}
-    last = recorder.progress.values.get("step", 0)
-    sinks.log_hypotheses(recorder.tracker, last, name, pairs, waves, metric)
+    recorder.tracker.log_hypotheses(recorder.progress.values.step, name, pairs, waves, metric)
 
 
 def _read(data: Shards, ids: list[str]) -> dict[str, Pcm]:

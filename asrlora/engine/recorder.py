@@ -15,7 +15,7 @@ from asrlora.console import Advance, console, progress, steps_bar
 from asrlora.data.loader import padding
 from asrlora.data.plan import Cost
 from asrlora.engine import launcher, logs, memory
-from asrlora.engine.runtime import Runtime, tensorboard
+from asrlora.engine.runtime import Runtime
 from asrlora.engine.selection import Selection
 from asrlora.engine.step import StepResult, learning_rate
 from asrlora.engine.training_set import StepData
@@ -61,7 +61,7 @@ class ShownSteps:
             spent = max(self._window[-1][1] - self._window[0][1], 1e-9)
             values["rate"] = sum(audio for audio, _ in self._window[1:]) / spent
             values["seconds_left"] = (self.max_steps - step) * spent / (len(self._window) - 1)
-        shown.tell(**values)
+        shown.update(**values)
         line = status.line(shown.values)
         if console.is_terminal:
             if self._show is None:
@@ -126,17 +126,9 @@ class Recorder:
                 audit=audit,
             )
             write_atomic(self.folder / "config.yaml", self.config.to_yaml())
-        self._track(tags)
+        # before anything is taken back, so that no step is sent twice
+        self.tracker = sinks.start(self.config, self.record, tags)
         return self.resumed
-
-    def _track(self, tags: list[str]) -> None:
-        """Before anything is taken back, so that no step is sent twice."""
-        sent = [line["step"] for line in run_dir.read_log(self.folder / "metrics.jsonl")]
-        run = sinks.start(self.config, self.record.identity, tags)
-        if run is not None:
-            self.record.update(wandb_id=run.id, wandb=sinks.place(self.config, run))
-        board = tensorboard(self.folder) if self.config.tensorboard else None
-        self.tracker = sinks.Tracker(run, board, max(sent, default=-1))
 
     def begin_attempt(self, step: int) -> None:
         """Takes back what was written after optimizer step `step`, from which this attempt goes on."""
@@ -157,7 +149,7 @@ class Recorder:
 
             def advance(seconds: float) -> None:
                 show(seconds)
-                self.progress.tell(stage=stage)
+                self.progress.update(stage=stage)
 
             yield advance
 
@@ -172,8 +164,8 @@ class Recorder:
         """Puts error rates into progress.json and, where they are `new`, sends them to W&B."""
         if new:
             values = _tracked(scores, rates, selection, self.config.max_heldout_regression)
-            self.tracker.log(max(step, self.tracker.logged + 1), values)
-        self.progress.tell(
+            self.tracker.log_evaluation(step, values)
+        self.progress.update(
             stage="training",
             wers=rates,
             baseline=selection.baseline,
@@ -271,7 +263,7 @@ class Recorder:
     ) -> None:
         """Ends W&B's run, with the verdict and, as an artifact, the folder of an adapter."""
         self.progress.write()
-        if not sinks.finish(self.tracker, judged, adapter, failed):
+        if not self.tracker.finish(judged, adapter, failed):
             self.record.update(wandb_unsent=True)
             self.message(f"W&B did not take all; later: uv run asrlora track sync {self.folder}")
 

@@ -7,7 +7,6 @@ import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -82,15 +81,6 @@ def build(accelerator: Accelerator, threads: allocation.Allocation | None = None
         collectives,
         strategies.choose(accelerator, collectives),
     )
-
-
-def tensorboard(folder: Path) -> Any:
-    """Accelerate's tracker, with log(values, step) and finish(); call it on rank 0 alone."""
-    from accelerate.tracking import TensorBoardTracker
-
-    tracker = TensorBoardTracker("tensorboard", folder)
-    tracker.start()
-    return tracker
 
 
 def device() -> torch.device:

@@ -157,10 +157,10 @@ def _inconclusive(judged: Verdict) -> str:
     return f"below what the manifests can detect: {'; '.join(filter(None, reasons)) or judged.reason}"
 
 
-def _unsettled(what: str, value: float | None, asked: float, one: SetVerdict) -> str | None:
+def _unsettled(what: str, value: float, asked: float, one: SetVerdict) -> str | None:
     """How far the interval reaches, where the criterion lies inside it."""
     low, high = one.interval
-    if value is None or not low < asked < high:
+    if not low < asked < high:
         return None
     return (
         f"{what} {_points(value)} lies within {_points((high - low) / 2)} of the {_points(asked)} asked for,"

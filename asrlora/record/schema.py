@@ -105,8 +105,8 @@ class SetVerdict(Record):
     mixed_units: int = 0
     baseline_interval: Interval | None = None
     tuned_interval: Interval | None = None
-    reduction: Number | None = None
-    regression: Number | None = None
+    reduction: Number = math.nan
+    regression: Number = math.nan
     interval: Interval  # of the reduction or the regression
     utterances: int = 0
     improvement_probability: float = math.nan
@@ -126,17 +126,20 @@ class SetVerdict(Record):
         return int(getattr(self, KEYS[metric][1]))
 
     @property
+    def has_reduction(self) -> bool:
+        """Whether it is of the domain."""
+        return "reduction" in self.model_fields_set
+
+    @property
     def change(self) -> float:
         """Best step minus baseline: below 0 is better."""
-        if self.reduction is not None:
-            return -self.reduction
-        assert self.regression is not None
-        return self.regression
+        return -self.reduction if self.has_reduction else self.regression
 
     @property
     def change_interval(self) -> tuple[float, float]:
+        """95 %, of the change."""
         low, high = self.interval
-        return (low, high) if self.reduction is None else (-high, -low)
+        return (-high, -low) if self.has_reduction else (low, high)
 
 
 class Verdict(Record):
@@ -158,6 +161,7 @@ class Verdict(Record):
 
     @property
     def accepted(self) -> bool:
+        """Whether every criterion holds."""
         return self.verdict == "accept"
 
     def sets(self) -> dict[str, SetVerdict]:
@@ -217,6 +221,7 @@ class Scores(Record):
 
     @property
     def sets(self) -> dict[str, SetScores]:
+        """The sets by name."""
         return self.__pydantic_extra__
 
 
@@ -363,6 +368,29 @@ class RunRecord(Record):
     def diagnoses(self) -> str:
         """All of them in one line."""
         return "; ".join(f"{one.kind}: {one.told}" for one in self.diagnosis)
+
+
+class ProgressRecord(Record):
+    """progress.json: how far a run has come."""
+
+    stage: str = ""
+    wers: dict[str, Number] = {}  # of the run's metric, by set, at the last evaluation
+    baseline: dict[str, Number] = {}
+    metric: Metric = "wer"
+    max_heldout_regression: float = Criteria().max_heldout_regression
+    step: int = 0
+    max_steps: int = 0
+    loss: Number = math.nan  # nats per token
+    data_wait: float = 0.0  # share of a step's time
+    step_seconds: float = 0.0
+    rate: float | None = None  # seconds of audio in a second
+    seconds_left: float | None = None
+    written: float | None = None  # seconds since 1970
+
+    @property
+    def trained(self) -> bool:
+        """Whether there was a step."""
+        return "loss" in self.model_fields_set
 
 
 class TrialAttempt(Record):

@@ -88,8 +88,7 @@ def _rows(judged: Verdict) -> Iterator[Row]:
     for name, section in (judged.sets() | parts).items():
         if section is None:
             continue
-        of_domain = section.reduction is not None
-        limit = -criteria.min_domain_reduction if of_domain else criteria.max_heldout_regression
+        limit = -criteria.min_domain_reduction if section.has_reduction else criteria.max_heldout_regression
         change, (low, high) = 100 * section.change, section.change_interval
         ends = (100 * low, 100 * high)
         yield Row(

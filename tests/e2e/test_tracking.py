@@ -19,7 +19,7 @@ from asrlora import cli, train
 from asrlora.engine.recorder import Recorder
 from asrlora.record import run_dir, status
 from asrlora.storage import lock
-from asrlora.tracking import sinks
+from asrlora.tracking import wandb
 from conftest import ROOT, Speech
 
 pytestmark = pytest.mark.slow
@@ -173,7 +173,7 @@ def test_a_server_that_never_answers_stops_nothing_and_no_key_is_written(
     assert "logging offline" in done.stderr
     (folder,) = parts(run)
     assert len([step for step in history(folder) if step]) == 3, "nothing is lost"
-    assert sinks.unsent(run) == [folder.resolve()]
+    assert wandb.unsent(run) == [folder.resolve()]
     assert KEY not in done.stdout + done.stderr
     for path in run.rglob("*"):
         if path.is_file():
@@ -207,7 +207,7 @@ def test_a_server_that_is_lost_midway_stops_nothing_and_gets_the_rest_later(
     assert before < 60, "it was lost midway"
     assert f"asrlora track sync {run}" in " ".join(told.split())
     assert len(run_dir.read_log(run / "metrics.jsonl")) == 60
-    (folder,) = sinks.unsent(run)
+    (folder,) = wandb.unsent(run)
     assert {step for step, row in history(folder).items() if "train/loss" in row} == set(range(1, 61))
 
     back = wandb_server.Server()
@@ -218,7 +218,7 @@ def test_a_server_that_is_lost_midway_stops_nothing_and_gets_the_rest_later(
     back.go_away()
     losses = {step: row["train/loss"] for step, row in back.lines.items() if "train/loss" in row}
     assert losses == {line["step"]: line["loss"] for line in run_dir.read_log(run / "metrics.jsonl")}
-    assert sinks.unsent(run) == []
+    assert wandb.unsent(run) == []
 
 
 def test_the_death_of_wandbs_own_process_is_told_and_outlived(capsys: pytest.CaptureFixture[str]) -> None:
@@ -228,11 +228,11 @@ def test_the_death_of_wandbs_own_process_is_told_and_outlived(capsys: pytest.Cap
 
         finish = log
 
-    tracker = sinks.Tracker(Dead())
+    tracker = wandb.WandbSink(Dead())
     for step in range(3):
         tracker.log(step, {"train/loss": 1.0})
     assert capsys.readouterr().err.count("W&B: Connection lost; the run goes on without it") == 1
-    assert not sinks.finish(tracker), "`track sync` has something to send"
+    assert not tracker.finish(), "`track sync` has something to send"
 
 
 def test_a_key_that_is_typed_is_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +253,7 @@ def test_sync_hands_wandb_what_waits(run: Path, capfd: pytest.CaptureFixture[str
 
 @pytest.mark.needs("wandb-workspaces")
 def test_a_workspace_shows_settings_against_both_wers() -> None:
-    made = sinks.workspace("team", "asrlora", "rates")
+    made = wandb.workspace("team", "asrlora", "rates")
     columns = made.sections[0].panels[0].columns
     names = [column.metric.name for column in columns]
     assert names[:2] == ["learning_rate", "max_steps"]
@@ -295,9 +295,9 @@ def test_without_tensorboard_the_flag_is_a_clear_error(
 ) -> None:
     from asrlora.errors import exit_code
 
-    honest = train.importlib.util.find_spec
+    honest = importlib.util.find_spec
     monkeypatch.setattr(
-        train.importlib.util, "find_spec", lambda name: None if name == "tensorboard" else honest(name)
+        importlib.util, "find_spec", lambda name: None if name == "tensorboard" else honest(name)
     )
     assert exit_code(lambda: train.main(few(speech, tmp_path / "run", tensorboard=True))) == 2
     assert "uv sync --extra tensorboard" in capsys.readouterr().err

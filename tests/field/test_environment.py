@@ -17,7 +17,7 @@ from asrlora.errors import exit_code
 from asrlora.record import run_dir
 from asrlora.record.schema import RunRecord
 from asrlora.storage import write_json
-from asrlora.tracking import sinks
+from asrlora.tracking import wandb
 from conftest import ROOT
 
 IDENTITY: dict[str, Any] = {
@@ -48,11 +48,11 @@ def attempt(folder: Path, recorded: dict[str, Any] | None = None, mode: str | No
     kept = {**IDENTITY, **(recorded or {})}
     folder.mkdir(exist_ok=True)
     identity = RunRecord.model_validate(kept)
-    run = sinks.start(config(folder, mode), identity, ["moonshine"])
+    run = wandb.start(config(folder, mode), identity, ["moonshine"])
     if run is not None:
-        now = identity.changed(wandb_id=run.id, wandb=sinks.place(config(folder), run))
+        now = identity.changed(wandb_id=run.id, wandb=wandb.place(config(folder), run))
         write_json(folder / "run.json", now.as_json())
-        sinks.finish(sinks.Tracker(run))
+        wandb.WandbSink(run).finish()
     return run
 
 
@@ -118,7 +118,7 @@ def test_a_resumed_directory_keeps_its_run_and_project(
     again = attempt(tmp_path / "run", kept)
     assert (again.id, again.project) == (begun.id, "first")
     old = {"wandb_id": "abcd1234"}  # before projects were kept in run.json
-    assert attempt(tmp_path / "old", old).project == sinks.PROJECT
+    assert attempt(tmp_path / "old", old).project == wandb.PROJECT
 
 
 @pytest.mark.parametrize("original", ["stays", "is moved"])
@@ -155,7 +155,7 @@ def test_the_flag_wins_over_the_environment(
     monkeypatch.delenv("WANDB_MODE")
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert sinks.chosen_mode(flag) == mode
+    assert wandb.chosen_mode(flag) == mode
 
 
 @pytest.mark.parametrize("environment", [{"WANDB_MODE": "disabled"}, {"WANDB_DISABLED": "1"}])
@@ -203,11 +203,11 @@ def test_sync_sends_a_run_as_it_was_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: wandb_server.Server
 ) -> None:
     monkeypatch.setenv("WANDB_PROJECT", "first")
-    run = sinks.start(config(tmp_path), RunRecord.model_validate(IDENTITY), [])
+    run = wandb.start(config(tmp_path), RunRecord.model_validate(IDENTITY), [])
     write_json(tmp_path / "run.json", IDENTITY)
-    tracker = sinks.Tracker(run)
+    tracker = wandb.WandbSink(run)
     tracker.log(1, {"train/loss": 2.0})
-    sinks.finish(tracker)
+    tracker.finish()
     job = {
         "WANDB_MODE": "disabled", "WANDB_RUN_ID": "night", "WANDB_RESUME": "must", "WANDB_PROJECT": "second",
         "WANDB_DIR": "/nowhere", "WANDB_API_KEY": "f00dcafe" * 5, "WANDB_BASE_URL": server.address,
@@ -216,4 +216,4 @@ def test_sync_sends_a_run_as_it_was_logged(
     subprocess.run(program, cwd=ROOT, env={**os.environ, **job}, check=True, timeout=300)
     assert server.runs == {("first", run.id)}
     assert server.lines[1]["train/loss"] == 2.0
-    assert sinks.unsent(tmp_path) == []
+    assert wandb.unsent(tmp_path) == []

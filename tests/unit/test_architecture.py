@@ -21,7 +21,7 @@ OUTSIDE = {
     "deepspeed": ["asrlora.engine.runtime", "asrlora.engine.strategy"],
     "transformers": ["asrlora.models"],
     "peft": ["asrlora.models"],
-    "wandb": ["asrlora.tracking.sinks"],
+    "wandb": ["asrlora.tracking.wandb"],
 }
 
 WITHOUT_TORCH = """score.wer score.verdict score.text data.manifest data.plan data.audit.checks
@@ -29,8 +29,9 @@ data.audit.manifest_check data.audit.transcript_style data.shards.reader
 data.importers.convert data.subsets score.power score.mapsswe score.keyword_recall score.scoring
 score.bootstrap record.run_dir record.schema record.judge record.scores report.compare
 report.publication_figures record.status allocation record.transcripts data.windows record.ledger
-tracking.sinks report.page commands config sweep.sweep_file sweep.slurm sweep.trials sweep.runner
-sweep.phases models.registry models.hub train cli demo.corpus demo.demo""".split()
+tracking.sinks tracking.wandb tracking.tensorboard report.page commands config sweep.sweep_file
+sweep.slurm sweep.trials sweep.runner sweep.phases
+models.registry models.hub train cli demo.corpus demo.demo""".split()
 
 
 def imports(path: Path) -> set[str]:

@@ -253,7 +253,7 @@ def test_what_is_not_finite_is_null_in_every_file_and_nan_when_read(tmp_path: Pa
         4, {"domain": []}, Scores(step=4, domain={"wer": math.nan, "interval": (math.nan, 1.0)})
     )
     progress = status.Progress(run.folder)
-    progress.tell(stage="training", step=2, max_steps=4, loss=math.nan, data_wait=0.0)
+    progress.update(stage="training", step=2, max_steps=4, loss=math.nan, data_wait=0.0)
     for name in ("run.json", "progress.json", "eval/step-000004/scores.json"):
         strictly((run.folder / name).read_text())
     for path in (run.folder / "metrics.jsonl", run.folder / "nonfinite.jsonl"):

@@ -14,7 +14,7 @@ from asrlora.score.metric import Metric
 from asrlora.score.scoring import score, summary
 from asrlora.sweep import trials
 from asrlora.sweep.sweep_file import Criteria, Trial
-from asrlora.tracking import sinks
+from asrlora.tracking import wandb
 from written import judge
 
 SAID = "我们星期三十点在 harbour 出发"  # 10 characters of Chinese and a word
@@ -99,14 +99,14 @@ def test_report_matrix_and_tracking_are_by_the_metric(tmp_path: Path) -> None:
     assert "0 after, of 17 characters" in html
     assert "WER of 33.33 %" in html  # said beside it
     assert "CER 11.76%" in ledger.row(run)
-    summed = sinks._summary(schema.read(run / "verdict.json", schema.Verdict))
+    summed = wandb.summary(schema.read(run / "verdict.json", schema.Verdict))
     assert summed["domain/tuned_cer"] == pytest.approx(0.1 / 17)
     assert summed["domain/tuned_wer"] == pytest.approx(0.1 / 3)
     assert diagnosis.read_curves(run).domain == pytest.approx({0: 2 / 17, 2: 0.1 / 17})
-    told = status.line({
+    told = status.line(schema.ProgressRecord.model_validate({
         "step": 1, "max_steps": 2, "loss": 1.0, "data_wait": 0.0, "wers": {"domain": 0.1},
         "baseline": {"domain": 0.2}, "metric": "cer",
-    })  # fmt: skip
+    }))  # fmt: skip
     assert "CER domain 10.00 %" in told
 
 
