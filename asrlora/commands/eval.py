@@ -49,7 +49,7 @@ def add_arguments(parser: Parser) -> None:
 def _eval(args: argparse.Namespace) -> int:
     from asrlora.console import console
     from asrlora.data import manifest
-    from asrlora.data.audit import checks
+    from asrlora.data.audit.texts import other_languages, spaces
     from asrlora.score import keyword_recall, metric, text
 
     if args.hypotheses and args.adapter_dir:
@@ -59,7 +59,7 @@ def _eval(args: argparse.Namespace) -> int:
     normaliser = text.normaliser(args.text_normaliser, args.language)
     chosen = metric.choose(args.metric, args.language)
     utterances = manifest.read_manifest(args.manifest_path, args.allow_outside)
-    if others := checks.other_languages(utterances, args.language):
+    if others := other_languages(utterances, args.language):
         console.print(f"note: {others}")
     texts = (utterance.text for utterance in utterances)
     words = keyword_recall.choose(args.domain_words, args.general_text, texts, None, normaliser)
@@ -74,7 +74,7 @@ def _eval(args: argparse.Namespace) -> int:
             return 0  # one of several processes; the first one prints
         scores, source = decoded, f"{decoded.rtfx:,.0f} audio-s/s"
     console.print(str(chosen))
-    for finding in checks.spaces(str(args.manifest_path), utterances, chosen):
+    for finding in spaces(str(args.manifest_path), utterances, chosen):
         console.print(f"note: {finding.message}")
     _print_scores(scores, chosen, source)
     return 0

@@ -12,9 +12,9 @@ from typing import Any
 from asrlora.config import RunConfig
 from asrlora.console import console, progress, stderr
 from asrlora.data import audio, windows
-from asrlora.data.audit import checks
+from asrlora.data.audit import recordings
 from asrlora.data.audit.findings import Audit
-from asrlora.data.audit.transcript_style import style
+from asrlora.data.audit.transcript_style import compare_styles, style
 from asrlora.data.manifest import Utterance, audio_length
 from asrlora.data.shards import reader
 from asrlora.engine import longform
@@ -113,8 +113,9 @@ def evaluate_manifest(
         model, base = open_model(model_id, adapter, language, num_beams, in_4bit, matmul_precision)
         longform.check(base, {u.id: u.duration for u in utterances})
         data = cached(runtime, "shards", utterances)
-        for finding in checks.sound("the manifest", data.samples, checks.HARMLESS) if runtime.is_main else ():
-            console.print(f"note: {finding.message}")
+        if runtime.is_main:
+            for finding in recordings.check_sound("the manifest", data.samples, recordings.HARMLESS):
+                console.print(f"note: {finding.message}")
         runtime.collectives.barrier()
         start = time.monotonic()
         with progress("evaluation", data.seconds, runtime.is_main) as advance:
@@ -160,7 +161,7 @@ def audit_model(config: RunConfig, found: Audit, data: Mapping[str, reader.Shard
     assert heard is not None, "nobody can ask this to stop"
     written = style(hypothesis.hypothesis_raw for hypothesis in heard.hypotheses)
     found = found.plus(labels.unlearnable)
-    return found.plus(checks.label_style(style(labels.texts.values()), written))
+    return found.plus(compare_styles(style(labels.texts.values()), written))
 
 
 def _read(path: Path) -> audio.Pcm:
@@ -169,8 +170,8 @@ def _read(path: Path) -> audio.Pcm:
         pcm, source = audio.read_measured(path)
     except audio.AudioError as error:
         raise UserError(f"the audio file {path} {error}") from None
-    for what, odd, how, fix in checks.faults({str(path): source}):
-        if odd and what not in checks.HARMLESS:
+    for what, odd, how, fix in recordings.faults({str(path): source}):
+        if odd and what not in recordings.HARMLESS:
             print(f"note: {path} is {how}; {fix}", file=sys.stderr, flush=True)
     return pcm
 

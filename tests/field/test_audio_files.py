@@ -15,7 +15,7 @@ import soundfile
 
 from asrlora import cli
 from asrlora.data import audio, manifest
-from asrlora.data.audit import checks
+from asrlora.data.audit.recordings import HARMLESS, check_sound
 from asrlora.data.decoding import decode
 from asrlora.data.decoding.decode import Fault
 from asrlora.data.shards import writer
@@ -330,7 +330,7 @@ def test_faults_of_the_signal_are_reported_and_taken_out(what: str, tmp_path: Pa
     samples, finding, right = SIGNALS[what]
     (utterance,) = manifest.read_manifest(lay(tmp_path, "a.wav", wav(samples, "FLOAT")))
     built = writer.build([utterance], tmp_path / "out")
-    found = list(checks.sound("domain", list(built.samples), checks.HARMLESS))
+    found = list(check_sound("domain", list(built.samples), HARMLESS))
     assert finding in [one.numbers["what"] for one in found]
     assert all("'x'" in one.message and not one.stops for one in found)
     heard = audio.to_float(built.read(0))
@@ -346,7 +346,7 @@ def test_silence_under_an_offset_is_silence(tmp_path: Path) -> None:
 def test_sound_recordings_give_no_finding(tmp_path: Path) -> None:
     wave = np.stack([LEFT, 0.7 * LEFT + 0.3 * speech(seed=1)], 1)
     built = writer.build(manifest.read_manifest(lay(tmp_path, "a.wav", wav(wave))), tmp_path / "out")
-    assert not list(checks.sound("domain", list(built.samples), checks.HARMLESS))
+    assert not list(check_sound("domain", list(built.samples), HARMLESS))
 
 
 # --- folders of recordings, with PyAV and without

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from asrlora.data.audit.findings import EXAMPLES, Finding, Item, spoken
+from asrlora.data.audit.findings import EXAMPLES, Finding, Item, label
 from asrlora.data.manifest import Utterance
 from asrlora.score.characters import for_scoring
 
@@ -17,6 +17,7 @@ _BETWEEN_WORDS = re.compile(r"[^\w\s]|_")
 
 
 def shared(sets: Mapping[str, Sequence[Item]]) -> Iterator[Finding]:
+    """Ids, sentences and speakers that two sets share."""
     said = {name: [(words(item.text), item.speaker) for item in items] for name, items in sets.items()}
     for a, b in itertools.combinations(sets, 2):
         count = len(sets[b])
@@ -30,41 +31,38 @@ def shared(sets: Mapping[str, Sequence[Item]]) -> Iterator[Finding]:
 
 
 def leak(what: str, a: str, b: str, ids: set[str], count: int) -> Iterator[Finding]:
+    """`ids` of the `count` utterances of set b are in set a too, which stops a run."""
     if ids:
         shown = sorted(ids)[:EXAMPLES]
-        yield Finding(
-            "leakage", True,
-            f"{len(ids):,} utterances of {spoken(b)} are in {spoken(a)} too (same {what}, such as"
-            f" {shown[0]!r}); take them out of one of the two",
-            {"what": what, "sets": [a, b], "utterances": len(ids), "share": len(ids) / count,
-             "examples": shown},
-        )  # fmt: skip
+        message = (
+            f"{len(ids):,} utterances of {label(b)} are in {label(a)} too (same {what}, such as"
+            f" {shown[0]!r}); take them out of one of the two"
+        )
+        numbers = {"what": what, "sets": [a, b], "utterances": len(ids), "share": len(ids) / count}
+        yield Finding("leakage", True, message, {**numbers, "examples": shown})
 
 
 def _share(what: str, a: str, b: str, seen: set[Any], candidates: Sequence[Any]) -> Iterator[Finding]:
-    """Told: a command set wants shared sentences, an adapter to one's own voice a shared speaker."""
+    """Does not stop: a command set wants shared sentences, an adapter to one's own voice a shared speaker."""
     shared = sum(bool(candidate) and candidate in seen for candidate in candidates)
     if shared:
-        yield Finding(
-            "leakage", False,
-            f"{shared / len(candidates):.1%} of {spoken(b)} has {what} of {spoken(a)}; if that is not"
-            " meant, split by them",
-            {"what": what, "sets": [a, b], "utterances": shared, "share": shared / len(candidates)},
-        )  # fmt: skip
+        share = shared / len(candidates)
+        message = f"{share:.1%} of {label(b)} has {what} of {label(a)}; if that is not meant, split by them"
+        numbers = {"what": what, "sets": [a, b], "utterances": shared, "share": share}
+        yield Finding("leakage", False, message, numbers)
 
 
 def repeated(name: str, ids: set[str], contradicting: int) -> Iterator[Finding]:
-    """Told, not stopped: repeating is how small sets are weighted up, and skews what is measured."""
+    """Does not stop: repeating is how small sets are weighted up, and it biases what is measured."""
     if ids:
-        effect = "training hears them more often" if name == "train" else "the WER counts them twice"
-        odd = f", {contradicting:,} of them with another text" if contradicting else ""
-        yield Finding(
-            "leakage", False,
-            f"{len(ids):,} utterances of {spoken(name)} repeat audio of others in it (such as"
-            f" {min(ids)!r}{odd}): {effect}; take them out unless that is meant",
-            {"what": "audio", "sets": [name], "utterances": len(ids), "contradicting": contradicting,
-             "examples": sorted(ids)[:EXAMPLES]},
-        )  # fmt: skip
+        effect = "training uses them more often" if name == "train" else "the WER counts them twice"
+        other = f", {contradicting:,} of them with another text" if contradicting else ""
+        message = (
+            f"{len(ids):,} utterances of {label(name)} repeat audio of others in it (such as"
+            f" {min(ids)!r}{other}): {effect}; take them out unless that is meant"
+        )
+        numbers = {"what": "audio", "sets": [name], "utterances": len(ids), "contradicting": contradicting}
+        yield Finding("leakage", False, message, {**numbers, "examples": sorted(ids)[:EXAMPLES]})
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ def same_place(sets: Mapping[str, Sequence[Item]]) -> Iterator[Finding]:
     for order, (name, items) in enumerate(sets.items()):
         for item in items:
             if isinstance(item, Utterance):
-                stat = os.stat(item.audio)  # device and inode see through links, and cost less than paths
+                stat = os.stat(item.audio)  # device and inode: the same through links, and faster than paths
                 place = _Place(item.offset, item.offset + item.duration, order, name, item)
                 files[stat.st_dev, stat.st_ino].append(place)
     across: dict[tuple[str, str], set[str]] = defaultdict(set)

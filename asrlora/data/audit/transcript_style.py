@@ -1,16 +1,18 @@
 """How transcripts are written: capitals, punctuation, digits, symbols. Needs no torch.
 
-WER is scored after normalisation and does not see style; the training loss does. Labels in a style
-that the base never writes spend the adapter's steps on teaching it to shout.
+WER is scored after normalisation and does not depend on style; the training loss does. Labels in a style that
+the base never writes spend the adapter's steps on teaching it that style.
 """
 
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
+from asrlora.data.audit.findings import Finding
+from asrlora.score import characters
 from asrlora.score.characters import for_labels
 
 Case = Literal["keep", "lower", "upper", "sentence"]
@@ -38,22 +40,24 @@ class Style:
 
     @property
     def case(self) -> str:
+        """upper, lower or mixed."""
         return "upper" if self.capitals > 0.5 else "lower" if self.capitals < 0.005 else "mixed"
 
 
 def style(texts: Iterable[str]) -> Style:
+    """The style of a set of transcripts; empty ones have none."""
     letters, held, symbols = Counter[str](), Counter[str](), Counter[str]()
     count = 0
     for text in texts:
-        characters = Counter(text.strip())
-        if not characters:
+        written = Counter(text.strip())
+        if not written:
             continue
         count += 1
-        letters.update(characters)
-        kinds = {_kind(character) for character in characters}
+        letters.update(written)
+        kinds = {_kind(character) for character in written}
         held.update(kinds)
         if "symbols" in kinds:
-            symbols.update(character for character in characters if _kind(character) == "symbols")
+            symbols.update(character for character in written if _kind(character) == "symbols")
     upper = sum(n for character, n in letters.items() if character.isupper())
     lower = sum(n for character, n in letters.items() if character.islower())
     shares = {kind: held[kind] / max(count, 1) for kind in ("punctuation", "digits", "symbols")}
@@ -95,3 +99,39 @@ def restyle(
     elif punctuation == "full-stop" and text.strip() and not _ENDED.search(text.rstrip()):
         text = text.rstrip().rstrip(",;:—–") + "."
     return text
+
+
+_CASE = {"lower": "lower case", "upper": "CAPITALS", "mixed": "prose with capitals"}
+_CASE_FLAG = {"lower": "lower", "upper": "upper", "mixed": "sentence"}
+
+
+def compare_styles(labels: Style, model: Style) -> list[Finding]:
+    """Where training labels and what the model writes differ. WER does not depend on style, so none stops a
+    run: it is not worthless, only worse than it could be."""
+    found: dict[str, str] = {}
+    if not labels.texts or not model.texts:
+        return []
+    if labels.case != model.case:
+        found["case"] = (
+            f"the training texts are in {_CASE[labels.case]} and the model writes {_CASE[model.case]};"
+            f" train on the model's own style with --label-case {_CASE_FLAG[model.case]}"
+        )
+    if abs(labels.punctuation - model.punctuation) > 0.5:
+        fix = "full-stop" if model.punctuation > labels.punctuation else "strip"
+        found["punctuation"] = (
+            f"{labels.punctuation:.0%} of the training texts and {model.punctuation:.0%} of what the model"
+            f" writes has punctuation; train on the model's own style with --label-punctuation {fix}"
+        )
+    shares = {"digits": (labels.digits, model.digits), "symbols": (labels.symbols, model.symbols)}
+    for what, (ours, theirs) in shares.items():
+        if max(ours, theirs) > 0.05 and min(ours, theirs) < max(ours, theirs) / 10:
+            names = characters.names((labels if ours > theirs else model).seen)
+            seen = f" ({names})" if what == "symbols" else ""
+            found[what] = (
+                f"{ours:.1%} of the training texts and {theirs:.1%} of what the model writes has"
+                f" {what}{seen}; write the texts as the model does"
+            )
+    numbers = {"labels": asdict(labels), "model": asdict(model)}
+    return [
+        Finding("label style", False, message, {"what": what, **numbers}) for what, message in found.items()
+    ]

@@ -23,7 +23,7 @@ from asrlora.data import plan
 from asrlora.data.audit import checks, leakage, manifest_check
 from asrlora.data.audit.checks import quick
 from asrlora.data.audit.findings import Audit, Finding
-from asrlora.data.audit.transcript_style import MARKS, restyle, style
+from asrlora.data.audit.transcript_style import MARKS, compare_styles, restyle, style
 from asrlora.data.decoding.decode import Fault
 from asrlora.data.manifest import BadLine, read_manifest
 from asrlora.errors import UserError
@@ -290,20 +290,20 @@ PLAIN = [text.lower() for text in SHOUTED]
 def test_a_foreign_style_is_told_with_a_mend_that_silences_it(
     labels: list[str], model: list[str], case: str | None, punctuation: str | None
 ) -> None:
-    found = checks.label_style(style(labels), style(model))
+    found = compare_styles(style(labels), style(model))
     mends = [f.message.split("--label-")[1] for f in found]
     expected = [f"case {case}"] * bool(case) + [f"punctuation {punctuation}"] * bool(punctuation)
     assert mends == expected
     assert not any(f.stops for f in found)
     mended = [restyle(text, case or "keep", punctuation or "keep") for text in labels]
-    assert checks.label_style(style(mended), style(model)) == []
+    assert compare_styles(style(mended), style(model)) == []
 
 
 def test_digits_and_symbols_are_told() -> None:
     odd = ["it costs 12 $", *PLAIN]
-    assert [f.numbers["what"] for f in checks.label_style(style(odd), style(PLAIN))] == ["digits", "symbols"]
-    assert "($)" in checks.label_style(style(odd), style(PLAIN))[1].message
-    assert [f.numbers["what"] for f in checks.label_style(style(PLAIN), style(odd))] == ["digits", "symbols"]
+    assert [f.numbers["what"] for f in compare_styles(style(odd), style(PLAIN))] == ["digits", "symbols"]
+    assert "($)" in compare_styles(style(odd), style(PLAIN))[1].message
+    assert [f.numbers["what"] for f in compare_styles(style(PLAIN), style(odd))] == ["digits", "symbols"]
 
 
 def test_style_counts_shares() -> None:
