@@ -49,6 +49,13 @@ def test_pages_named_in_code_exist() -> None:
                 assert name == written or (ROOT / name).is_file(), f"{path.relative_to(ROOT)}: {name}"
 
 
+def test_pages_name_source_files_that_exist() -> None:
+    for page in PAGES:
+        if page.name != "experiment_plan.md":  # quotes commands of the past
+            for name in re.findall(r"`((?:asrlora|tests|tools|slurm)/[\w/.]+\.\w+)`", page.read_text()):
+                assert (ROOT / name).is_file(), f"{page.relative_to(ROOT)} names {name}"
+
+
 def test_the_index_lists_every_page_once() -> None:
     index = (ROOT / "docs" / "README.md").read_text()
     listed = re.findall(r"^(?:- |\d+\. )\[[^\]]+\]\(([^)#]+\.md)\)", index, re.MULTILINE)
