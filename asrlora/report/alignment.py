@@ -130,9 +130,8 @@ def align(line: Line) -> Alignment:
 
 
 def _confusions(lines: Iterable[Line]) -> dict[str, Counter[tuple[str, str]]]:
-    counts: dict[str, Counter[tuple[str, str]]] = {
-        "substitutions": Counter(), "deletions": Counter(), "insertions": Counter(),
-    }  # fmt: skip
+    kinds = ("substitutions", "deletions", "insertions")
+    counts: dict[str, Counter[tuple[str, str]]] = {kind: Counter() for kind in kinds}
     for line in lines:
         if not line["errors"]:
             continue

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from rich.table import Table
 from rich.text import Text
@@ -32,6 +31,7 @@ from asrlora.record.run_dir import (
 )
 from asrlora.record.run_dir import read_run as read_record
 from asrlora.record.schema import RunRecord, SetVerdict, Verdict
+from asrlora.report.templates import render
 from asrlora.score import selection, verdict
 from asrlora.score.bootstrap import Interval, interval, resample
 from asrlora.score.metric import Metric
@@ -73,10 +73,12 @@ class Run:
 
     @property
     def metric(self) -> Metric:
+        """Of its rates."""
         return self.identity.metric
 
     @property
     def fingerprint(self) -> dict[str, Any]:
+        """What its scores depend on, by dotted keys."""
         return {**flat(self.identity.fingerprint), "metric": self.metric}
 
     @property
@@ -94,6 +96,7 @@ class Run:
 
     @property
     def rank(self) -> tuple[int, float]:
+        """To sort by, best first."""
         domain = self.scores.get("domain")
         return STATES.index(self.state), domain.rate if domain else math.inf
 
@@ -280,8 +283,8 @@ def tables(groups: Sequence[Group]) -> list[Table]:
 def _title(number: int, groups: Sequence[Group]) -> str | None:
     if len(groups) == 1:
         return None
-    odd = ", ".join(differing([group.fingerprint for group in (groups[0], groups[number])]))
-    return f"group {number + 1}" + (f": not comparable with group 1, other {odd}" if odd else "")
+    others = ", ".join(differing([group.fingerprint for group in (groups[0], groups[number])]))
+    return f"group {number + 1}" + (f": not comparable with group 1, other {others}" if others else "")
 
 
 def _table(group: Group, title: str | None) -> Table:
@@ -322,12 +325,12 @@ def write_page(groups: Sequence[Group], page: Path) -> None:
     from plotly.offline import get_plotlyjs  # its JavaScript alone: the browser draws
 
     here = Path(__file__).parent
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(here), autoescape=True)
     data = {
         "written": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "groups": [_group_data(group, groups[0], page) for group in groups],
     }
-    html = environment.get_template("compare.html").render(
+    html = render(
+        "compare.html",
         data=json.dumps(_plain(data), separators=(",", ":")).replace("<", "\\u003c"),
         script=(here / "compare.js").read_text(encoding="utf-8"),
         plotly=get_plotlyjs(),
@@ -336,14 +339,14 @@ def write_page(groups: Sequence[Group], page: Path) -> None:
 
 
 def _group_data(group: Group, first: Group, page: Path) -> dict[str, Any]:
-    odd = differing([first.fingerprint, group.fingerprint])
+    others = differing([first.fingerprint, group.fingerprint])
     return {
         "runs": [_run_data(run, page) for run in group.runs],
         "metric": group.metric.upper(),
         "sets": group.sets,
         "columns": group.columns,
         "criteria": asdict(group.runs[0].criteria),
-        "differs": [[key, group.fingerprint.get(key), first.fingerprint.get(key)] for key in odd],
+        "differs": [[key, group.fingerprint.get(key), first.fingerprint.get(key)] for key in others],
         "paired": group.paired,
         "pairs": group.pairs,
     }
@@ -354,6 +357,7 @@ def _run_data(run: Run, page: Path) -> dict[str, Any]:
     report = run.folder / "report.html"
     steps, losses = _thinned(run.losses)
     evaluated = sorted(run.evaluations)
+    rates = [[run.evaluations[step].get(name) for step in evaluated] for name in SETS]
     return {
         "name": run.name,
         "report": _link(report, page) if report.exists() else None,
@@ -367,10 +371,8 @@ def _run_data(run: Run, page: Path) -> dict[str, Any]:
         "done": int(run.losses[-1][0]) if run.losses else max(run.evaluations, default=0),
         "seconds": sum(identity.stage_seconds.values()) or None,
         "loss": [steps, losses],
-        "evaluations": [
-            evaluated, *([run.evaluations[step].get(name) for step in evaluated] for name in SETS)
-        ],
-    }  # fmt: skip
+        "evaluations": [evaluated, *rates],
+    }
 
 
 def _link(target: Path, page: Path) -> str:

@@ -5,11 +5,12 @@ import html
 import io
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from asrlora.report.alignment import Line
+from asrlora.report.templates import render
 from asrlora.score.power import Z
 
 if TYPE_CHECKING:
@@ -19,9 +20,25 @@ if TYPE_CHECKING:
 INK, DIM, GRID, BEFORE, AFTER, LIMIT = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
 VARIABLES = {INK: "ink", DIM: "dim", GRID: "line", BEFORE: "before", AFTER: "after", LIMIT: "bad"}
 SIZE = (3.6, 2.5)  # inches: one figure fills a phone, three a screen, with text that can be read
-MINUS = "\N{MINUS SIGN}"
 POINTS = 120  # of a running WER
-FEWEST = 20  # utterances; below it a running WER only jumps about
+MIN_UTTERANCES = 20  # below it a running WER only jumps about
+
+STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "asrlora",
+    "svg.fonttype": "none",
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": DIM,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    **{f"{axis}tick.{part}": DIM for axis in "xy" for part in ("color", "labelcolor")},
+    **{f"{axis}tick.major.size": 0 for axis in "xy"},
+}
 
 Points = Sequence[tuple[int, float]]  # (step, value; an error rate is a fraction)
 
@@ -50,18 +67,22 @@ def curve(name: str, points: Points, best: int, limit: float | None, label: str 
         axes.axhspan(100 * limit, top, color=LIMIT, alpha=0.08, linewidth=0)
         axes.axhline(100 * limit, color=LIMIT, linewidth=1.2, linestyle=(0, (4, 3)))
         axes.annotate(
-            f"limit {100 * limit:.2f}", (0.02, 100 * limit), xycoords=("axes fraction", "data"), color=LIMIT,
-            va="bottom", fontsize=9,
-        )  # fmt: skip
+            f"limit {100 * limit:.2f}",
+            (0.02, 100 * limit),
+            xycoords=("axes fraction", "data"),
+            va="bottom",
+            color=LIMIT,
+            fontsize=9,
+        )
     axes.plot(steps, values, color=AFTER, linewidth=1.8, marker="o", markersize=4)
     chosen = dict(points).get(best)
     if chosen is not None:
         axes.axvline(best, color=INK, linewidth=0.9, linestyle=(0, (1, 2)))
         axes.plot([best], [100 * chosen], "o", markersize=8, markerfacecolor="none", markeredgecolor=INK)
     axes.set_ylim(0, top)
-    told = ", ".join(f"{value:.2f} % at step {step}" for step, value in zip(steps, values, strict=True))
-    line = f" The limit is {100 * limit:.2f} %." if limit is not None else ""
-    return finish(f"{name} {label} by step: {told}.{line} Step {best} is chosen.")
+    listed = ", ".join(f"{value:.2f} % at step {step}" for step, value in zip(steps, values, strict=True))
+    bound = f" The limit is {100 * limit:.2f} %." if limit is not None else ""
+    return finish(f"{name} {label} by step: {listed}.{bound} Step {best} is chosen.")
 
 
 def running(name: str, before: dict[str, Line], after: dict[str, Line], label: str = "WER") -> str:
@@ -73,7 +94,7 @@ def running(name: str, before: dict[str, Line], after: dict[str, Line], label: s
     """
     axes, finish = _axes("utterances", f"{name} {label}, %")
     drawn = sorted(before, key=lambda i: hashlib.sha256(f"order/{i}".encode()).digest())
-    told: list[str] = []
+    described: list[str] = []
     ends: list[float] = []  # WERs of all utterances
     for side, colour, label in ((before, BEFORE, "before"), (after, AFTER, "after")):
         n, wer, margin = _running([side[i] for i in drawn])
@@ -82,18 +103,25 @@ def running(name: str, before: dict[str, Line], after: dict[str, Line], label: s
         n, by_id, _ = _running([side[i] for i in sorted(side)])
         axes.plot(n, by_id, color=colour, linewidth=1.1, linestyle=(0, (1, 1.5)))
         ends.append(wer[-1])
-        told.append(f"{label} {wer[-1]:.2f} % plus or minus {margin[-1]:.2f}")
+        described.append(f"{label} {wer[-1]:.2f} % plus or minus {margin[-1]:.2f}")
     for label, colour, end in (("before", BEFORE, ends[0]), ("after", AFTER, ends[1])):
         above = (label == "before") == (ends[0] >= ends[1])
         axes.annotate(
-            label, (len(drawn), end), xytext=(4, 1 if above else -1), textcoords="offset points",
-            color=colour, va="bottom" if above else "top", fontsize=9, annotation_clip=False,
-        )  # fmt: skip
+            label,
+            (len(drawn), end),
+            xytext=(4, 1 if above else -1),
+            textcoords="offset points",
+            va="bottom" if above else "top",
+            color=colour,
+            fontsize=9,
+            annotation_clip=False,
+        )
     # the first dozens jump about, and would press the rest flat
     axes.set_ylim(0, min(axes.get_ylim()[1], 2.5 * max(ends)) or 1)
     axes.margins(x=0.02)
     return finish(
-        f"Running {name} {label} against the number of utterances; of all {len(drawn)}: {'; '.join(told)}."
+        f"Running {name} {label} against the number of utterances; of all {len(drawn)}:"
+        f" {'; '.join(described)}."
     )
 
 
@@ -106,7 +134,7 @@ def _running(lines: Sequence[Line]) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     count = np.arange(1, len(lines) + 1)
     squares = np.maximum(ee - 2 * wer * ew + wer**2 * ww, 0) * count / np.maximum(count - 1, 1)
     margin = Z * np.sqrt(squares) / np.maximum(words, 1)
-    first = min(FEWEST, len(lines))
+    first = min(MIN_UTTERANCES, len(lines))
     at = np.unique(np.geomspace(first, len(lines), POINTS).round().astype(int)) - 1
     return count[at], 100 * wer[at], 100 * margin[at]
 
@@ -117,29 +145,19 @@ def interval(change: float, ends: tuple[float, float], limit: float) -> str:
     room = 0.08 * (high - low or 1)
     low, high = low - room, high + room
 
-    def x(points: float) -> float:
-        return round(300 * (points - low) / (high - low), 1)
+    def x(value: float) -> float:
+        return round(300 * (value - low) / (high - low), 1)
 
-    def label(points: float, text: str, y: int) -> str:
-        anchor = "start" if x(points) < 40 else "end" if x(points) > 260 else "middle"
-        return f'<text x="{x(points)}" y="{y}" text-anchor="{anchor}">{text.replace("-", MINUS)}</text>'
-
-    told = (
-        f"{change:+.2f} points, 95 % interval {ends[0]:+.2f} to {ends[1]:+.2f}; {limit:+.2f} or less passes"
-    )
-    crowded = abs(x(0) - x(limit)) < 60
-    return (
-        f'<svg class="interval" viewBox="0 0 300 62" role="img" aria-label="{told}">'
-        f'<rect class="passes" x="0" y="18" width="{x(limit)}" height="26"/>'
-        f'<line class="axis" x1="0" x2="300" y1="31" y2="31"/>'
-        f'<line class="limit" x1="{x(limit)}" x2="{x(limit)}" y1="14" y2="48"/>'
-        f'<line class="zero" x1="{x(0)}" x2="{x(0)}" y1="25" y2="37"/>'
-        f'<line class="bar" x1="{x(ends[0])}" x2="{max(x(ends[1]), x(ends[0]) + 1)}" y1="31" y2="31"/>'
-        f'<circle class="dot" cx="{x(change)}" cy="31" r="5.5"/>'
-        + label(limit, f"limit {limit:+.2f}", 10)
-        + ("" if crowded and abs(limit) > 0 else label(0, "0", 60))
-        + label(change, f"{change:+.2f}", 60) * (abs(x(change) - x(0)) > 30 or crowded)
-        + "</svg>"
+    return render(
+        "interval.html",
+        x=x,
+        change=change,
+        low=ends[0],
+        high=ends[1],
+        limit=limit,
+        crowded=abs(x(0) - x(limit)) < 60,
+        description=f"{change:+.2f} points, 95 % interval {ends[0]:+.2f} to {ends[1]:+.2f};"
+        f" {limit:+.2f} or less passes",
     )
 
 
@@ -150,35 +168,30 @@ def _axes(across: str, up: str) -> "tuple[Axes, Callable[[str], str]]":
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    pyplot.rcParams.update({
-        "svg.hashsalt": "asrlora", "svg.fonttype": "none", "font.size": 9.5, "axes.spines.top": False,
-        "axes.spines.right": False, "text.color": INK, "axes.labelcolor": DIM, "xtick.color": DIM,
-        "ytick.color": DIM, "xtick.labelcolor": DIM, "ytick.labelcolor": DIM, "axes.edgecolor": GRID,
-        "axes.grid": True, "grid.color": GRID, "grid.linewidth": 0.6, "axes.axisbelow": True,
-        "xtick.major.size": 0, "ytick.major.size": 0,
-    })  # fmt: skip
+    pyplot.rcParams.update(STYLE)
     figure, axes = pyplot.subplots(figsize=SIZE, layout="constrained")
     axes.set_xlabel(across)
     axes.set_title(up, loc="left", fontsize=10.5, color=INK, fontweight="bold")
 
-    def finish(told: str) -> str:
+    def finish(description: str) -> str:
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
         pyplot.close(figure)
-        return _for_the_page(buffer.getvalue(), told)
+        return _for_the_page(buffer.getvalue(), description)
 
     return axes, finish
 
 
-def _for_the_page(svg: str, told: str) -> str:
+def _for_the_page(svg: str, description: str) -> str:
+    """Without a size, colours and ids of its own, and with a text alternative."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     # several figures share a page, where ids must differ: those that are used get a name of this figure's
     used = set(re.findall(r'(?:url\(|href=")#([\w-]+)', svg))
-    prefix = "f" + hashlib.sha256(told.encode()).hexdigest()[:8]
+    prefix = "f" + hashlib.sha256(description.encode()).hexdigest()[:8]
     svg = re.sub(r' id="([^"]*)"', lambda m: f' id="{prefix}{m[1]}"' if m[1] in used else "", svg)
     svg = re.sub(r'(url\(|href=")#', rf"\1#{prefix}", svg)
     svg = re.sub(r"'DejaVu Sans'[^;\"]*", "system-ui, sans-serif", svg)
     for colour, variable in VARIABLES.items():
         svg = svg.replace(colour, f"var(--{variable})")
-    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(told)}"', 1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(description)}"', 1)

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from asrlora.record.run_dir import read_log, read_rates, read_run, write_atomic
 from asrlora.record.schema import SetVerdict, Verdict, read
 from asrlora.report import alignment, figures
+from asrlora.report.templates import render
 from asrlora.score import breakdown, keyword_recall, selection
 from asrlora.score.metric import KEYS, Metric
 from asrlora.score.verdict import Judgement
@@ -45,15 +44,10 @@ def write_report(run: Path) -> Path:
     """Draws run.json, metrics.jsonl, eval/, excerpts/ and verdict.json into report.html; returns its path."""
     judged = read(run / "verdict.json", Verdict)
     identity = read_run(run)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters["points"] = lambda points: f"{points:+.2f}".replace("-", figures.MINUS)
-    environment.filters["percent"] = lambda fraction: f"{100 * fraction:.2f} %"
     metric = judged.metric
     pairs = {name: alignment.read_pair(run, name, judged.best_step, metric) for name in judged.sets()}
-    page = environment.get_template("report.html").render(
+    page = render(
+        "report.html",
         run=identity,
         judged=judged,
         metric=metric.upper(),

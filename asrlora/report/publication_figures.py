@@ -8,17 +8,27 @@ from asrlora.report.compare import SETS, STATES, Group, Run
 
 COLUMN, PAGE = 3.35, 6.9  # inches, as two-column styles have them
 STYLE: dict[Any, Any] = {
-    "font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
-    "grid.color": "#ddd", "grid.linewidth": 0.5, "axes.axisbelow": True, "lines.linewidth": 1,
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#ddd",
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1,
     "pdf.fonttype": 42,  # TrueType: publishers refuse Type 3
     "svg.hashsalt": "asrlora",
-}  # fmt: skip
-# Okabe and Ito 2008: told apart by colour-blind eyes, and by the marker in print
+}
+# colour and marker by state; colours of Okabe and Ito 2008, which colour-blind eyes can tell apart
 LOOK = {
-    "accept": ("#009e73", "o"), "inconclusive": ("#e69f00", "D"), "reject": ("#d55e00", "X"),
-    "complete": ("#7f7f7f", "s"), "running": ("#0072b2", "^"), "preempted": ("#56b4e9", "v"),
+    "accept": ("#009e73", "o"),
+    "inconclusive": ("#e69f00", "D"),
+    "reject": ("#d55e00", "X"),
+    "complete": ("#7f7f7f", "s"),
+    "running": ("#0072b2", "^"),
+    "preempted": ("#56b4e9", "v"),
     "failed": ("#cc79a7", "x"),
-}  # fmt: skip
+}
 
 
 def write_figures(groups: Sequence[Group], folder: Path) -> list[Path]:
@@ -50,12 +60,8 @@ def _trade_off(pyplot: Any, group: Group) -> Any:
     figure, axis = pyplot.subplots(figsize=(COLUMN, 2.8), layout="constrained")
     criteria = group.runs[0].criteria
     for state, runs in _by_state([run for run in group.runs if set(SETS) <= run.scores.keys()]):
-        color, marker = LOOK[state]
-        x, y = (_values(runs, name, "change", "change_interval") for name in SETS)
-        axis.errorbar(
-            x[0], y[0], xerr=x[1], yerr=y[1],
-            fmt=marker, color=color, markersize=4, elinewidth=0.5, label=state,
-        )  # fmt: skip
+        (x, x_error), (y, y_error) = (_values(runs, name, "change", "change_interval") for name in SETS)
+        axis.errorbar(x, y, xerr=x_error, yerr=y_error, **_markers(state))
     axis.axvline(0, color="#999", linewidth=0.6)
     axis.axhline(0, color="#999", linewidth=0.6)
     left, _ = axis.get_xlim()
@@ -65,11 +71,8 @@ def _trade_off(pyplot: Any, group: Group) -> Any:
     axis.add_patch(
         pyplot.Rectangle((left, bottom), width, height, color="#009e73", alpha=0.12, linewidth=0, zorder=0)
     )
-    axis.set(
-        xlim=(left, None), ylim=(bottom, None),
-        xlabel=f"domain {group.metric.upper()} change, points",
-        ylabel=f"heldout {group.metric.upper()} change, points",
-    )  # fmt: skip
+    x_label, y_label = (f"{name} {group.metric.upper()} change, points" for name in SETS)
+    axis.set(xlim=(left, None), ylim=(bottom, None), xlabel=x_label, ylabel=y_label)
     axis.legend(fontsize=7, frameon=False)
     return figure
 
@@ -94,18 +97,20 @@ def _sweep(pyplot: Any, group: Group, setting: str) -> Any:
     figure, axes = pyplot.subplots(1, 2, figsize=(PAGE, 2.4), layout="constrained")
     for axis, name in zip(axes, SETS, strict=True):
         for state, runs in _by_state([run for run in group.runs if name in run.scores]):
-            color, marker = LOOK[state]
             middle, error = _values(runs, name, "rate", "interval")
-            x = [run.settings[setting] for run in runs]
-            axis.errorbar(
-                x, middle, yerr=error, fmt=marker, color=color, markersize=4, elinewidth=0.5, label=state
-            )
+            axis.errorbar([run.settings[setting] for run in runs], middle, yerr=error, **_markers(state))
         values = [run.settings[setting] for run in group.runs]
         if min(values) > 0 and max(values) >= 8 * min(values):
             axis.set_xscale("log")
         axis.set(xlabel=setting, ylabel=f"{group.metric.upper()}, %", title=name)
     axes[0].legend(fontsize=7, frameon=False)
     return figure
+
+
+def _markers(state: str) -> dict[str, Any]:
+    """How runs of a state look, for `errorbar`."""
+    color, marker = LOOK[state]
+    return {"fmt": marker, "color": color, "markersize": 4, "elinewidth": 0.5, "label": state}
 
 
 def _varied(group: Group, name: str) -> bool:
