@@ -122,22 +122,36 @@ def _index(folder: Path, count: int) -> dict[str, Any]:
     lengths = speech_lengths(count, 0).tolist()
     samples = (
         index.Sample(
-            f"speaker-{n // 100}-{n}", "the words of this utterance " * 6, seconds, f"speaker-{n // 100}",
-            index.shard_name(n // 256), 512 + n % 256 * 250_000, 249_000,
-            hashlib.sha256(b"%d" % n).hexdigest(),
-            0.05, 0.0, audio.SAMPLE_RATE, 1, 0.0, 0.0, 0,
+            id=f"speaker-{n // 100}-{n}",
+            text="the words of this utterance " * 6,
+            duration=seconds,
+            speaker=f"speaker-{n // 100}",
+            shard=index.shard_name(n // 256),
+            offset=512 + n % 256 * 250_000,
+            length=249_000,
+            sha256=hashlib.sha256(b"%d" % n).hexdigest(),
+            level=0.05,
+            clipped=0.0,
+            rate=audio.SAMPLE_RATE,
+            channels=1,
+            dc=0.0,
+            still=0.0,
+            faults=0,
         )
         for n, seconds in enumerate(lengths)
-    )  # fmt: skip
+    )
     start = time.perf_counter()
     facts = index.write_index(folder, samples)
     written = time.perf_counter() - start
     for number in range(-(-count // 256)):
         facts[index.shard_name(number)] = index.FileFacts(bytes=64_000_000, sha256="0" * 64)
     meta = {
-        "fingerprint": {"audio": audio.FINGERPRINT}, "utterances": count, "seconds": sum(lengths),
-        "rejected": {}, "files": {name: file.model_dump() for name, file in facts.items()},
-    }  # fmt: skip
+        "fingerprint": {"audio": audio.FINGERPRINT},
+        "utterances": count,
+        "seconds": sum(lengths),
+        "rejected": {},
+        "files": {name: file.model_dump() for name, file in facts.items()},
+    }
     (folder / META).write_text(json.dumps({**meta, "sha256": digest(meta)}))
     opened = reader.open_shards(folder).samples
     rng = np.random.default_rng(0)

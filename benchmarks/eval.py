@@ -38,6 +38,7 @@ ALONE = "pipeline, batch size 1"
 
 Texts = dict[str, str]  # by id
 Turn = tuple[Texts, float]  # and seconds
+Way = Callable[[], Turn]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,26 +57,22 @@ def bench_eval(utterances: int, batch_sizes: tuple[int, ...] = BATCH_SIZES) -> F
             del os.environ[name]
     with (
         tempfile.TemporaryDirectory(prefix="asrlora-bench-") as name,
-        ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as own,
+        ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process,
     ):
         console.print(f"bench: speaking {utterances} utterances")
         spoken = _speak(Path(name), utterances)
         seconds = sum(u.duration for u in spoken)
         limit = moonshine.token_limit(registry.load_base(str(BASE)), max(u.duration for u in spoken))
-        ways: dict[str, Callable[[], Turn]] = {
-            "asrlora, one process": functools.partial(
-                _ours, [sys.executable, str(ROOT / "asrlora" / "cli.py")], Path(name)
-            ),
+        alone = [sys.executable, str(ROOT / "asrlora" / "cli.py")]
+        ours: dict[str, Way] = {
+            "asrlora, one process": functools.partial(_ours, alone, Path(name)),
             "asrlora, two processes": functools.partial(_ours, on_two_processes("cli.py"), Path(name)),
         }
-        mine = list(ways)
-        orders = {"": spoken, ", sorted": sorted(spoken, key=lambda u: -u.duration)}
-        for (order, those), size in itertools.product(orders.items(), batch_sizes):
-            if size > 1 or not order:  # batches of one are not padded, in whatever order
-                files = {u.id: u.audio for u in those}
-                ways[f"pipeline, batch size {size}{order}"] = functools.partial(
-                    _in, own, functools.partial(_pipeline, files, size, limit)
-                )
+        pipelines: dict[str, Way] = {
+            way: functools.partial(_in, process, functools.partial(_pipeline, files, size, limit))
+            for way, (files, size) in _batchings(spoken, batch_sizes).items()
+        }
+        ways = {**ours, **pipelines}
         texts: dict[str, Texts] = {}
         best = dict.fromkeys(ways, 0.0)
         for turn, way in itertools.product(range(REPEATS), ways):
@@ -83,31 +80,42 @@ def bench_eval(utterances: int, batch_sizes: tuple[int, ...] = BATCH_SIZES) -> F
                 console.print(f"bench: {way}, turn {turn + 1} of {REPEATS}")
                 texts[way], spent = ways[way]()
                 best[way] = max(best[way], seconds / spent)
-    figures: Figures = {
-        "speech": {"utterances": len(spoken), "audio seconds": seconds},
-        **{
-            way: {
-                "audio-s per second": speed,
-                "texts as of the pipeline one by one": sum(
-                    texts[way][i] == text for i, text in texts[ALONE].items()
-                ),
-            }
-            for way, speed in best.items()
-        },
+    speech = {"utterances": len(spoken), "audio seconds": seconds}
+    return {"speech": speech, **_figures(texts, best, list(ours))}
+
+
+def _batchings(
+    spoken: list[manifest.Utterance], batch_sizes: tuple[int, ...]
+) -> dict[str, tuple[dict[str, Path], int]]:
+    """How the pipeline is called: files by id, in order, and how many of them make a batch."""
+    orders = {"": spoken, ", sorted": sorted(spoken, key=lambda u: -u.duration)}
+    return {
+        f"pipeline, batch size {size}{order}": ({u.id: u.audio for u in utterances}, size)
+        for (order, utterances), size in itertools.product(orders.items(), batch_sizes)
+        if size > 1 or not order  # batches of one are not padded, in whatever order
     }
-    pipelines = {way: speed for way, speed in best.items() if way not in mine}
-    for name, speeds in {
+
+
+def _figures(texts: dict[str, Texts], best: dict[str, float], ours: list[str]) -> Figures:
+    """Speeds and equal texts of each way, and how many times as fast ours are as the fastest pipelines."""
+    figures: Figures = {}
+    for way, speed in best.items():
+        same = sum(texts[way][i] == text for i, text in texts[ALONE].items())
+        figures[way] = {"audio-s per second": speed, "texts as of the pipeline one by one": same}
+    pipelines = {way: speed for way, speed in best.items() if way not in ours}
+    kinds = {
         "at its best": [speed for way, speed in pipelines.items() if "sorted" not in way],
         "at its best, sorted": [speed for way, speed in pipelines.items() if "sorted" in way],
         "at its best with the texts of one by one": [
             speed for way, speed in pipelines.items() if texts[way] == texts[ALONE]
         ],
-    }.items():
-        figures[f"times the pipeline {name}"] = {way: best[way] / max(speeds) for way in mine}
+    }
+    for kind, speeds in kinds.items():
+        figures[f"times the pipeline {kind}"] = {way: best[way] / max(speeds) for way in ours}
     return figures
 
 
-def _in(process: ProcessPoolExecutor, work: Callable[[], Turn]) -> Turn:
+def _in(process: ProcessPoolExecutor, work: Way) -> Turn:
     return process.submit(work).result()
 
 

@@ -1,5 +1,7 @@
 """The door of the commands: what it imports, what it prints, and what runs through it."""
 
+import ast
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -71,3 +73,14 @@ def test_without_a_clone_there_are_no_benchmarks(
     monkeypatch.setattr(bench, "ROOT", tmp_path)
     assert cli.main(["bench", "data"]) == 2
     assert "asrlora bench runs from a clone of the project" in capsys.readouterr().err
+
+
+def test_what_a_benchmark_imports_in_another_process_exists() -> None:
+    """Its code is a text, which renames pass by."""
+    from benchmarks import engine
+
+    for node in ast.walk(ast.parse(engine.LOAD.format("base"))):
+        if isinstance(node, ast.Import):
+            assert all(importlib.util.find_spec(name.name) for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert all(importlib.util.find_spec(f"{node.module}.{name.name}") for name in node.names)
