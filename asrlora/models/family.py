@@ -51,6 +51,15 @@ class Targets:
 
 
 @dataclass(frozen=True)
+class Decoder:
+    """How seq2seq.py runs a decoder."""
+
+    prompt: list[int]  # tokens that it continues
+    token_limit: Callable[["Base", float], int]  # the most tokens for an utterance of so many seconds
+    suppressed: Mapping[str, list[int]] = field(default_factory=dict)  # never written: see GenerationConfig
+
+
+@dataclass(frozen=True)
 class Source:
     """Which base is to be loaded, and how."""
 
@@ -141,8 +150,8 @@ class Base:
     # Raises ValueError that says why the model cannot take in so many seconds, or learn these labels from
     # them: nothing is cut to fit.
     check: Callable[["Base", float, list[int]], None] = accept
-    # encoder frames of so many samples; only CTC models must know it (see ctc.py)
-    frames: Callable[["Base", int], int] | None = None
+    frames: Callable[["Base", int], int] | None = None  # of CTC models: encoder frames of so many samples
+    decoder: Decoder | None = None  # of models that have one
 
 
 def padded_samples(seconds: float) -> int:

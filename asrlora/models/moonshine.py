@@ -10,9 +10,8 @@ from asrlora.data.audio import SAMPLE_RATE
 from asrlora.models import padding, seq2seq
 from asrlora.models.family import (
     Base,
-    Decoded,
+    Decoder,
     Features,
-    Lengths,
     Source,
     Targets,
     longest_that,
@@ -28,6 +27,9 @@ _EXTRA_TOKENS = 8
 # seconds: Moonshine was trained on segments of 4 to 30 (Jeffries et al., 2024)
 _TRAINED_ON = 30.0
 _CHARACTERS = 256  # a vocabulary up to this size spells; a larger one holds subwords
+
+
+summed_loss, transcribe = seq2seq.summed_loss, seq2seq.transcribe
 
 
 def load(source: Source) -> Base:
@@ -46,24 +48,13 @@ def load(source: Source) -> Base:
         },
         label_ids=seq2seq.label_ids,
         check=_check,
+        decoder=Decoder([base.model.config.decoder_start_token_id], token_limit),
     )
 
 
 def features(base: Base, waves: torch.Tensor, mask: torch.Tensor) -> Features:
     """See Family."""
     return {"input_values": normalised(base.extractor, waves, mask), "attention_mask": mask}
-
-
-def summed_loss(
-    model: Any, base: Base, features: Features, labels: torch.Tensor, lengths: Lengths
-) -> torch.Tensor:
-    """See Family."""
-    return seq2seq.summed_loss(model, base, features, _prompt(base), labels)
-
-
-def transcribe(model: Any, base: Base, features: Features, seconds: list[float]) -> list[Decoded]:
-    """See Family."""
-    return seq2seq.transcribe(model, base, features, _prompt(base), [token_limit(base, s) for s in seconds])
 
 
 def token_limit(base: Base, seconds: float) -> int:
@@ -84,7 +75,7 @@ def _mask_plain(encoder: Any) -> None:
         inside = step * padding.conv_frames(samples, *convolutions)
         inputs["attention_mask"] = padding.up_to(inside, inputs["attention_mask"].shape[1])
 
-    padding.before(encoder, count)
+    padding.before_forward(encoder, count)
 
 
 def _mask_streaming(encoder: Any) -> None:
@@ -126,7 +117,3 @@ def _positions(base: Base) -> int:
 def _tokens(base: Base, seconds: float) -> int:
     kind = "characters" if base.model.config.vocab_size <= _CHARACTERS else "subwords"
     return math.ceil(seconds * _TOKENS_PER_SECOND[kind]) + _EXTRA_TOKENS
-
-
-def _prompt(base: Base) -> list[int]:
-    return [base.model.config.decoder_start_token_id]

@@ -43,7 +43,7 @@ def mask_norm(parent: torch.nn.Module, name: str) -> MaskedGroupNorm:
     return masked
 
 
-def before(module: torch.nn.Module, act: Callable[[dict[str, Any]], None]) -> None:
+def before_forward(module: torch.nn.Module, act: Callable[[dict[str, Any]], None]) -> None:
     """Has `act` see, and change, the keyword arguments of each forward of `module`."""
 
     def _hook(module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -1,7 +1,7 @@
-"""What Moonshine and Whisper share: a decoder that continues a prompt, token by token.
+"""What models with a decoder share: it continues a prompt, token by token.
 
-Moonshine's prompt is its start token; Whisper's also names language and task. The loss does not
-count the prompt. Shapes as in family.py; P tokens of prompt.
+A family of such models takes its `summed_loss` and `transcribe` from here, and describes its decoder in
+Base.decoder. The loss does not count the prompt. Shapes as in family.py; P tokens of prompt.
 """
 
 import math
@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
 
-from asrlora.models.family import IGNORED, Base, Decoded, Features, spell
+from asrlora.models.family import IGNORED, Base, Decoded, Decoder, Features, Lengths, spell
 
 AUTO_CLASS = "AutoModelForSpeechSeq2Seq"
 
@@ -30,10 +30,9 @@ def refuse_more_labels(labels: list[int], limit: int) -> None:
         )
 
 
-def logits(
-    model: Any, base: Base, features: Features, prompt: list[int], labels: torch.Tensor
-) -> torch.Tensor:
+def logits(model: Any, base: Base, features: Features, labels: torch.Tensor) -> torch.Tensor:
     """Teacher-forced logits (B, L, V) of labels (B, L)."""
+    prompt = decoder(base).prompt
     start = [labels.new_full((len(labels), 1), token) for token in prompt]  # filled on the device
     previous = torch.cat([*start, labels[:, :-1]], dim=1)
     previous = previous.masked_fill(previous == IGNORED, base.model.config.pad_token_id or 0)
@@ -49,10 +48,10 @@ def logits(
 
 
 def summed_loss(
-    model: Any, base: Base, features: Features, prompt: list[int], labels: torch.Tensor
+    model: Any, base: Base, features: Features, labels: torch.Tensor, lengths: Lengths
 ) -> torch.Tensor:
     """Cross entropy of labels (B, L) after the prompt, summed."""
-    scores = logits(model, base, features, prompt, labels).float()
+    scores = logits(model, base, features, labels).float()
     return cross_entropy(scores.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
@@ -78,13 +77,10 @@ class _Choices(LogitsProcessor):  # type: ignore[misc]  # Transformers has no ty
         return torch.where(over[:, None], only_end, scores)
 
 
-def transcribe(
-    model: Any, base: Base, features: Features, prompt: list[int], limits: list[int], **suppressed: Any
-) -> list[Decoded]:
-    """Hypotheses of at most `limits` tokens each, greedy or by beam search over base.num_beams.
-
-    `suppressed` are GenerationConfig's lists of tokens that are never written.
-    """
+def transcribe(model: Any, base: Base, features: Features, seconds: list[float]) -> list[Decoded]:
+    """Greedy hypotheses, or by beam search over base.num_beams."""
+    how = decoder(base)
+    prompt, limits = how.prompt, [how.token_limit(base, one) for one in seconds]
     config, device = base.model.config, base.model.device
     of_beams = torch.tensor(limits, device=device).repeat_interleave(base.num_beams)
     choices = _Choices(of_beams, len(prompt), config.eos_token_id)
@@ -96,7 +92,7 @@ def transcribe(
         eos_token_id=config.eos_token_id,
         pad_token_id=config.pad_token_id,
         decoder_start_token_id=config.decoder_start_token_id,
-        **suppressed,
+        **how.suppressed,
     )
     # the plain loop: Whisper's own generate adds long-form audio and temperatures to it
     ids = GenerationMixin.generate(
@@ -114,6 +110,12 @@ def transcribe(
         Decoded(text.strip(), margin, config.eos_token_id not in row)
         for text, margin, row in zip(texts, margins, cut, strict=True)
     ]
+
+
+def decoder(base: Base) -> Decoder:
+    """How the base's decoder is run."""
+    assert base.decoder is not None, f"the family of {base.kind} describes its decoder"
+    return base.decoder
 
 
 def method(base: Base) -> dict[str, Any]:

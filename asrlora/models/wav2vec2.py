@@ -49,7 +49,7 @@ def _mask_padding(base: Base) -> None:
     def count(inputs: dict[str, torch.Tensor]) -> None:
         norm.frames = padding.conv_frames(inputs["attention_mask"].sum(1), first.conv)
 
-    padding.before(base.model.base_model, count)
+    padding.before_forward(base.model.base_model, count)
 
 
 def _frames(base: Base, samples: int) -> int:

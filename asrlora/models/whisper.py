@@ -9,7 +9,7 @@ import torch
 from asrlora.data.audio import SAMPLE_RATE
 from asrlora.errors import UserError
 from asrlora.models import seq2seq
-from asrlora.models.family import Base, Decoded, Features, Lengths, Source, Targets, refuse_longer
+from asrlora.models.family import Base, Decoder, Features, Source, Targets, refuse_longer
 from asrlora.models.features import whisper_log_mel
 from asrlora.models.pretrained import load_pretrained
 
@@ -17,6 +17,9 @@ from asrlora.models.pretrained import load_pretrained
 _TOKENS_PER_SECOND = 20.0
 _EXTRA_TOKENS = 8
 _MULTILINGUAL = 51_865  # OpenAI's own rule: English-only vocabularies are smaller
+
+
+summed_loss, transcribe = seq2seq.summed_loss, seq2seq.transcribe
 
 
 def load(source: Source) -> Base:
@@ -30,11 +33,12 @@ def load(source: Source) -> Base:
             **seq2seq.method(base),
             "tokens_per_second": _TOKENS_PER_SECOND,
             "extra_tokens": _EXTRA_TOKENS,
-            "prompt": base.tokenizer.convert_ids_to_tokens(prompt(base)),
+            "prompt": base.tokenizer.convert_ids_to_tokens(_prompt(base)),
             **_suppressed(base),
         },
         label_ids=_label_ids,
         check=_check,
+        decoder=Decoder(_prompt(base), _token_limit, _suppressed(base)),
     )
 
 
@@ -46,20 +50,7 @@ def features(base: Base, waves: torch.Tensor, mask: torch.Tensor) -> Features:
     return {"input_features": mels, "attention_mask": mels.new_ones(mels.shape[::2], dtype=torch.long)}
 
 
-def summed_loss(
-    model: Any, base: Base, features: Features, labels: torch.Tensor, lengths: Lengths
-) -> torch.Tensor:
-    """See Family."""
-    return seq2seq.summed_loss(model, base, features, prompt(base), labels)
-
-
-def transcribe(model: Any, base: Base, features: Features, seconds: list[float]) -> list[Decoded]:
-    """See Family."""
-    limits = [min(math.ceil(s * _TOKENS_PER_SECOND) + _EXTRA_TOKENS, _room(base)) for s in seconds]
-    return seq2seq.transcribe(model, base, features, prompt(base), limits, **_suppressed(base))
-
-
-def prompt(base: Base) -> list[int]:
+def _prompt(base: Base) -> list[int]:
     """Start, and for multilingual models language and task; then: no timestamps."""
     words = ["<|startoftranscript|>"]
     settings = base.model.generation_config
@@ -93,9 +84,13 @@ def _window(base: Base) -> float:
     return float(base.extractor.n_samples / SAMPLE_RATE)
 
 
+def _token_limit(base: Base, seconds: float) -> int:
+    return min(math.ceil(seconds * _TOKENS_PER_SECOND) + _EXTRA_TOKENS, _room(base))
+
+
 def _room(base: Base) -> int:
     """The most tokens after the prompt."""
-    return int(base.model.config.max_target_positions) - len(prompt(base))
+    return int(base.model.config.max_target_positions) - len(seq2seq.decoder(base).prompt)
 
 
 def _suppressed(base: Base) -> dict[str, Any]:

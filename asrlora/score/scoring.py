@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from asrlora.score import wer
-from asrlora.score.metric import NAMES, Metric, tally, units
+from asrlora.score.metric import KEYS, Metric, tally, units
 from asrlora.score.text import Normaliser
 
 
@@ -85,15 +85,9 @@ def summary(hypotheses: Sequence[Hypothesis]) -> dict[str, Any]:
     """WER, CER and MER, fractions, their integer counts, and the number of utterances, as scores.json holds
     them."""
     counts = wer.total(h.counts for h in hypotheses)
-    whole = {name: sum((h.tally(name) for h in hypotheses), wer.Tally()) for name in NAMES}
-    return {
-        "wer": counts.wer,
-        **asdict(counts),
-        "cer": whole["cer"].rate,
-        "character_errors": whole["cer"].errors,
-        "characters": whole["cer"].length,
-        "mer": whole["mer"].rate,
-        "mixed_errors": whole["mer"].errors,
-        "mixed_units": whole["mer"].length,
-        "utterances": len(hypotheses),
-    }
+    found: dict[str, Any] = {"wer": counts.wer, **asdict(counts)}
+    for name in ("cer", "mer"):
+        whole = sum((h.tally(name) for h in hypotheses), wer.Tally())
+        errors, length = KEYS[name]
+        found |= {name: whole.rate, errors: whole.errors, length: whole.length}
+    return {**found, "utterances": len(hypotheses)}

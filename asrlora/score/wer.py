@@ -6,8 +6,9 @@ set without a single reference word has no WER (NaN). The same holds for charact
 """
 
 import math
+import operator
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import jiwer
 
@@ -53,12 +54,7 @@ class Counts:
         return Tally(self.errors, self.words)
 
     def __add__(self, other: "Counts") -> "Counts":
-        return Counts(
-            self.substitutions + other.substitutions,
-            self.deletions + other.deletions,
-            self.insertions + other.insertions,
-            self.words + other.words,
-        )
+        return Counts(*map(operator.add, astuple(self), astuple(other)))
 
 
 def total(counts: Iterable[Counts]) -> Counts:

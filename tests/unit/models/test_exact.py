@@ -19,7 +19,7 @@ from asrlora.data.shards import cache, reader
 from asrlora.engine.evaluate import Evaluation, evaluate, fingerprint
 from asrlora.engine.heartbeats import Work
 from asrlora.engine.signals import StopRequest
-from asrlora.models import ctc, decode, moonshine, objective, padding, registry, seq2seq, whisper
+from asrlora.models import ctc, decode, moonshine, objective, padding, registry, seq2seq
 from asrlora.models.family import Base, Decoded, Features
 from asrlora.score import degenerate, text
 from conftest import BASE, Speech
@@ -77,11 +77,8 @@ def test_a_batch_is_heard_as_transformers_hears_each_utterance_alone(base: Base)
             alone = plain(**features).logits[0]
             alone = alone[: ctc.frames(base, len(pcm))]
         else:
-            prompt = whisper.prompt(base) if base.kind == "whisper" else [1]
-            start = len(prompt) - 1
-            alone = seq2seq.logits(plain, base, features, prompt, labels[:1])[
-                0, : int((labels[0] >= 0).sum())
-            ]
+            start = len(seq2seq.decoder(base).prompt) - 1
+            alone = seq2seq.logits(plain, base, features, labels[:1])[0, : int((labels[0] >= 0).sum())]
         ours = together[row, start : start + len(alone)]
         assert float((ours - alone).abs().max() / alone.abs().max()) < 1e-5, len(pcm)
 

@@ -11,7 +11,7 @@ import tiny
 from adapting import SECONDS, TEXTS, attach, tones, train_on_tones
 from asrlora.config import RunConfig
 from asrlora.errors import UserError
-from asrlora.models import adapters, ctc, decode, hub, moonshine, objective, registry, whisper
+from asrlora.models import adapters, ctc, decode, hub, moonshine, objective, registry, seq2seq
 from asrlora.models.family import Base
 
 ADAPTERS = {
@@ -36,7 +36,7 @@ def test_the_loss_is_the_models_own_mean_times_the_tokens(base: Base) -> None:
             base.model.config.ctc_loss_reduction = "mean"
             own = base.model(**features, labels=labels).loss
         elif base.kind == "whisper":
-            prompt = torch.tensor([whisper.prompt(base)])
+            prompt = torch.tensor([seq2seq.decoder(base).prompt])
             whole = torch.cat([torch.full_like(prompt[:, 1:], -100), labels], 1)
             previous = torch.cat([prompt, labels.clamp(min=0)], 1)[:, : whole.shape[1]]
             own = base.model(**features, decoder_input_ids=previous, labels=whole).loss
@@ -67,7 +67,7 @@ def test_greedy_hypotheses_are_transformers_own(base: Base) -> None:
     else:
         settings = {"num_beams": 1, "do_sample": False}
         if base.kind == "whisper":
-            settings["max_new_tokens"] = min(38, 48 - len(whisper.prompt(base)))
+            settings["max_new_tokens"] = min(38, 48 - len(seq2seq.decoder(base).prompt))
             if base.model.generation_config.is_multilingual:
                 settings |= {"language": "en", "task": "transcribe"}
         else:
