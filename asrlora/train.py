@@ -1,10 +1,10 @@
-"""The door of training: parse, check, build, then the loop.
+"""Training: parse, check, build, then the loop.
 
     uv run accelerate launch --config_file accelerate_configs/cpu.yaml asrlora/train.py FLAGS
     uv run python asrlora/train.py FLAGS     # the same on one process
 
 Exit codes: 0 done, 2 a mistake of the user's, 75 stopped on request with a checkpoint saved.
-What is slow to import is imported after the checks, so that a mistake is told within two seconds.
+What is slow to import is imported after the checks, so that a mistake is reported within two seconds.
 """
 
 import sys
@@ -44,6 +44,7 @@ class Inputs:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """One training run by the flags of `argv`; returns the exit code."""
     allocation.wait_passively()
     config = parse_run(argv)
     if config.resume == "auto":

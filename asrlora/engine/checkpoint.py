@@ -47,7 +47,7 @@ class State:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a run goes on from."""
+    """All that a run resumes from."""
 
     state: State
     adapter: Tensors  # fp32, by parameter name
@@ -86,7 +86,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         shutil.rmtree(aside, ignore_errors=True)
         raise UserError(
             f"the checkpoint of step {checkpoint.state.step} cannot be written to {folder}"
-            f" ({error.strerror or error}); correct that and resume with --resume auto"
+            f" ({error.strerror or error}); correct that, and continue with --resume auto"
         ) from None
     return path
 
@@ -100,13 +100,13 @@ def load_newest(folder: Path) -> Checkpoint | None:
     """The newest sound checkpoint, or None where there is none. Warns of damaged ones, and skips them."""
     for path in reversed(find(folder)):
         try:
-            return _load(path)
+            return _read(path)
         except (OSError, ValueError, KeyError, TypeError) as error:
             console.print(f"warning: {path} is damaged ({error}); the one before it is taken")
     return None
 
 
-def _load(path: Path) -> Checkpoint:
+def _read(path: Path) -> Checkpoint:
     state: dict[str, Any] = json.loads((path / STATE).read_text())
     hashes = state.pop("sha256")
     if _hashes(path) != hashes:
@@ -151,42 +151,43 @@ class Checkpoints:
 
         None where there is none: then all of the run is done again, the baseline excepted.
         """
-
-        def newest() -> Checkpoint | None:
-            found = load_newest(self.folder) if self.recorder.resumed else None
-            self.recorder.begin_attempt(found.state.step if found else 0)
-            return found
-
-        found = self.runtime.collectives.on_main("loading the checkpoint", newest)
+        found = self.runtime.collectives.on_main("loading the checkpoint", self._load)
         if self.recorder.resumed:
-            self.recorder.message(f"going on after step {found.state.step if found else 0}")
+            self.recorder.message(f"resuming after step {found.state.step if found else 0}")
+        return found
+
+    def _load(self) -> Checkpoint | None:
+        """Only rank 0."""
+        found = load_newest(self.folder) if self.recorder.resumed else None
+        self.recorder.begin_attempt(found.state.step if found else 0)
         return found
 
     def restore_or_init(self, found: Checkpoint | None) -> int:
         """Collective. The adapter as the checkpoint has it, or as initialised; returns the step done."""
-        strategy, done = self.runtime.strategy, 0
         if found is not None:
-            state, done = found.state, found.state.step
+            state, strategy = found.state, self.runtime.strategy
             updates = state.step if state.updates < 0 else state.updates  # older ones do not say
-            strategy.restore(found.adapter, found.moments, updates)
-            strategy.nonfinite = state.nonfinite
+            strategy.restore(found.adapter, found.moments, updates, state.nonfinite)
             self.selection.best_step, self.selection.best_wer = state.best_step, state.best_wer
-
-        def keep_initial() -> None:
-            model = strategy.bare_model()
-            self.frozen = adapters.digest_frozen(model)
-            if found is not None:
-                return
-            if self.initial is not None:
-                adapters.save_initial(model, self.initial)
-            count = sum(parameter.numel() for parameter in strategy.trained().values())
-            self.recorder.record.update(trained_parameters=count)
-            self._save_best(model)
-            adapters.check_saved(model, self.base, self.best, self.config.model_id)
-
-        self.runtime.collectives.on_main("saving the adapter as initialised", keep_initial)
+        self.runtime.collectives.on_main(
+            "saving the adapter as initialised", lambda: self._keep_initial(resumed=found is not None)
+        )
         self.recorder.book("adapter")
-        return done
+        return found.state.step if found else 0
+
+    def _keep_initial(self, resumed: bool) -> None:
+        """Only rank 0. Step 0's adapter is the best so far, and is checked as every saved one is."""
+        strategy = self.runtime.strategy
+        model = strategy.bare_model()
+        self.frozen = adapters.digest_frozen(model)
+        if resumed:
+            return
+        if self.initial is not None:
+            adapters.save_initial(model, self.initial)
+        count = sum(parameter.numel() for parameter in strategy.trained().values())
+        self.recorder.record.update(trained_parameters=count)
+        self._save_best(model)
+        adapters.check_saved(model, self.base, self.best, self.config.model_id)
 
     def save(self, step: int) -> None:
         """Collective. A checkpoint after optimizer step `step`, and the adapter if it is the best."""

@@ -20,7 +20,7 @@ STORE_TIMEOUT = 60.0  # seconds for one answer of the ranks' store
 
 @dataclass
 class Collectives:
-    """This rank among the others. `work` tells the watchdog when it waits for them."""
+    """This rank among the others. `work` shows the watchdog when it waits for them."""
 
     rank: int
     world_size: int

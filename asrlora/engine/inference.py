@@ -32,6 +32,10 @@ from asrlora.score import metric as metrics
 from asrlora.score import text
 from asrlora.storage import atomic_folder
 
+DEMO_BASE = Path(__file__).parents[1] / "demo" / "base"
+BATCH_SECONDS = 160.0  # of padded audio in a batch of windows; no text depends on it
+STYLE_SAMPLE = 64  # utterances; enough to see how a model writes
+
 
 def open_model(
     model_id: str | None,
@@ -48,7 +52,7 @@ def open_model(
     """
     runtimes.use_threads()
     if model_id is None:
-        model_id = base_of(adapter) if adapter else str(_demo_base())
+        model_id = base_of(adapter) if adapter else str(DEMO_BASE)
     trained = trained_on(adapter) if adapter else {}
     if in_4bit is None:
         in_4bit = trained.get("weights") == "nf4"
@@ -88,10 +92,6 @@ def export(adapter: Path, output: Path, model_id: str | None, merge: bool) -> st
         return f"the adapter, for {base_id}"
 
 
-def _demo_base() -> Path:
-    return Path(__file__).parent.parent / "demo" / "base"
-
-
 def evaluate_manifest(
     model_id: str,
     adapter: Path | None,
@@ -121,13 +121,16 @@ def evaluate_manifest(
         with progress("evaluation", data.seconds, runtime.is_main) as advance:
             cuts = longform.cut_set(runtime, base, data)
             found = evaluate(runtime, model, base, data, batch_seconds, normaliser, advance, cuts)
-        assert found is not None, "nobody can ask this to stop"
+        assert found is not None, "nothing asks this to stop"
         seconds = time.monotonic() - start
         runtime.close()
     if not runtime.is_main:
         return None
     return write_scores(
-        output, found.hypotheses, domain_words, metric,
+        output,
+        found.hypotheses,
+        domain_words,
+        metric,
         **found.degenerate,
         **found.windows,
         left_out=data.rejected,
@@ -140,11 +143,7 @@ def evaluate_manifest(
             "adapter": adapters.digest(adapter) if adapter else None,
             "manifest": data.content,
         },
-    )  # fmt: skip
-
-
-BATCH_SECONDS = 160.0  # of padded audio in a batch of windows; no text depends on it
-STYLE_SAMPLE = 64  # utterances; enough to see how a model writes
+    )
 
 
 def audit_model(config: RunConfig, found: Audit, data: Mapping[str, reader.Shards]) -> Audit:
@@ -157,21 +156,21 @@ def audit_model(config: RunConfig, found: Audit, data: Mapping[str, reader.Shard
     every = -(-len(data["domain"].samples) // STYLE_SAMPLE)
     sample = data["domain"].subset(range(0, len(data["domain"].samples), every))
     with progress("what the base writes", sample.seconds) as advance:
-        heard = evaluate(runtime, model, base, sample, config.eval_batch_seconds, normaliser, advance)
-    assert heard is not None, "nobody can ask this to stop"
-    written = style(hypothesis.hypothesis_raw for hypothesis in heard.hypotheses)
+        evaluated = evaluate(runtime, model, base, sample, config.eval_batch_seconds, normaliser, advance)
+    assert evaluated is not None, "nothing asks this to stop"
+    written = style(hypothesis.hypothesis_raw for hypothesis in evaluated.hypotheses)
     found = found.plus(labels.unlearnable)
     return found.plus(compare_styles(style(labels.texts.values()), written))
 
 
 def _read(path: Path) -> audio.Pcm:
-    """A file by the audio path; what is odd about it goes to stderr. Raises UserError."""
+    """A file by the audio path; notes about its faults go to stderr. Raises UserError."""
     try:
         pcm, source = audio.read_measured(path)
     except audio.AudioError as error:
         raise UserError(f"the audio file {path} {error}") from None
-    for what, odd, how, fix in recordings.faults({str(path): source}):
-        if odd and what not in recordings.HARMLESS:
+    for what, affected, how, fix in recordings.faults({str(path): source}):
+        if affected and what not in recordings.HARMLESS:
             print(f"note: {path} is {how}; {fix}", file=sys.stderr, flush=True)
     return pcm
 
@@ -187,6 +186,7 @@ class Transcript:
 
     @property
     def text(self) -> str:
+        """That of all segments."""
         return metrics.join([segment.text for segment in self.segments])
 
 

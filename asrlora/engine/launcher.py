@@ -49,7 +49,7 @@ def process_age() -> float:
 
 
 def check_processes() -> int:
-    """The number of processes. Raises UserError where they are not those that the launcher was told to start.
+    """The number of processes. Raises UserError where the launcher was asked for another one.
 
     `accelerate launch --cpu --num_processes 2` silently runs one process (1.15.0).
     """

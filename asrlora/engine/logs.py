@@ -1,4 +1,4 @@
-"""Where the output of ranks other than 0 goes: a file each, so that the terminal tells one story."""
+"""Where the output of ranks other than 0 goes: a file each, so that the terminal shows each message once."""
 
 import os
 import sys
@@ -22,6 +22,7 @@ def into_file(path: Path) -> Callable[[], None]:
     os.close(file)
 
     def give_back() -> None:
+        """Puts the streams back on the terminal."""
         while kept:
             for stream in streams:
                 stream.flush()

@@ -157,7 +157,7 @@ def transcribe(
 ) -> tuple[list[Segment], dict[str, int]]:
     """What is said in a recording of any length, in the order of time, and the counts of its windows.
 
-    int16 (T,) at 16 kHz. One segment where the model takes it at once; none where nobody speaks.
+    int16 (T,) at 16 kHz. One segment where the model takes it at once; none without speech.
     `progress` gets the audio-seconds of each finished batch.
     """
     whole = [(0, len(pcm))]

@@ -1,4 +1,4 @@
-"""What rank 0 keeps while a run goes on: messages, metrics, progress, W&B and the record. Other ranks have a
+"""What rank 0 keeps during a run: messages, metrics, progress, W&B and the record. Other ranks have a
 recorder that keeps nothing, so that the loop need not ask which rank it is on.
 """
 
@@ -80,7 +80,7 @@ class Recorder:
     def __init__(self, config: RunConfig, runtime: Runtime) -> None:
         self.config, self.runtime = config, runtime
         self.folder = config.output_dir
-        self.resumed = False  # whether an earlier attempt began this run; the same on all ranks
+        self.resumed = False  # whether an earlier attempt began this run
         self.tracker = sinks.Tracker()
         self.progress = status.Progress(self.folder)
         self.stages = dict.fromkeys(STAGES, 0.0)  # seconds
@@ -108,10 +108,10 @@ class Recorder:
         `same` must be what the run began with; `audit` and `identity` are noted when it begins; `tags` are
         for W&B.
         """
-        self.resumed = self.config.resume == "auto" and (self.folder / "run.json").exists()
-        if self.resumed:
+        resumed = self.config.resume == "auto" and (self.folder / "run.json").exists()
+        if resumed:
             self.record = run_dir.RunDirectory.reopen(self.folder, **same)
-            run_dir.check_resumable(self.config)  # again: nobody else can change it any more
+            run_dir.check_resumable(self.config)  # again: now that it is locked
             if self.record.identity.state == "running":
                 self.message(f"the attempt before this one {run_dir.LOST}")
         else:
@@ -128,10 +128,14 @@ class Recorder:
             write_atomic(self.folder / "config.yaml", self.config.to_yaml())
         # before anything is taken back, so that no step is sent twice
         self.tracker = sinks.start(self.config, self.record, tags)
-        return self.resumed
+        return resumed
+
+    def opened(self, resumed: bool) -> None:
+        """The run directory is open; `resumed` where an earlier attempt began the run."""
+        self.resumed = resumed
 
     def begin_attempt(self, step: int) -> None:
-        """Takes back what was written after optimizer step `step`, from which this attempt goes on."""
+        """Takes back what was written after optimizer step `step`, from which this attempt continues."""
         self.record.rewind(step)
         self.record.begin_attempt(step, command=launcher.command_as_typed(), **_launch(self.runtime))
 
@@ -217,9 +221,9 @@ class Recorder:
     # --- the end
 
     def preempted(self, step: int) -> None:
-        """The end of an attempt that was asked to stop; `asrlora/train.py --resume auto` goes on."""
+        """The end of an attempt that was asked to stop; `asrlora/train.py --resume auto` continues it."""
         self.close_bar()
-        reason = f"stopped at step {step} on request; go on with --resume auto"
+        reason = f"stopped at step {step} on request; continue with --resume auto"
         if gave_up := run_dir.gave_up():
             reason = f"{gave_up}; {reason}"
         self.record.end("preempted", reason)
@@ -238,8 +242,8 @@ class Recorder:
             or str(self.folder) in str(error.filename)
         ):
             return UserError(
-                f"--output-dir {self.folder} cannot be written ({error}); correct that, and give"
-                " --resume auto"
+                f"--output-dir {self.folder} cannot be written ({error}); correct that, and"
+                " continue with --resume auto"
             )
         return error
 
@@ -276,8 +280,9 @@ class NullRecorder(Recorder):
         self.resumed = False
         self._to_terminal: Callable[[], None] = lambda: None
 
-    def redirect(self) -> None:
+    def opened(self, resumed: bool) -> None:
         """From here on what this process prints goes to logs/rank-N.log."""
+        self.resumed = resumed
         self._to_terminal = logs.into_file(self.folder / "logs" / f"rank-{self.runtime.rank}.log")
 
     def message(self, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from asrlora.config import RunConfig
 from asrlora.data import manifest, windows
@@ -69,26 +70,30 @@ def create_or_resume(
     recorder.message(held_out)
     _describe_sets(recorder, base, sets, cuts)
 
-    def open_directory() -> bool:
-        resumed = recorder.create_or_resume(
-            same={
-                "fingerprint": evaluator.fingerprint,
-                "training": {"set": described, "content": training.samples.content},
-            },
-            tags=[base.kind, "dora" if config.use_dora else "lora"],
-            metric=chosen.name,
-            held_out=held_out,
-            audit=found.as_json(),
-        )
-        evaluator.domain_words = _domain_words(evaluator, resumed)
-        return resumed
-
-    recorder.resumed = runtime.collectives.on_main("opening the run directory", open_directory)
-    if isinstance(recorder, NullRecorder):
-        recorder.redirect()
+    same = {
+        "fingerprint": evaluator.fingerprint,
+        "training": {"set": described, "content": training.samples.content},
+    }
+    resumed = runtime.collectives.on_main(
+        "opening the run directory", lambda: _open(recorder, evaluator, same, held_out)
+    )
+    recorder.opened(resumed)
     if runtime.watch is not None:
         runtime.watch.reporter = recorder
     return Run(recorder, selection, evaluator, Checkpoints(config, runtime, base, selection, recorder))
+
+
+def _open(recorder: Recorder, evaluator: Evaluator, same: dict[str, Any], held_out: str) -> bool:
+    """Only rank 0. Creates or reopens the run directory; returns whether an earlier attempt began the run."""
+    resumed = recorder.create_or_resume(
+        same=same,
+        tags=[evaluator.base.kind, "dora" if evaluator.config.use_dora else "lora"],
+        metric=evaluator.selection.metric,
+        held_out=held_out,
+        audit=evaluator.audit.as_json(),
+    )
+    evaluator.domain_words = _domain_words(evaluator, resumed)
+    return resumed
 
 
 def _describe_sets(

@@ -50,7 +50,7 @@ class Selection:
         return best
 
     def unexpected_baseline(self) -> UserError | None:
-        """Why nothing is to be trained: the base is not the one that --expect-baseline knows."""
+        """Why nothing is to be trained: the base does not score as --expect-baseline says."""
         expected, tolerance = self.config.expect_baseline, self.config.baseline_tolerance
         rate = self.baseline["domain"]
         # rounded: 0.1178 is 0.001 from 0.1168, but not in floating point

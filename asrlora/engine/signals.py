@@ -16,7 +16,7 @@ class StopRequest:
 
     signalled: bool = False
     deadline: float = math.inf  # by time.monotonic()
-    reserve: float = 10.0  # seconds that one more step and a save take; measured as the run goes on
+    reserve: float = 10.0  # seconds that one more step and a save take; measured during the run
 
     def listen(self, max_minutes: float | None) -> None:
         """From here on SIGTERM, SIGUSR1 or the end of `max_minutes`, since the process started, are requests.
@@ -25,6 +25,7 @@ class StopRequest:
         """
 
         def request(number: int, frame: types.FrameType | None) -> None:
+            """The handler of these signals."""
             self.signalled = True
 
         for number in STOP_SIGNALS:

@@ -128,20 +128,21 @@ class OneProcess:
         }
         return adapter, moments
 
-    def restore(self, adapter: Tensors, moments: Tensors, updates: int) -> None:
+    def restore(self, adapter: Tensors, moments: Tensors, updates: int, nonfinite: int = 0) -> None:
         """Puts back what `state` gave after so many updates, in a run of any world size."""
-        self.updates = updates
-        trained = self.trained()
+        self.updates, self.nonfinite = updates, nonfinite
+        trained, device = self.trained(), self.collectives.device
         sizes = [parameter.numel() for parameter in trained.values()]
-        apart = {key: dict(zip(trained, torch.split(moments[key], sizes), strict=True)) for key in MOMENTS}
-
-        def moment(key: str, name: str) -> torch.Tensor:
-            return torch.clone(apart[key][name].view_as(trained[name])).to(self.collectives.device)
-
+        shaped = {
+            key: {
+                name: part.view_as(trained[name]).clone().to(device)
+                for name, part in zip(trained, torch.split(moments[key], sizes), strict=True)
+            }
+            for key in MOMENTS
+        }
         for name, parameter in trained.items():
             parameter.data.copy_(adapter[name])
-        # the count is a tensor, as in torch's AdamW
-        self._restore_optimizer(adapter, moment, torch.tensor(float(updates)))
+        self._restore_optimizer(adapter, shaped, torch.tensor(float(updates)))
 
     # --- what DDP or ZeRO-2 do in another way
 
@@ -164,13 +165,11 @@ class OneProcess:
         moment: torch.Tensor = self.optimizer.state[parameter][key]
         return moment
 
-    def _restore_optimizer(
-        self, adapter: Tensors, moment: Callable[[str, str], torch.Tensor], step: torch.Tensor
-    ) -> None:
-        """`moment(key, name)` gives a moment of one tensor; `step` is AdamW's count of updates."""
+    def _restore_optimizer(self, adapter: Tensors, moments: dict[str, Tensors], step: torch.Tensor) -> None:
+        """`moments` are by key and name; `step` is the count of updates, a tensor as in torch's AdamW."""
         for name, parameter in self.trained().items():
-            moments = {key: moment(key, name) for key in MOMENTS}
-            self.optimizer.state[parameter] = {"step": step.clone(), **moments}
+            found = {key: moments[key][name] for key in MOMENTS}
+            self.optimizer.state[parameter] = {"step": step.clone(), **found}
 
     def _trained_here(self) -> list[torch.nn.Parameter]:
         """What is trained, as this rank holds it, in the order of the model."""
@@ -214,9 +213,7 @@ class ZeRO2(OneProcess):
         moment: torch.Tensor = zero.safe_get_full_optimizer_state(parameter, key)
         return moment
 
-    def _restore_optimizer(
-        self, adapter: Tensors, moment: Callable[[str, str], torch.Tensor], step: torch.Tensor
-    ) -> None:
+    def _restore_optimizer(self, adapter: Tensors, moments: dict[str, Tensors], step: torch.Tensor) -> None:
         from deepspeed import utils as zero
 
         sharded = self.optimizer.optimizer
@@ -227,7 +224,7 @@ class ZeRO2(OneProcess):
         for name, parameter in self.trained().items():
             zero.safe_set_full_fp32_param(parameter, adapter[name].to(self.collectives.device))
             for key in MOMENTS:
-                zero.safe_set_full_optimizer_state(parameter, moment(key, name), key)
+                zero.safe_set_full_optimizer_state(parameter, moments[key][name], key)
 
 
 def choose(accelerator: Accelerator, collectives: Collectives) -> OneProcess:

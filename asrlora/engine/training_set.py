@@ -117,13 +117,14 @@ def open_sets(
 
 def cached(runtime: Runtime, what: str, utterances: list[manifest.Utterance]) -> reader.Shards:
     """Collective. The utterances' shards; each machine's first process builds those that are missing."""
+    first = runtime.collectives.local_rank == 0
+    return runtime.collectives.first_of_machine(what, lambda: _open_or_build(what, utterances, first))
 
-    def open_or_build() -> reader.Shards:
-        total = sum(utterance.duration for utterance in utterances)
-        with progress(what, total, runtime.collectives.local_rank == 0) as advance:
-            return cache.cached(utterances, advance)
 
-    return runtime.collectives.first_of_machine(what, open_or_build)
+def _open_or_build(what: str, utterances: list[manifest.Utterance], shown: bool) -> reader.Shards:
+    total = sum(utterance.duration for utterance in utterances)
+    with progress(what, total, shown) as advance:
+        return cache.cached(utterances, advance)
 
 
 def _usable(config: RunConfig, whole: reader.Shards, runtime: Runtime) -> tuple[reader.Shards, Counter[str]]:

@@ -61,7 +61,7 @@ class Failure:
     rank: int | None
     reason: str  # names rank, process and host
     code: int = 1  # the exit code of all ranks
-    stuck: bool = False  # that rank does not end by itself
+    stuck: bool = False  # that rank must be killed
 
 
 class Reporter(Protocol):
@@ -108,7 +108,7 @@ class Watch:
         self._thread.start()
 
     def end(self) -> None:
-        """The rank ends as it should: nobody misses its heartbeats any more."""
+        """The rank ends as it should: no other rank misses its heartbeats."""
         self._ended.set()
         self._thread.join()
         if self.store is not None:

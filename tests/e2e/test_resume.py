@@ -71,7 +71,7 @@ def test_a_signal_saves_and_ends_with_75_and_the_run_goes_on(
     ).read_text()
     identity = run_dir.read_json(run / "run.json")
     assert identity["state"] == "preempted"
-    assert "go on with --resume auto" in identity["reason"]
+    assert "continue with --resume auto" in identity["reason"]
     saved = max((run / "checkpoints").iterdir()).name
     assert saved == f"step-{lines_of(run):06d}", "the step that was done is saved"
     assert wait(start(world, flags, tmp_path / "log"), 120) == [0] * world, (tmp_path / "log").read_text()
