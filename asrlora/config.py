@@ -128,7 +128,7 @@ class RunConfig(pydantic.BaseModel):
         description="characters of training texts; plain takes out those that cannot be seen and writes"
         " look-alikes (curly quotes, full-width letters) in one form",
     )
-    seed: int = Field(42, ge=0)
+    seed: int = Field(42, ge=0, description="of initialisation, order, dropout and augmentation")
     on_damage: Literal["stop", "skip"] = Field(
         "stop",
         description="damaged training samples: stop, or read all before the first step and skip those",
@@ -145,7 +145,7 @@ class RunConfig(pydantic.BaseModel):
 
     lora_r: Count = Field(8, description="rank of the adapter")
     lora_alpha: Count = Field(16, description="scale of the adapter (alpha / rank)")
-    lora_dropout: float = Field(0.05, ge=0, lt=1)
+    lora_dropout: float = Field(0.05, ge=0, lt=1, description="dropout on the adapter's input")
     lora_targets: str = Field(
         "attention+ffn",
         description="attention, attention+ffn, all-linear, or module names joined by commas",

@@ -74,6 +74,10 @@ def test_generated_pages_are_current() -> None:
         assert current, f"docs/reference/{name} is old; run `uv run python tools/reference.py`"
 
 
+def test_every_setting_is_described() -> None:
+    assert not [name for name, field in RunConfig.model_fields.items() if not field.description]
+
+
 def test_the_keys_of_a_sweep_file_are_documented() -> None:
     page = (ROOT / "docs" / "guide" / "sweeps.md").read_text()
     table = page.partition("| key of the file |")[2].partition("\n\n")[0]
