@@ -5,7 +5,6 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from asrlora.models.hub import BASE_FILE, adapter_settings, base_of, lasting_nam
 from asrlora.models.pretrained import No4BitError
 from asrlora.record.schema import EvalScores
 from asrlora.record.scores import write_scores
+from asrlora.record.transcripts import Transcript
 from asrlora.score import metric as metrics
 from asrlora.score import text
 from asrlora.storage import atomic_folder
@@ -173,21 +173,6 @@ def _read(path: Path) -> audio.Pcm:
         if affected and what not in recordings.HARMLESS:
             print(f"note: {path} is {how}; {fix}", file=sys.stderr, flush=True)
     return pcm
-
-
-@dataclass(frozen=True)
-class Transcript:
-    """What is said in an audio file."""
-
-    path: Path
-    seconds: float
-    segments: list[longform.Segment]  # one, unless the recording is longer than the model takes at once
-    note: str = ""  # how a long recording was cut: see windows.describe
-
-    @property
-    def text(self) -> str:
-        """That of all segments."""
-        return metrics.join([segment.text for segment in self.segments])
 
 
 def transcribe_files(

@@ -19,18 +19,10 @@ from asrlora.engine.runtime import Runtime
 from asrlora.errors import UserError
 from asrlora.models import decode, vad
 from asrlora.models.family import Base, Decoded
+from asrlora.record.transcripts import Segment
 from asrlora.score import metric
 
 Cuts = Mapping[int, Windows]  # by number in a set: how each utterance is cut that is too long
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A part of a recording that was decoded at once."""
-
-    start: float  # seconds
-    end: float
-    text: str
 
 
 def check(base: Base, seconds: Mapping[str, float]) -> None:

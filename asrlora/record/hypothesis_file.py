@@ -14,11 +14,9 @@ from asrlora.errors import UserError
 
 # Where a line holds several, the first of these is the hypothesis: in NeMo's files `text` is the
 # reference beside `pred_text`, and in ours `hypothesis` is already normalised.
-FIELDS = (
-    "hypothesis_raw", "pred_text", "predicted_text", "prediction", "pred", "hypothesis", "hyp",
-)  # fmt: skip
+FIELDS = "hypothesis_raw pred_text predicted_text prediction pred hypothesis hyp".split()
 PLAIN = ("text", "transcription", "transcript", "sentence")  # where none of these is there; may be references
-AT = 0.005  # seconds within which two offsets are one
+SAME_OFFSET = 0.005  # seconds
 
 
 def read_hypotheses(path: Path, utterances: Sequence[Utterance], folder: Path) -> tuple[dict[str, str], str]:
@@ -132,7 +130,7 @@ class _ByAudio:
         if any(time.unit == "samples" for time in times):
             raise ValueError("the field id is missing, and times in samples find no utterance; write the id")
         offset, duration = fields.segment(times, 1)
-        found = [u for u in self.utterances[there[0]] if abs(u.offset - (offset or 0.0)) <= AT]
+        found = [u for u in self.utterances[there[0]] if abs(u.offset - (offset or 0.0)) <= SAME_OFFSET]
         if duration is not None:
             found = [u for u in found if abs(u.duration - duration) <= fields.SAME + 0.01 * duration]
         if len(found) != 1:

@@ -30,6 +30,7 @@ def judge_run(run: Path, resample_by: str | None = None) -> Verdict:
     _check_same(run, best, *({f"set {name}": "there" for name in found} for found in names))
 
     def compared(name: str, only: Collection[str] | None = None) -> bootstrap.Comparison:
+        """Baseline against best step on one set."""
         return compare_files(old / f"{name}.jsonl", new / f"{name}.jsonl", by, only, metric)
 
     guardrails = {name: compared(name) for name in names[0] if name not in ("domain", selection.REPORT)}

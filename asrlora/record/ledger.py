@@ -22,15 +22,13 @@ from asrlora.storage import Lease, atomic_file, write_json
 BEGIN = "<!-- run matrix: written by `uv run asrlora ledger`; do not edit by hand -->"
 END = "<!-- end of run matrix -->"
 COLUMNS = (
-    "Run ID", "Date", "Command", "Settings", "Steps", "LR", "Manifest", "Baseline WER", "Tuned WER",
-    "Heldout WER", "State", "Why", "Diagnosis",
-)  # fmt: skip
+    "Run ID, Date, Command, Settings, Steps, LR, Manifest, Baseline WER, Tuned WER, Heldout WER, State, Why,"
+    " Diagnosis"
+).split(", ")
 HEADER = "| " + " | ".join(COLUMNS) + " |\n|" + " --- |" * len(COLUMNS)
-SHOWN = (
-    "use_dora", "init_lora_weights", "lora_r", "lora_alpha", "lora_targets", "lr_scheduler_type",
-    "batch_size", "gradient_accumulation_steps", "replay_path", "seed",
-)  # fmt: skip
-WAIT = 60.0  # seconds for another command that draws the same page
+SETTINGS = """use_dora init_lora_weights lora_r lora_alpha lora_targets lr_scheduler_type batch_size
+gradient_accumulation_steps replay_path seed""".split()
+LOCK_TIMEOUT = 60.0  # seconds for another command that draws the same page
 
 
 def find_runs(folders: Iterable[Path]) -> list[Path]:
@@ -57,7 +55,7 @@ def row(run: Path) -> str:
         identity.run_id,
         identity.started[:10],
         f"`{identity.command}`",
-        ", ".join(f"{name} {config[name]}" for name in SHOWN if config.get(name) not in (None, False)),
+        ", ".join(f"{name} {config[name]}" for name in SETTINGS if config.get(name) not in (None, False)),
         identity.config.max_steps,
         f"{identity.config.learning_rate:g}",
         f"`{identity.config.manifest_path}`",
@@ -87,7 +85,7 @@ def _rates(one: SetVerdict | None, judged: Verdict | None) -> tuple[str, str]:
 def write_matrix(page: Path, archive_page: Path, runs: list[Path]) -> tuple[int, int]:
     """Draws both pages; returns how many rows each has. Commands that draw at once wait for each other."""
     lease = Lease(page.with_name(f".{page.name}.lock"))
-    until = time.monotonic() + WAIT
+    until = time.monotonic() + LOCK_TIMEOUT
     while not lease.acquire(f"process {os.getpid()}"):
         if time.monotonic() > until:
             raise UserError(f"{lease.path}: another `asrlora ledger` is drawing; try again when it has ended")
@@ -115,11 +113,9 @@ def _draw(page: Path, drawn: dict[str, str], known: Iterable[str]) -> int:
     before, _, rest = text.partition(BEGIN)
     block, _, after = rest.partition(END)
     old = [line for line in block.split("\n") if line.startswith("| ") and line not in HEADER.split("\n")]
-    kept = [
-        line for line in old
-        if _name(line) not in set(known) and line.replace("\\|", "").count("|") == len(COLUMNS) + 1
-    ]  # fmt: skip
-    rows = [*kept, *drawn.values()]
+    others = [line for line in old if _name(line) not in set(known)]
+    complete = [line for line in others if line.replace("\\|", "").count("|") == len(COLUMNS) + 1]
+    rows = [*complete, *drawn.values()]
     table = "\n".join([HEADER, *rows])
     page.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(page) as file:

@@ -307,6 +307,7 @@ def git_commit() -> str | None:
     """The commit of the code, with "+changes" where the working tree differs; None outside git."""
 
     def git(*words: str) -> str:
+        """What a command of git prints."""
         command = ["git", "-C", str(Path(__file__).parent), *words]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 

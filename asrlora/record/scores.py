@@ -51,10 +51,9 @@ def score_file(
     """Scores a file of hypotheses by the rules that hold for models; writes what `write_scores` does.
 
     Each line holds its hypothesis, and `id`, or the audio and times of its utterance; `folder` is the
-    manifest's.
-    Raises UserError unless every utterance of the manifest is
-    there once, and nothing else. Every utterance counts, silent recordings too: those are left out
-    where a model is evaluated, since shards do not hold them.
+    manifest's. Raises UserError unless every utterance of the manifest is there once, and nothing else.
+    Every utterance counts, silent recordings too: those are left out where a model is evaluated, since
+    shards do not hold them.
     """
     texts, field = read_hypotheses(path, utterances, folder)
     wanted = {utterance.id for utterance in utterances}
@@ -72,13 +71,12 @@ def score_file(
     ordered = sorted(utterances, key=lambda utterance: utterance.id)
     hypotheses = [score(u.id, u.text, texts[u.id], normaliser, u.speaker, u.duration) for u in ordered]
     references = json.dumps([(u.id, u.text) for u in ordered], ensure_ascii=False)
+    fingerprint = {
+        "text": dict(normaliser.fingerprint),
+        "metric": metric,
+        "hypotheses": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "references": hashlib.sha256(references.encode()).hexdigest(),
+    }
     return write_scores(
-        output, hypotheses, domain_words, metric,
-        hypothesis_field=field,
-        fingerprint={
-            "text": dict(normaliser.fingerprint),
-            "metric": metric,
-            "hypotheses": hashlib.sha256(path.read_bytes()).hexdigest(),
-            "references": hashlib.sha256(references.encode()).hexdigest(),
-        },
-    )  # fmt: skip
+        output, hypotheses, domain_words, metric, hypothesis_field=field, fingerprint=fingerprint
+    )

@@ -30,10 +30,10 @@ class Slot:
 
 @dataclass(frozen=True)
 class Confusion:
-    """A word said and what was heard for it, "" where there is none, with how often it was."""
+    """A word of references and what hypotheses have for it, "" where there is none, and how often."""
 
-    said: str
-    heard: str
+    reference: str
+    hypothesis: str
     before: int
     after: int
 
@@ -49,14 +49,16 @@ class Pair:
     after: dict[str, Line]
 
     def most_improved(self) -> list[str]:
+        """Ids of utterances with fewer errors than before."""
         return [i for change, i in self._changes() if change < 0][:EXAMPLES]
 
     def most_regressed(self) -> list[str]:
-        return [i for change, i in sorted(self._changes(), key=lambda c: (-c[0], c[1])) if change > 0][
-            :EXAMPLES
-        ]
+        """Ids of utterances with more errors than before."""
+        by_change = sorted(self._changes(), key=lambda c: (-c[0], c[1]))
+        return [i for change, i in by_change if change > 0][:EXAMPLES]
 
     def shown(self) -> list[str]:
+        """Ids of the utterances that the report shows word by word."""
         return [*self.most_improved(), *self.most_regressed()]
 
     def _changes(self) -> list[tuple[int, str]]:
@@ -81,11 +83,8 @@ class Pair:
         before, after = (_confusions(side.values()) for side in (self.before, self.after))
         return {
             kind: sorted(
-                (
-                    Confusion(*what, before[kind][what], after[kind][what])
-                    for what in before[kind] | after[kind]
-                ),
-                key=lambda c: (-max(c.before, c.after), -c.before - c.after, c.said, c.heard),
+                (Confusion(*of, before[kind][of], after[kind][of]) for of in before[kind] | after[kind]),
+                key=lambda c: (-max(c.before, c.after), -c.before - c.after, c.reference, c.hypothesis),
             )[:CONFUSIONS]
             for kind in before
         }
@@ -95,33 +94,37 @@ class Pair:
 class Alignment:
     """One hypothesis against the N words of its reference."""
 
-    words: list[tuple[Kind, str]]  # N: equal or substitute with what was heard, delete with nothing
+    words: list[tuple[Kind, str]]  # N: equal or substitute with the hypothesis's word, delete with nothing
     gaps: list[str]  # N + 1: what was inserted before each word, and behind the last
 
 
 def read_pair(run: Path, name: str, best: int, metric: Metric) -> Pair:
+    """A set of a run at step 0 and at the best step."""
     old, new = (read_lines(step_folder(run, step) / f"{name}.jsonl") for step in (0, best))
     return pair(old, new, metric)
 
 
 def pair(before: Iterable[Line], after: Iterable[Line], metric: Metric) -> Pair:
+    """Scored lines of the same utterances by two systems."""
     return Pair(*({line["id"]: _cut(line, metric) for line in lines} for lines in (before, after)))
 
 
 def _cut(line: Line, metric: Metric) -> Line:
+    """A scored line in the metric's units."""
     texts = {side: units(line[side], metric) for side in ("reference", "hypothesis")}
     counted = tally(line, metric)
     return {**line, **texts, "errors": counted.errors, "length": counted.length}
 
 
 def align(line: Line) -> Alignment:
-    reference, heard = line["reference"].split(), line["hypothesis"].split()
+    """The hypothesis of a scored line against its reference, by jiwer."""
+    reference, hypothesis = line["reference"].split(), line["hypothesis"].split()
     words: list[tuple[Kind, str]] = [("delete", "")] * len(reference)
     gaps = [""] * (len(reference) + 1)
     if not reference:
         return Alignment(words, [line["hypothesis"]])
     for chunk in jiwer.process_words(line["reference"], line["hypothesis"]).alignments[0]:
-        found = heard[chunk.hyp_start_idx : chunk.hyp_end_idx]
+        found = hypothesis[chunk.hyp_start_idx : chunk.hyp_end_idx]
         if chunk.type == "insert":
             gaps[chunk.ref_start_idx] = " ".join(found)
         elif chunk.type != "delete":
@@ -130,19 +133,20 @@ def align(line: Line) -> Alignment:
 
 
 def _confusions(lines: Iterable[Line]) -> dict[str, Counter[tuple[str, str]]]:
+    """How often (word of the reference, word of the hypothesis) were confused, by kind."""
     kinds = ("substitutions", "deletions", "insertions")
     counts: dict[str, Counter[tuple[str, str]]] = {kind: Counter() for kind in kinds}
     for line in lines:
         if not line["errors"]:
             continue
         found = align(line)
-        for said, (kind, heard) in zip(line["reference"].split(), found.words, strict=True):
+        for reference, (kind, hypothesis) in zip(line["reference"].split(), found.words, strict=True):
             if kind == "substitute":
-                counts["substitutions"][said, heard] += 1
+                counts["substitutions"][reference, hypothesis] += 1
             elif kind == "delete":
-                counts["deletions"][said, ""] += 1
+                counts["deletions"][reference, ""] += 1
         for gap in found.gaps:
-            counts["insertions"].update(("", heard) for heard in gap.split())
+            counts["insertions"].update(("", hypothesis) for hypothesis in gap.split())
     return counts
 
 

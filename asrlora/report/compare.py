@@ -149,6 +149,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def read_run(folder: Path) -> Run:
+    """What a run directory holds; there need be no verdict, and no end."""
     identity, judged = read_record(folder), read_verdict(folder)
     metrics = read_log(folder / "metrics.jsonl")
     best = judged.best_step if judged else identity.best_step

@@ -146,6 +146,7 @@ def interval(change: float, ends: tuple[float, float], limit: float) -> str:
     low, high = low - room, high + room
 
     def x(value: float) -> float:
+        """Points to pixels from the left, of 300."""
         return round(300 * (value - low) / (high - low), 1)
 
     return render(

@@ -35,6 +35,7 @@ class PhaseStatus:
 
     @property
     def accepted(self) -> bool:
+        """Whether one of its trials is."""
         return any(one.accepted for one in self.trials)
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
-import yaml
 from pydantic import Field
 
 from asrlora import allocation
@@ -207,8 +206,3 @@ def from_here(path: Path) -> Path:
     """The path relative to the working directory where it lies below: records can then be run elsewhere."""
     path = path.resolve()
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def to_yaml(sweep: Sweep) -> str:
-    """The sweep file again, with all defaults."""
-    return yaml.safe_dump(sweep.model_dump(mode="json"), sort_keys=False)

@@ -43,6 +43,7 @@ class TrialStatus:
 
     @property
     def accepted(self) -> bool:
+        """Whether its verdict is accept, by the sweep's criteria."""
         return self.judged is not None and self.judged.accepted
 
 

@@ -97,6 +97,7 @@ def by_change(before: Sequence[Line], after: Sequence[Line], metric: Metric) -> 
     pairs = [(old[line["id"]], line) for line in after]
 
     def change(pair: tuple[Line, Line]) -> int:
+        """Errors more than before."""
         return tally(pair[1], metric).errors - tally(pair[0], metric).errors
 
     return sorted(pairs, key=lambda pair: (-abs(change(pair)), pair[1]["id"]))

@@ -31,10 +31,10 @@ class TensorBoardSink:
                 self.writer.add_scalar(name, value, global_step=step)
         self.writer.flush()
 
-    def log_hypotheses(self, *told: Any) -> None:
+    def log_hypotheses(self, *_: Any) -> None:
         """TensorBoard gets none."""
 
-    def finish(self, *told: Any) -> bool:
+    def finish(self, *_: Any) -> bool:
         """Closes the file, which holds everything."""
         self.writer.close()
         return True

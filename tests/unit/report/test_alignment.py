@@ -69,7 +69,7 @@ def test_a_running_wer_ends_in_the_whole_sets() -> None:
     ]
     for count in (500, 77):
         n, shares, margins = figures._running(lines[:count])
-        assert (n[0], n[-1]) == (figures.FEWEST, count)
+        assert (n[0], n[-1]) == (figures.MIN_UTTERANCES, count)
         assert shares[-1] == pytest.approx(100 * wrong[:count].sum() / words[:count].sum())
         # score/power.py counts one error more, which a set without errors would need
         counts = [Tally(int(e), int(w)) for e, w in zip(wrong[:count], words[:count], strict=True)]

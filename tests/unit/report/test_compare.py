@@ -14,6 +14,7 @@ from asrlora.record import ledger, run_dir
 from asrlora.report import compare
 from asrlora.score import bootstrap
 from asrlora.sweep import sweep_file
+from conftest import ROOT
 from sweeps import FINGERPRINT, write_run, write_sweep
 
 
@@ -97,7 +98,7 @@ def test_every_guardrail_has_a_column(tmp_path: Path) -> None:
 
 def test_the_records_alone_are_enough() -> None:
     """docs/runs keeps neither hypotheses nor metrics."""
-    root = Path(__file__).parents[2] / "docs" / "runs"
+    root = ROOT / "docs" / "runs"
     (group,) = [g for g in compare.grouped(compare.read_runs(compare.find([root]))) if len(g.runs) > 3]
     assert group.paired == []
     assert group.runs[0].state == "accept"
