@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from asrlora.config import RunConfig
@@ -19,7 +20,7 @@ from asrlora.models import decode
 from asrlora.models.family import Base, Decoded
 from asrlora.record import run_dir, status
 from asrlora.record.schema import Scores, read
-from asrlora.score import bootstrap, degenerate, keyword_recall
+from asrlora.score import bootstrap, degenerate, keyword_recall, text
 from asrlora.score.metric import Metric
 from asrlora.score.scoring import Hypothesis, score, summary
 from asrlora.score.selection import CHOSEN_ON, halves
@@ -133,13 +134,22 @@ class Evaluator:
     base: Base
     sets: dict[str, Shards]
     cuts: Mapping[str, longform.Cuts]  # windows of their long utterances, by set
-    normaliser: Normaliser
-    fingerprint: dict[str, Any]
     selection: Selection
     recorder: Recorder
     audit: Audit  # before the baseline
     texts: Sequence[str]  # what the labels say
     domain_words: frozenset[str] = frozenset()  # on rank 0
+
+    @cached_property
+    def normaliser(self) -> Normaliser:
+        """What references and hypotheses are scored after."""
+        return text.normaliser(self.config.text_normaliser, self.config.language)
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """What must be the same at all steps of a run."""
+        found = fingerprint(self.base, self.normaliser, self.selection.metric, any(self.cuts.values()))
+        return {**found, **{f"{name} manifest": data.content for name, data in self.sets.items()}}
 
     def evaluate(self, step: int, model: Any) -> bool:
         """Collective. Scores all sets; returns False where a rank was asked to stop meanwhile.

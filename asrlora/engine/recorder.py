@@ -280,39 +280,24 @@ class NullRecorder(Recorder):
         self.resumed = False
         self._to_terminal: Callable[[], None] = lambda: None
 
-    def opened(self, resumed: bool) -> None:
-        """From here on what this process prints goes to logs/rank-N.log."""
-        self.resumed = resumed
-        self._to_terminal = logs.into_file(self.folder / "logs" / f"rank-{self.runtime.rank}.log")
+    def _nothing(self, *args: Any, **named: Any) -> None:
+        """Rank 0 does it."""
 
-    def message(self, text: str) -> None:
-        """Rank 0 prints it."""
-
-    def book(self, stage: str) -> None:
-        """Rank 0 does."""
-
-    def close_bar(self) -> None:
-        """There is none."""
+    message = book = close_bar = log_evaluation = log_step = record_nonfinite = _nothing
+    preempted = end_tracking = _nothing
 
     @contextlib.contextmanager
     def evaluating(self, step: int, total: float) -> Iterator[Advance]:
         """Shows nothing."""
         yield lambda seconds: None
 
-    def log_evaluation(self, *args: Any, **named: Any) -> None:
-        """Rank 0 does."""
-
-    def log_step(self, *args: Any, **named: Any) -> None:
-        """Rank 0 does."""
-
-    def record_nonfinite(self, *args: Any, **named: Any) -> None:
-        """Rank 0 does."""
-
-    def preempted(self, step: int) -> None:
-        """Rank 0 records it."""
+    def opened(self, resumed: bool) -> None:
+        """From here on what this process prints goes to logs/rank-N.log."""
+        self.resumed = resumed
+        self._to_terminal = logs.into_file(self.folder / "logs" / f"rank-{self.runtime.rank}.log")
 
     def refused(self, error: UserError) -> None:
-        """Rank 0 records it; here the terminal is given back."""
+        """Gives the terminal back, for what the launcher prints; rank 0 records the error."""
         self._to_terminal()
 
     def failed(self, failure: Failure, ours: bool) -> None:
@@ -320,9 +305,6 @@ class NullRecorder(Recorder):
         self._to_terminal()
         if ours and failure.rank == 0:
             run_dir.note_failure(self.folder, failure.reason)
-
-    def end_tracking(self) -> None:
-        """There is none."""
 
 
 def _launch(runtime: Runtime) -> dict[str, Any]:

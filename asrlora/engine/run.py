@@ -10,13 +10,13 @@ from asrlora.data.audit.findings import Audit
 from asrlora.data.shards.reader import Shards
 from asrlora.engine import longform
 from asrlora.engine.checkpoint import Checkpoints
-from asrlora.engine.evaluate import Evaluator, fingerprint
+from asrlora.engine.evaluate import Evaluator
 from asrlora.engine.recorder import NullRecorder, Recorder
 from asrlora.engine.runtime import Runtime
 from asrlora.engine.selection import Selection, describe_held_out
 from asrlora.engine.training_set import Labels, Training
 from asrlora.models.family import Base
-from asrlora.score import keyword_recall, metric, text
+from asrlora.score import keyword_recall, metric
 from asrlora.storage import write_atomic
 
 
@@ -42,25 +42,10 @@ def create_or_resume(
     """Collective. Opens the run directory; `sets` are the evaluation sets, `found` is the audit so far."""
     cuts = {name: longform.cut_set(runtime, base, data) for name, data in sets.items()}
     chosen = metric.choose(config.metric, config.language)
-    normaliser = text.normaliser(config.text_normaliser, config.language)
     recorder = (Recorder if runtime.is_main else NullRecorder)(config, runtime)
     selection = Selection(config, chosen.name)
-    evaluator = Evaluator(
-        config=config,
-        runtime=runtime,
-        base=base,
-        sets=sets,
-        cuts=cuts,
-        normaliser=normaliser,
-        fingerprint={
-            **fingerprint(base, normaliser, chosen.name, any(cuts.values())),
-            **{f"{name} manifest": data.content for name, data in sets.items()},
-        },
-        selection=selection,
-        recorder=recorder,
-        audit=found,
-        texts=list(labels.texts.values()),
-    )
+    texts = list(labels.texts.values())
+    evaluator = Evaluator(config, runtime, base, sets, cuts, selection, recorder, found, texts)
     described = manifest.describe(len(training.samples.samples), training.left_out)
     recorder.message(f"training set: {described}, {training.samples.seconds / 3600:.2f} h")
     for finding in found.findings:
