@@ -1,5 +1,6 @@
 """Hypotheses that somebody else's system has written, by the ids of the manifest that was transcribed."""
 
+import functools
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from asrlora.errors import UserError
 FIELDS = "hypothesis_raw pred_text predicted_text prediction pred hypothesis hyp".split()
 PLAIN = ("text", "transcription", "transcript", "sentence")  # where none of these is there; may be references
 SAME_OFFSET = 0.005  # seconds
+NO_ID = "the field id is missing, and"
 
 
 def read_hypotheses(path: Path, utterances: Sequence[Utterance], folder: Path) -> tuple[dict[str, str], str]:
@@ -95,49 +97,57 @@ def _field(record: Mapping[str, Any]) -> str:
 
 
 class _ByAudio:
-    """Utterances by the file that they are in."""
+    """Finds the utterance of a record that has no id."""
 
     def __init__(self, utterances: Sequence[Utterance], folders: Sequence[Path]) -> None:
+        self.utterances = utterances
         self.folders = list(dict.fromkeys(map(os.path.realpath, folders)))
-        self.utterances: dict[str, list[Utterance]] = defaultdict(list)
-        self._listed = utterances
+
+    @functools.cached_property
+    def by_file(self) -> dict[str, list[Utterance]]:
+        """Utterances by the real path of their file: looked up only where an id is missing."""
+        found = defaultdict(list)
+        for utterance in self.utterances:
+            found[os.path.realpath(utterance.audio)].append(utterance)
+        return found
 
     def find(self, record: Mapping[str, Any]) -> str:
-        """The id of the one utterance that a record without id is about. Raises ValueError."""
-        if not self.utterances:
-            for utterance in self._listed:
-                self.utterances[os.path.realpath(utterance.audio)].append(utterance)
-        name = next((n for n in record if fields.meaning(n) == "audio" and isinstance(record[n], str)), None)
-        if not name or not record[name]:
-            raise ValueError(
-                "the field id is missing, and there is no audio to find the utterance by; the fields are"
-                f" {', '.join(record)}"
-            )
-        audio = record[name]
-        paths = list(dict.fromkeys(os.path.realpath(os.path.join(folder, audio)) for folder in self.folders))
-        there = [path for path in paths if path in self.utterances]
-        if len(there) != 1:
-            raise ValueError(
-                f"the field id is missing, and {name} is {audio!r}, which"
-                + (
-                    f" may be {there[0]} or {there[1]}; write the whole path, or the id"
-                    if there
-                    else f" is the audio of no utterance in the manifest (looked for {' and '.join(paths)});"
-                    " write the id that the manifest has"
-                )
-            )
+        """The id of the one utterance at the record's place in its audio. Raises ValueError."""
+        audio, utterances = self._in_file(record)
         times = fields.read_times({key: v for key, v in record.items() if v is not None and v != ""})
         if any(time.unit == "samples" for time in times):
-            raise ValueError("the field id is missing, and times in samples find no utterance; write the id")
+            raise ValueError(f"{NO_ID} times in samples find no utterance; write the id")
         offset, duration = fields.segment(times, 1)
-        found = [u for u in self.utterances[there[0]] if abs(u.offset - (offset or 0.0)) <= SAME_OFFSET]
+        found = [u for u in utterances if abs(u.offset - (offset or 0.0)) <= SAME_OFFSET]
         if duration is not None:
             found = [u for u in found if abs(u.duration - duration) <= fields.SAME + 0.01 * duration]
         if len(found) != 1:
-            ids = ", ".join(repr(u.id) for u in self.utterances[there[0]][:5])
+            ids = ", ".join(repr(u.id) for u in utterances[:5])
             at = f"{offset or 0.0:g} s" + ("" if duration is None else f" that lasts {duration:g} s")
             raise ValueError(
-                f"the field id is missing, and {len(found)} utterances of the manifest are in {audio!r}"
-                f" from {at}; write the id, such as {ids}"
+                f"{NO_ID} {len(found)} utterances of the manifest are in {audio!r} from {at}; write the id,"
+                f" such as {ids}"
             )
         return found[0].id
+
+    def _in_file(self, record: Mapping[str, Any]) -> tuple[str, list[Utterance]]:
+        """The audio that a record names, and the utterances in it."""
+        name = next((n for n in record if fields.meaning(n) == "audio" and isinstance(record[n], str)), None)
+        if not name or not record[name]:
+            raise ValueError(
+                f"{NO_ID} there is no audio to find the utterance by; the fields are {', '.join(record)}"
+            )
+        audio = record[name]
+        paths = list(dict.fromkeys(os.path.realpath(os.path.join(folder, audio)) for folder in self.folders))
+        known = [path for path in paths if path in self.by_file]
+        if len(known) > 1:
+            raise ValueError(
+                f"{NO_ID} {name} is {audio!r}, which may be {known[0]} or {known[1]}; write the whole path,"
+                " or the id"
+            )
+        if not known:
+            raise ValueError(
+                f"{NO_ID} {name} is {audio!r}, which is the audio of no utterance in the manifest (looked for"
+                f" {' and '.join(paths)}); write the id that the manifest has"
+            )
+        return audio, self.by_file[known[0]]

@@ -31,7 +31,8 @@ Interval = tuple[Number, Number]  # 95 %, low and high
 class Record(pydantic.BaseModel):
     """A JSON object of a file. It does not change: `changed` returns another one."""
 
-    model_config = pydantic.ConfigDict(extra="allow", frozen=True)
+    # built at the first use: a command needs a few of these
+    model_config = pydantic.ConfigDict(extra="allow", frozen=True, defer_build=True)
     _keys: tuple[str, ...] = ()  # as they were given
 
     @pydantic.model_validator(mode="wrap")
