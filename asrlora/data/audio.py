@@ -35,7 +35,7 @@ DEAD = 0.01  # of the loudest channel's RMS (-40 dB); a channel below it is take
 ROUNDING = 1e-3  # by which gain and mean of what is normalised already may differ from 1 and 0
 OPPOSITE = -0.5  # correlation with the loudest channel; below it the mean of both loses most of the speech
 
-# Every number above changes what a model hears, so all of them are part of the fingerprint.
+# Every number above changes what a model is given, so all of them are part of the fingerprint.
 FINGERPRINT = {
     "version": 2,
     "sample_rate": SAMPLE_RATE,
@@ -138,7 +138,7 @@ def resample_alone() -> None:
 
 
 def mix(channels: "decode.Samples") -> tuple[Wave, Fault]:
-    """Channels (T, C) to one wave (T,), without a constant or drifting offset; and what was odd about them.
+    """Channels (T, C) to one wave (T,), without a constant or drifting offset; and their faults.
 
     The mean of the channels that are live. Where one of them is in opposite phase to the loudest, the mean
     would cancel the speech, and the loudest is taken alone.
@@ -211,7 +211,7 @@ def _gain(wave: Wave) -> float:
 
 
 def _resample(wave: Wave, rate: int) -> Wave:
-    """Zeros up to a whole second change no sample (the filter sees zeros behind the end anyway) and
+    """Zeros up to a whole second change no sample (the filter has zeros behind the end anyway) and
     leave few distinct shapes: oneDNN prepares a kernel for each new one, ten times the work itself."""
     import torch
 
@@ -226,8 +226,8 @@ def _resample(wave: Wave, rate: int) -> Wave:
 def _resampler(rate: int) -> Callable[..., Any]:
     import torchaudio.transforms  # slow to import, and 16 kHz input never needs it
 
-    # The kernel grows with both terms of the ratio: 2.8 GB for 44,099 to 16,000 Hz. So odd rates are taken to
-    # within a millionth; usual ones are exact.
+    # The kernel grows with both terms of the ratio: 2.8 GB for 44,099 to 16,000 Hz. So unusual rates are
+    # rounded to a millionth; usual ones are exact.
     ratio = Fraction(rate, SAMPLE_RATE).limit_denominator(1_000)
     resample: Callable[..., Any] = torchaudio.transforms.Resample(ratio.numerator, ratio.denominator)
     return resample

@@ -1,7 +1,7 @@
 """Speed, noise and silenced stretches, for training only.
 
 Every draw is a function of (seed, epoch, utterance id): neither resuming nor the number of processes
-changes what is heard. Speed changes durations, so the plan asks `frames` before any audio is read.
+changes the audio. Speed changes durations, so the plan asks for `durations` before any audio is read.
 Torch is imported where audio is changed: planning needs none.
 """
 
@@ -28,7 +28,7 @@ class Augment:
     time_masks: int = 0
 
     def durations(self, shards: Shards, epoch: int) -> npt.NDArray[np.float64]:
-        """Seconds (N,) of the utterances as they will be heard in this epoch."""
+        """Seconds (N,) of the utterances as they will be played in this epoch."""
         if not self.speeds:
             return shards.durations
         rates = np.array([_rate(speed) for speed in self.speeds])[self._choose(shards.lengths["key"], epoch)]

@@ -1,6 +1,6 @@
 """Planned microbatches become padded tensors, read ahead by threads.
 
-Threads, because reading, sha256 and FLAC leave Python's lock alone. What travels to the device is 16-bit
+Threads, because reading, sha256 and FLAC release Python's lock. What travels to the device is 16-bit
 audio and lengths, a sixth of waves and mask: those are made there.
 """
 
@@ -28,12 +28,17 @@ class Readable(Protocol):
     """Shards, or what is read like them."""
 
     @property
-    def samples(self) -> Sequence[Sample]: ...
-    def read(self, number: int) -> audio.Pcm: ...
+    def samples(self) -> Sequence[Sample]:
+        """What there is to read."""
+
+    def read(self, number: int) -> audio.Pcm:
+        """int16 samples (T,) at 16 kHz."""
 
 
 @dataclass(frozen=True)
 class Batch:
+    """Utterances of one microbatch."""
+
     samples: list[Sample]
     pcm: torch.Tensor  # int16 (B, T), zeros behind the end
     lengths: torch.Tensor  # int64 (B,)
@@ -97,7 +102,7 @@ def read_batches(
     """Yields the batches of `plan` (epoch and numbers in `shards`) in order.
 
     `plan` is run through only as far as is read ahead: two batches a thread. An error of a thread is
-    raised here, at the batch it belongs to. `change` alters what is heard (see data/augment.py). There are as
+    raised here, at the batch it belongs to. `change` alters the audio (see data/augment.py). There are as
     many threads as `workers`, or as this process may use. With `pin` they put the audio into pinned memory,
     for a GPU.
     """

@@ -372,9 +372,12 @@ class Trainable(Protocol):
     """An utterance of a manifest or a sample of a shard."""
 
     @property
-    def text(self) -> str: ...
+    def text(self) -> str:
+        """What is said."""
+
     @property
-    def duration(self) -> float: ...
+    def duration(self) -> float:
+        """Seconds."""
 
 
 Item = TypeVar("Item", bound=Trainable)

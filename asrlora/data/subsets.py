@@ -64,7 +64,7 @@ def merge(manifests: Mapping[Path, Sequence[Utterance]]) -> list[Utterance]:
 
 
 def parse_parts(text: str) -> dict[str, float]:
-    """ "train=0.9,domain=0.1" -> {"train": 0.9, "domain": 0.1}; names become file names."""
+    """ "train=0.9,domain=0.1" -> {"train": 0.9, "domain": 0.1}; names become file names. Raises UserError."""
     parts: dict[str, float] = {}
     for word in text.split(","):
         match = re.fullmatch(r"\s*(\w[\w.-]*)=([0-9]*\.?[0-9]+)\s*", word)
@@ -178,7 +178,7 @@ def statistics(utterances: Sequence[Utterance]) -> dict[str, str]:
         speakers[utterance.speaker or ""] += 1
     unknown = speakers.pop("", 0)
     written = sorted(set("".join(u.text for u in utterances)))
-    odd = set[str]().union(*(part for u in utterances for part in characters.replaced(u.text)))
+    unusual = set[str]().union(*(part for u in utterances for part in characters.replaced(u.text)))
     return {
         "utterances": f"{len(utterances):,}",
         "hours": f"{seconds.sum() / 3600:.3f}",
@@ -188,7 +188,7 @@ def statistics(utterances: Sequence[Utterance]) -> dict[str, str]:
         f"words per utterance, {_percentile_names()}": _percentiles(words, ".0f"),
         f"words per second, {_percentile_names()}": _percentiles(words / seconds, ".2f"),
         f"characters ({len(written)})": "".join(written).strip(),
-        "of these unseen, or look-alikes": characters.names(sorted(odd), len(odd)) or "none",
+        "of these unseen, or look-alikes": characters.names(sorted(unusual), len(unusual)) or "none",
     }
 
 

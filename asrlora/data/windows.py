@@ -73,7 +73,7 @@ def trim(span: Span, pcm: Pcm) -> Span:
     """Without digital silence at either end, as clips are cut that models are trained on.
 
     Silence stands still, if not at zero: the audio path takes out the mean and trend of the whole recording.
-    What a microphone hears in a pause moves more, and stays.
+    What a microphone records in a pause moves more, and stays.
     """
     start, end = span
     wave = pcm[start:end].astype(np.int32)

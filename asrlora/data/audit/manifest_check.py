@@ -28,6 +28,7 @@ class Set:
     line_of_id: dict[str, int]
 
     def without(self, undecodable: Mapping[str, BadLine]) -> "Set":
+        """The utterances whose audio decodes; `undecodable` are the others, by id."""
         kept = [utterance for utterance in self.utterances if utterance.id not in undecodable]
         bad = {self.line_of_id[identity]: why for identity, why in undecodable.items()}
         return Set(kept, {**self.bad, **bad}, self.line_of_id)
@@ -62,6 +63,7 @@ def check(
 
 
 def read_set(path: Path, allow_outside: bool = False) -> Set:
+    """Reads every line. Raises UserError where the file as a whole is no manifest."""
     lines = list(read_lines(path, allow_outside))
     good = {number: read for number, read in lines if isinstance(read, Utterance)}
     bad = {number: read for number, read in lines if isinstance(read, BadLine)}

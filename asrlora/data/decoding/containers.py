@@ -1,6 +1,6 @@
 """Where the audio of WAV, AIFF, CAF, AU, FLAC and Ogg files ends, by their own structure.
 
-libsndfile believes a head that is wrong: a WAV from a pipe (size 0) is empty to it, one whose head was not
+libsndfile trusts a head that is wrong: a WAV from a pipe (size 0) is empty to it, one whose head was not
 brought up to date ends early, one that is cut off is taken for a shorter one, and of joined files only the
 first is read. So the structure is followed to the end of the file, a few reads for sound files, before
 anything is decoded.
@@ -114,6 +114,7 @@ def _behind(
 
 
 def check_au(file: BinaryIO, size: int) -> Structure:
+    """Raises AudioError where less is there than the head says."""
     start, length, encoding, rate, channels = struct.unpack(">IIIII", _at(file, 4, 20).ljust(20, b"\0"))
     width = {1: 1, 27: 1, 2: 1, 3: 2, 4: 3, 5: 4, 6: 4, 7: 8}.get(encoding, 1) * max(1, channels)
     if length != 0xFFFFFFFF and start + length > size:
@@ -122,6 +123,7 @@ def check_au(file: BinaryIO, size: int) -> Structure:
 
 
 def check_caf(file: BinaryIO, size: int) -> Structure:
+    """Raises AudioError where less is there than a chunk says."""
     place, second = 8, 0.0
     while len(chunk := _at(file, place, 12)) == 12:
         length = struct.unpack_from(">q", chunk, 4)[0]
@@ -140,6 +142,8 @@ def check_caf(file: BinaryIO, size: int) -> Structure:
 
 @dataclass(frozen=True)
 class FlacHead:
+    """What a FLAC file says of itself."""
+
     start: int  # of "fLaC" in the file, behind an ID3 tag
     block: int  # samples of a frame where all are equally long
     largest: int  # bytes of a frame; 0: not known
@@ -149,10 +153,12 @@ class FlacHead:
 
     @property
     def seconds(self) -> float:
+        """By the head's number of samples."""
         return self.total / self.rate
 
 
 def flac_head(file: BinaryIO) -> FlacHead:
+    """What STREAMINFO says. Raises AudioError where there is none."""
     head = _at(file, 0, 10)
     start = id3_size(head.ljust(10, b"\0"))
     info = _at(file, start, 42)
@@ -162,9 +168,8 @@ def flac_head(file: BinaryIO) -> FlacHead:
     rate, channels, total = bits >> 44, (bits >> 41 & 7) + 1, bits & (1 << 36) - 1
     if not rate:
         raise AudioError("has a sample rate of 0 Hz in its head; it is damaged")
-    return FlacHead(
-        start, int.from_bytes(info[8:10]), int.from_bytes(info[15:18]), rate, channels, total
-    )  # fmt: skip
+    block, largest = int.from_bytes(info[8:10]), int.from_bytes(info[15:18])
+    return FlacHead(start, block, largest, rate, channels, total)
 
 
 def flac_agrees(file: BinaryIO, size: int, head: FlacHead) -> bool:
@@ -220,6 +225,8 @@ def _crc8(data: bytes) -> int:
 
 @dataclass(frozen=True)
 class Ogg:
+    """The pages of an Ogg file."""
+
     parts: list[tuple[int, int]]  # bytes from, to: streams that follow each other, each a file of its own
     ended: bool  # the last page says that it is the last
     codec: bytes  # how the first packet begins
@@ -258,10 +265,12 @@ def walk_ogg(data: bytes) -> Ogg:
 
 
 def cut_off(there: float, declared: float) -> AudioError:
+    """For a file that holds `there` of `declared` seconds."""
     return AudioError(f"is cut off: {there:.2f} s are there, and its head says {declared:.2f} s{CUT}")
 
 
 def check(file: BinaryIO, size: int, kind: FileType) -> Structure:
+    """Follows the structure of a sound file of `size` bytes. Raises AudioError where it is cut off."""
     checks = {"wav": check_chunks, "aiff": check_chunks, "au": check_au, "caf": check_caf}
     found = checks.get(kind.demuxer or "")
     return found(file, size) if found else Structure()

@@ -37,7 +37,7 @@ class NeedsPyAV(AudioError):
 
 
 class Fault(enum.IntFlag):
-    """What is odd about a recording, and was dealt with. Bits are kept in shards: never renumber."""
+    """What is unusual about a recording, and was dealt with. Bits are kept in shards: never renumber."""
 
     HEAD = 1  # its head says that it is shorter than it is; all of it is read
     JUNK = 2  # bytes between its frames or pages that are no audio
@@ -158,9 +158,8 @@ class _Sound:
         # by its number where it has one, since libsndfile calls Python for each block where it gets an
         # object; and never by its name, from which it would guess
         self._file = soundfile.SoundFile(_number(file), closefd=False)
-        self.rate, self.channels, self.frames = (
-            self._file.samplerate, self._file.channels, self._file.frames
-        )  # fmt: skip
+        self.rate, self.channels = self._file.samplerate, self._file.channels
+        self.frames = self._file.frames
         self.seconds = self.frames / self.rate
         self.faults = faults
         self.floats = self._file.subtype in ("FLOAT", "DOUBLE")
@@ -385,10 +384,9 @@ class _FFmpeg:
         step = float(stream.time_base)
         begun = max(0, first) * step
         seconds = min(total, last) * step
-        declared = (
-            float(stream.duration * stream.time_base) if stream.duration
-            else container.duration / 1e6 if container.duration else None
-        )  # fmt: skip
+        declared = container.duration / 1e6 if container.duration else None
+        if stream.duration:
+            declared = float(stream.duration * stream.time_base)
         if declared is not None and last * step < declared - max(TOLERANCE, 0.01 * declared) - begun:
             raise containers.cut_off(last * step, declared)
         if last * step - begun > total * step + 0.5:

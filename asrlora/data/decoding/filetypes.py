@@ -1,4 +1,4 @@
-"""What kind of file it is, by its first bytes: a name may lie, and often does.
+"""What kind of file it is, by its first bytes: names are often wrong.
 
 Sources: the magic numbers are those of each format's specification; FFmpeg's names are its demuxers'.
 """
@@ -38,6 +38,8 @@ class AudioError(ValueError):
 
 @dataclass(frozen=True)
 class FileType:
+    """A kind of audio file."""
+
     name: str  # as messages write it
     demuxer: str  # FFmpeg's name of it
     suffix: str  # of a file that holds it, without the dot
@@ -133,6 +135,7 @@ def recognise(head: bytes) -> FileType | None:
 
 
 def is_raw(found: FileType) -> bool:
+    """Whether only decoding finds out how long such a file is."""
     return found.demuxer in _RAW
 
 

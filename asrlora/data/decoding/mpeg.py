@@ -69,20 +69,25 @@ class Part:
 
     @property
     def samples(self) -> int:
+        """Of each channel, without what encoder and decoder have added."""
         return max(0, len(self.starts) * self.frame.samples - sum(self.trim))
 
 
 @dataclass(frozen=True)
 class Layout:
+    """The MPEG frames of a file."""
+
     parts: list[Part]
     junk: int  # bytes between frames that are neither a tag nor sound
 
     @property
     def rate(self) -> int:
+        """Hz, of all parts."""
         return self.parts[0].frame.rate
 
     @property
     def samples(self) -> int:
+        """Of each channel, of all parts."""
         return sum(part.samples for part in self.parts)
 
     @property

@@ -9,14 +9,15 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from asrlora.data import manifest, subsets
 from asrlora.data.decoding import decode
 from asrlora.data.importers import fields
-from asrlora.data.importers.readers import METADATA, READERS, SUFFIXES, Found, Source, encode, is_table
+from asrlora.data.importers.readers import READERS, encode, is_table
+from asrlora.data.importers.source import METADATA, SUFFIXES, Found, Source
 from asrlora.data.manifest import AllowedRoot, MissingFileError, OutsideRootError, Utterance
 from asrlora.data.shards.foreign import foreign_shards
 from asrlora.errors import UserError
@@ -66,6 +67,7 @@ class _Tally:
     counts: Counter[str] = field(default_factory=Counter)  # what was done to how many
 
     def see(self, found: Found) -> None:
+        """Counts what a record is like, whatever becomes of it."""
         for ours, name in found.record.names.items():
             self.names.setdefault(ours, set()).add(name)
         self.kept |= found.record.extra.keys()
@@ -75,6 +77,7 @@ class _Tally:
             self.languages[fields.language_code(found.record.language)] += 1
 
     def notes(self) -> list[str]:
+        """What to report when the import is done."""
         read = [f"{ours} from {' and '.join(sorted(n))}" for ours, n in self.names.items() if n != {ours}]
         kept = f"kept as they are: {', '.join(sorted(self.kept)[:20])}" if self.kept else ""
         notes = [f"fields: {'; '.join(filter(None, [', '.join(read), kept]))}"] if read else []
@@ -115,57 +118,75 @@ def import_source(
     reading = Source(source, AllowedRoot(folder, allow_outside), text_field)
     aside = output.parent / f".{sounds.name}.tmp"
     shutil.rmtree(aside, ignore_errors=True)  # of an import that was killed
-    total, tally = 0, _Tally()
-    utterances: dict[str, Utterance] = {}
-    places: dict[str, str] = {}
-    left_out: Counter[str] = Counter()
     try:
-        for total, found in enumerate(READERS[form](reading), 1):
-            tally.see(found)
-            try:
-                if split is not None and found.record.split != split:
-                    raise LeftOut("of other splits")
-                utterance = _judge(found, root, aside / f"{total:06d}", place.stem, tally)
-            except LeftOut as reason:
-                left_out[str(reason)] += 1
-                if reason.detail:
-                    tally.examples.setdefault(str(reason), f"{found.where}: {reason.detail}")
-                continue
-            if found.record.id is None:
-                utterance = _with_free_id(utterance, utterances)
-            if utterance.id in utterances:
-                raise UserError(_taken(found, utterance, places[utterance.id]))
-            utterances[utterance.id], places[utterance.id] = utterance, found.where
-        if split is None and len(tally.splits) > 1:
+        read = _collect(READERS[form](reading), root, aside, place.stem, split)
+        if split is None and len(read.tally.splits) > 1:
             raise UserError(
-                f"{source}: the field {' or '.join(sorted(tally.names['split']))} has the values"
-                f" {_counted(tally.splits)}; choose one with --split NAME, or take the field out"
+                f"{source}: the field {' or '.join(sorted(read.tally.names['split']))} has the values"
+                f" {_counted(read.tally.splits)}; choose one with --split NAME, or take the field out"
             )
-        if not utterances:
-            raise UserError(
-                "; ".join([
-                    f"{source} ({form}): {total} records", manifest.describe(0, left_out),
-                    *tally.examples.values(),
-                ])
-            )  # fmt: skip
-        chosen = list(utterances.values())
+        if not read.utterances:
+            kept = manifest.describe(0, read.left_out)
+            examples = read.tally.examples.values()
+            raise UserError("; ".join([f"{source} ({form}): {read.total} records", kept, *examples]))
+        chosen = list(read.utterances.values())
         if samples is not None:
             chosen = subsets.sample(chosen, samples, seed)
-            left_out["not drawn"] = len(utterances) - len(chosen)
-        if aside.exists():
-            kept = {u.audio.name for u in chosen}
-            for path in aside.iterdir():
-                if path.name not in kept:
-                    path.unlink()
-            aside.rename(sounds)
-            chosen = [
-                replace(u, audio=sounds / u.audio.name) if u.audio.parent == aside else u for u in chosen
-            ]
+            read.left_out["not drawn"] = len(read.utterances) - len(chosen)
+        chosen = _publish(aside, sounds, chosen)
         outside = manifest.write_manifest(output, chosen)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-    return Imported(form, total, chosen, +left_out, outside, tally.notes())
+    return Imported(form, read.total, chosen, +read.left_out, outside, read.tally.notes())
+
+
+@dataclass
+class _Collected:
+    """What the records of a source have become. len(utterances) + sum(left_out) == total"""
+
+    total: int = 0
+    utterances: dict[str, Utterance] = field(default_factory=dict)  # by id
+    left_out: Counter[str] = field(default_factory=Counter)
+    tally: _Tally = field(default_factory=_Tally)
+
+
+def _collect(
+    records: Iterable[Found], root: AllowedRoot, aside: Path, source: str, split: str | None
+) -> _Collected:
+    """Judges every record. Raises UserError where two have one id."""
+    read = _Collected()
+    places: dict[str, str] = {}
+    for number, found in enumerate(records, 1):
+        read.total = number
+        read.tally.see(found)
+        try:
+            if split is not None and found.record.split != split:
+                raise LeftOut("of other splits")
+            utterance = _judge(found, root, aside / f"{number:06d}", source, read.tally)
+        except LeftOut as reason:
+            read.left_out[str(reason)] += 1
+            if reason.detail:
+                read.tally.examples.setdefault(str(reason), f"{found.where}: {reason.detail}")
+            continue
+        if found.record.id is None:
+            utterance = _with_free_id(utterance, read.utterances)
+        if utterance.id in read.utterances:
+            raise UserError(_taken(found, utterance, places[utterance.id]))
+        read.utterances[utterance.id], places[utterance.id] = utterance, found.where
+    return read
+
+
+def _publish(aside: Path, sounds: Path, chosen: list[Utterance]) -> list[Utterance]:
+    """Gives the folder of sounds that the source held its name, without those that were not chosen."""
+    if not aside.exists():
+        return chosen
+    kept = {utterance.audio.name for utterance in chosen}
+    for path in aside.iterdir():
+        if path.name not in kept:
+            path.unlink()
+    aside.rename(sounds)
+    return [replace(u, audio=sounds / u.audio.name) if u.audio.parent == aside else u for u in chosen]
 
 
 def recognise(source: str) -> str:
@@ -226,8 +247,7 @@ def _metadata(folder: Path) -> Path | None:
 
 def _judge(found: Found, root: AllowedRoot, aside: Path, source: str, tally: _Tally) -> Utterance:
     """The utterance of a record. Raises LeftOut; and UserError where its audio lies outside the source, or
-    its
-    fields contradict each other or the audio.
+    its fields contradict each other or the audio.
 
     A sound that the record holds, or a channel of a file, is written to `aside` plus suffix.
     """

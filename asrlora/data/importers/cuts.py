@@ -15,6 +15,7 @@ Objects = Callable[[Path], Iterator[tuple[str, dict[str, Any]]]]
 
 
 def is_supervision(record: Mapping[str, Any]) -> bool:
+    """Whether it is a supervision outside a cut, which names its recording."""
     return "recording_id" in record and {"start", "duration"} <= record.keys() and "recording" not in record
 
 
@@ -73,11 +74,9 @@ def _utterance(
     own = supervision.get("channel", channel)
     path, channels = _source(recording, own)
     custom = supervision.get("custom") or {}
-    read = understand_fields({
-        "id": supervision.get("id"), "text": supervision.get("text"), "speaker": supervision.get("speaker"),
-        "language": supervision.get("language"), "audio": path,
-        **({f"custom_{k}": v for k, v in custom.items()} if isinstance(custom, dict) else {}),
-    })  # fmt: skip
+    said = {name: supervision.get(name) for name in ("id", "text", "speaker", "language")}
+    further = {f"custom_{k}": v for k, v in custom.items()} if isinstance(custom, dict) else {}
+    read = understand_fields({**said, "audio": path, **further})
     offset = round(start + _seconds(supervision, "start"), 6)
     if offset < 0:
         raise ValueError(f"the supervision {read.id!r} starts before its recording, at {offset:g} s")

@@ -2,7 +2,7 @@
 
 One table for all formats. Names are compared without case, spaces and marks: `Start Time (ms)`,
 `start_time_ms` and `startTimeMs` are one name. A field that changes the meaning (where a segment lies, which
-channel, at what speed, ...) is understood or refused by name; all others are kept as they are.
+channel, at what speed, ...) is read or refused by name; all others are kept as they are.
 """
 
 import functools
@@ -77,18 +77,35 @@ COMMA_NUMBER = re.compile(r"\d+,\d+")
 CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{2}(?:[.,]\d+)?)")  # 1:02:03.5 or 02:03.5
 LETTERS = {"a": 0, "b": 1, "l": 0, "r": 1, "left": 0, "right": 1}  # of channels
 TRANSLATION = re.compile(r"translat|^ast$|^st$|^s2tt$")
-LANGUAGES = {  # other spellings of the two letters that --language takes
+# the two letters that --language takes, and other spellings of them
+LANGUAGES = {
     name: code
-    for code, names in {
-        "ar": "arabic ara", "cs": "czech ces cze", "cy": "welsh cym", "de": "german deutsch deu ger",
-        "en": "english eng", "es": "spanish spa", "fr": "french fra fre", "hi": "hindi hin",
-        "it": "italian ita", "ja": "japanese jpn", "ko": "korean kor", "nl": "dutch nld", "pl": "polish pol",
-        "pt": "portuguese por", "ru": "russian rus", "sv": "swedish swe", "th": "thai tha",
-        "tr": "turkish tur", "uk": "ukrainian ukr", "vi": "vietnamese vie",
-        "zh": "chinese mandarin zho chi cmn",
-    }.items()
-    for name in names.split()
-}  # fmt: skip
+    for code, *names in map(
+        str.split,
+        """ar arabic ara
+cs czech ces cze
+cy welsh cym
+de german deutsch deu ger
+en english eng
+es spanish spa
+fr french fra fre
+hi hindi hin
+it italian ita
+ja japanese jpn
+ko korean kor
+nl dutch nld
+pl polish pol
+pt portuguese por
+ru russian rus
+sv swedish swe
+th thai tha
+tr turkish tur
+uk ukrainian ukr
+vi vietnamese vie
+zh chinese mandarin zho chi cmn""".splitlines(),
+    )
+    for name in names
+}
 
 
 @dataclass(frozen=True)
@@ -101,6 +118,7 @@ class Time:
     unit: Literal["s", "samples"] = "s"
 
     def seconds(self, rate: int) -> float:
+        """The time in seconds, in audio of `rate` Hz."""
         return round(self.value / rate, 6) if self.unit == "samples" else self.value
 
 
@@ -125,6 +143,7 @@ CHANGING = ("channel", "language", "split", "rate")
 
 
 def fold(name: str) -> str:
+    """A name without case, spaces and marks."""
     return re.sub(r"[\W_]+", "", name).casefold()
 
 

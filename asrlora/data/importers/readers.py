@@ -1,7 +1,7 @@
 """One reader a format: a source to `Found` records, in order. Needs no torch; runs nothing.
 
 A reader raises UserError, with file and line, where the source is malformed. What a record is worth is
-decided in `importers`.
+decided in `convert`.
 """
 
 import base64
@@ -10,58 +10,21 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import soundfile
 
-from asrlora.data.importers import cuts, fields, tables
-from asrlora.data.importers.fields import Record, Time, understand
+from asrlora.data.importers import cuts, fields, kaldi, tables
+from asrlora.data.importers.fields import Record, understand
+from asrlora.data.importers.source import SUFFIXES, Found, Source
 from asrlora.data.importers.tables import numbered_lines
-from asrlora.data.manifest import AllowedRoot, parse_object
+from asrlora.data.manifest import parse_object
 from asrlora.errors import UserError
 
-# what recordings are called in a folder; data/decoding/filetypes.py finds out by their bytes what they are
-SUFFIXES = frozenset(
-    f".{suffix}"
-    for suffix in (
-        "wav wave flac mp3 mp2 ogg oga opus spx aiff aif aifc au snd caf w64 rf64 sph nist voc m4a m4b mp4"
-        " m4v mov qt 3gp 3g2 3gpp aac adts webm mkv mka amr awb wma wmv asf avi flv mpg mpeg mts ac3 eac3"
-        " wv ape tta mpc dsf rm ra"
-    ).split()
-)
 ROWS_SEEN = 50  # of a table without names, to tell speakers from texts
-# what a folder of a data set may hold beside its audio: one of these describes all of it
-METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv")
-
-
-@dataclass(frozen=True)
-class Found:
-    """One record of a source, before anyone has looked whether it is of use."""
-
-    where: str  # "train.tsv, line 7"
-    record: Record
-    sound: bytes | None = None  # a whole audio file that the source itself holds
-    # where duration alone is given: whether it cuts the file (NeMo) or only says how long it is
-    cuts: bool = False
-
-
-@dataclass(frozen=True)
-class Source:
-    """What to read, and how."""
-
-    place: str  # file, folder, or hf:NAME:CONFIG:SPLIT
-    texts: AllowedRoot  # of its text files
-    text_field: str | None = None  # that holds the text, where the user says which
-
-    def inside(self, path: Path) -> Path:
-        """A text file of a source folder; links out of it are as unwelcome as those of audio."""
-        try:
-            return self.texts.find(str(path.absolute()), "text file")
-        except ValueError as error:
-            raise UserError(str(error)) from None
 
 
 def read_json(source: Source) -> Iterator[Found]:
@@ -222,6 +185,7 @@ def read_table(source: Source) -> Iterator[Found]:
 
 
 def is_table(path: Path) -> bool:
+    """Whether the columns of a text file have known names, or can be recognised without them."""
     return _find_table(path, None)[1] > 0
 
 
@@ -284,79 +248,6 @@ def _looks_like_audio(cell: str, folder: Path) -> bool:
     return " " not in cell and "/" not in cell and bool(cell) and (folder / "wavs" / f"{cell}.wav").is_file()
 
 
-def read_kaldi(source: Source) -> Iterator[Found]:
-    """A data folder: wav.scp, text, and where they are there segments, utt2spk, utt2lang and
-    reco2file_and_channel. Commands ("sox … |") are refused, never run.
-    """
-    folder = Path(source.place)
-
-    def table(name: str, optional: bool = True) -> dict[str, tuple[str, str]]:
-        there = not optional or (folder / name).exists()
-        return _kaldi_table(source.inside(folder / name)) if there else {}
-
-    recordings = table("wav.scp", optional=False)
-    for where, path in recordings.values():
-        if path.endswith("|") or path.startswith("|"):
-            raise UserError(
-                f"{where}: {path[:60]!r} is a command, and none is run; write its output to an audio file"
-                " and name that instead"
-            )
-        if re.search(r"\.ark:\d+$", path):
-            raise UserError(
-                f"{where}: {path[:60]!r} is a place in an archive, which is not read; copy the audio to"
-                " files and name those instead"
-            )
-    texts, speakers, languages = table("text", optional=False), table("utt2spk"), table("utt2lang")
-    channels = table("reco2file_and_channel")
-    cut = (folder / "segments").exists()
-    segments = table("segments")
-    for identity, (where, line) in (segments if cut else recordings).items():
-        recording, times = _kaldi_segment(where, line) if cut else (identity, ())
-        found: dict[str, Any] = {"id": identity, "text": texts.get(identity, ("", None))[1]}
-        found["speaker"], found["language"] = (
-            t[identity][1] if identity in t else None for t in (speakers, languages)
-        )
-        if recording in channels:
-            found["channel"] = channels[recording][1].split()[-1:] or None
-        try:
-            read = understand(found)
-        except ValueError as error:
-            raise UserError(f"{where}: {error}") from None
-        extra = {name: value for name, value in read.extra.items() if value is not None}
-        audio = recordings[recording][1] if recording in recordings else None
-        yield Found(where, replace(read, audio=audio, times=times, names={}, extra=extra))
-    for identity, (where, text) in texts.items():
-        if identity not in (segments if cut else recordings):
-            yield Found(where, Record(text=text, id=identity))
-
-
-def _kaldi_table(path: Path) -> dict[str, tuple[str, str]]:
-    """key -> (file and line, rest of the line)"""
-    table: dict[str, tuple[str, str]] = {}
-    for where, line in numbered_lines(path):
-        key, *rest = line.strip().split(maxsplit=1) or [""]
-        if not key:
-            continue
-        if key in table:
-            raise UserError(f"{where}: {key!r} stands there twice; ids must differ")
-        table[key] = where, "".join(rest)
-    return table
-
-
-def _kaldi_segment(where: str, line: str) -> tuple[str, tuple[Time, ...]]:
-    """RECORDING START END, in seconds; an END of -1 is the end of the file."""
-    try:
-        recording, start, end = line.split()
-        first = Time("START", "start", float(start))
-        times = (first,) if float(end) == -1 else (first, Time("END", "end", float(end)))
-        if not all(0 <= time.value < float("inf") for time in times):
-            raise ValueError
-        fields.segment(times, 1)
-    except ValueError:
-        raise UserError(f"{where}: must be UTTERANCE RECORDING START END, with times in seconds") from None
-    return recording, times
-
-
 def read_librispeech(source: Source) -> Iterator[Found]:
     """*.trans.txt anywhere below, lines of "ID TEXT", with ID.flac beside; the speaker leads the id."""
     for transcript in sorted(Path(source.place).rglob("*.trans.txt")):
@@ -365,13 +256,8 @@ def read_librispeech(source: Source) -> Iterator[Found]:
             identity, *text = line.strip().split(maxsplit=1) or [""]
             if identity:
                 path = audio.pop(transcript.parent / identity, None)
-                yield Found(
-                    where,
-                    Record(
-                        None if path is None else str(path.absolute()), "".join(text), identity,
-                        identity.split("-")[0],
-                    ),
-                )  # fmt: skip
+                name = None if path is None else str(path.absolute())
+                yield Found(where, Record(name, "".join(text), identity, identity.split("-")[0]))
         for path in audio.values():
             yield Found(str(path), Record(str(path.absolute())))
 
@@ -453,7 +339,7 @@ def read_hf(source: Source) -> Iterator[Found]:
 
 READERS: dict[str, Callable[[Source], Iterator[Found]]] = {
     "jsonl": read_json,
-    "kaldi": read_kaldi,
+    "kaldi": kaldi.read_kaldi,
     "table": read_table,
     "librispeech": read_librispeech,
     "folder": read_folder,

@@ -94,10 +94,12 @@ class Table:
 
     @property
     def split_at(self) -> str:
+        """The delimiter as messages call it."""
         return DELIMITERS.get(self.delimiter, repr(self.delimiter))
 
     @property
     def decimal_comma(self) -> bool:
+        """Whether 1,5 can be a number in it."""
         return self.delimiter != ","
 
 

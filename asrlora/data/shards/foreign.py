@@ -4,8 +4,9 @@ import gzip
 import re
 from pathlib import Path
 
-INDEX = "shards.json"  # what every indexed folder holds, with the next beside it
-ROWS = "rows.bin"
+from asrlora.data.shards.folder import META
+from asrlora.data.shards.index import ROWS
+
 TAR = re.compile(r"\.(tar|tgz|tar\.\w{2,4})$", re.IGNORECASE)
 COMPRESSED = re.compile(r"\.(tgz|tar\.\w{2,4})$", re.IGNORECASE)
 PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
@@ -26,11 +27,11 @@ def foreign_shards(place: Path | str) -> str | None:
     elif "://" in name:
         what = "one tar and not a folder of shards" if TAR.search(name) else ""
     elif path.is_dir():
-        ours = (path / INDEX).exists() or (path / ROWS).exists()
+        ours = (path / META).exists() or (path / ROWS).exists()
         tars = [] if ours else sorted(p.name for p in path.iterdir() if TAR.search(p.name))
-        what = f"holds {len(tars)} tars such as {tars[0]}, but no index ({INDEX})" if tars else ""
+        what = f"holds {len(tars)} tars such as {tars[0]}, but no index ({META})" if tars else ""
     elif path.is_file() and (TAR.search(name) or _is_tar(path)):
-        if (path.parent / INDEX).exists():
+        if (path.parent / META).exists():
             return f"{name}: one tar of a folder of shards; give the folder, {path.parent}"
         what = "a tar, of a WebDataset perhaps, without an index"
     else:

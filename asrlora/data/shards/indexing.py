@@ -24,7 +24,8 @@ from asrlora.data.decoding import filetypes
 from asrlora.data.decoding.decode import TOLERANCE, NeedsPyAV
 from asrlora.data.importers import fields
 from asrlora.data.importers.fields import Record
-from asrlora.data.importers.readers import SUFFIXES, objects
+from asrlora.data.importers.readers import objects
+from asrlora.data.importers.source import SUFFIXES
 from asrlora.data.manifest import AllowedRoot, parse_object
 from asrlora.data.shards import index
 from asrlora.data.shards.folder import META, is_tar_name, write_record
