@@ -22,20 +22,20 @@ def add_arguments(parser: Parser) -> None:
 
 def _compare(args: argparse.Namespace) -> int:
     from asrlora.console import console
-    from asrlora.report import compare
+    from asrlora.report import compare, groups
 
-    places = [*args.runs, *(compare.trials(args.sweep) if args.sweep else ())]
+    places = [*args.runs, *(groups.trials(args.sweep) if args.sweep else ())]
     if not places:
         raise UserError("nothing to compare; give run directories, or --sweep FILE")
-    runs = compare.read_runs(compare.find(places))
-    groups = compare.grouped(runs)
-    for table in compare.tables(groups):
+    runs = groups.read_runs(groups.find(places))
+    compared = groups.grouped(runs)
+    for table in compare.tables(compared):
         console.print(table)
     page = args.output or compare.default_page(runs)
-    compare.write_page(groups, page)
+    compare.write_page(compared, page)
     console.print(f"page: {page}")
     if args.figures:
         from asrlora.report.publication_figures import write_figures
 
-        console.print(f"{len(write_figures(groups, args.figures))} figures: {args.figures}")
+        console.print(f"{len(write_figures(compared, args.figures))} figures: {args.figures}")
     return 0

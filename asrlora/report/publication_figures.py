@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from asrlora.report.compare import SETS, STATES, Group, Run
+from asrlora.report.groups import SETS, STATES, Group, Run
 
 COLUMN, PAGE = 3.35, 6.9  # inches, as two-column styles have them
 STYLE: dict[Any, Any] = {

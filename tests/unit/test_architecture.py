@@ -27,7 +27,7 @@ OUTSIDE = {
 WITHOUT_TORCH = """score.wer score.verdict score.text data.manifest data.plan data.audit.checks
 data.audit.manifest_check data.audit.transcript_style data.shards.reader data.shards.indexing
 data.importers.convert data.subsets score.power score.mapsswe score.keyword_recall score.scoring
-score.bootstrap record.run_dir record.schema record.judge record.scores report.compare
+score.bootstrap report.groups record.run_dir record.schema record.judge record.scores report.compare
 report.publication_figures record.status allocation record.transcripts data.windows record.ledger
 tracking.sinks tracking.wandb tracking.tensorboard report.page commands config sweep.sweep_file
 sweep.slurm sweep.trials sweep.runner sweep.phases

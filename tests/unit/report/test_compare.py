@@ -12,6 +12,7 @@ from asrlora import cli
 from asrlora.errors import UserError
 from asrlora.record import ledger, run_dir
 from asrlora.report import compare
+from asrlora.report import groups as grouping
 from asrlora.score import bootstrap
 from asrlora.sweep import sweep_file
 from conftest import ROOT
@@ -32,15 +33,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def groups(folder: Path) -> list[compare.Group]:
-    return compare.grouped(compare.read_runs(compare.find([folder])))
+def groups(folder: Path) -> list[grouping.Group]:
+    return grouping.grouped(grouping.read_runs(grouping.find([folder])))
 
 
-def test_every_pair_has_the_interval_that_comparing_the_two_alone_gives(groups: list[compare.Group]) -> None:
+def test_every_pair_has_the_interval_that_comparing_the_two_alone_gives(groups: list[grouping.Group]) -> None:
     """The oracle is the verdict's own function, on the files of two runs."""
     group = groups[0]
     folders = {run.name: run_dir.step_folder(run.folder, run.best_step) for run in group.runs}
-    folders[compare.BASE] = run_dir.step_folder(group.runs[0].folder, 0)
+    folders[grouping.BASE] = run_dir.step_folder(group.runs[0].folder, 0)
     pairs = list(itertools.combinations(group.paired, 2))
     assert len(pairs) == len(group.pairs["domain"]) == 66
     for name in ("domain", "heldout"):
@@ -51,7 +52,7 @@ def test_every_pair_has_the_interval_that_comparing_the_two_alone_gives(groups: 
             assert (low, high) == pytest.approx(alone.change_interval, abs=1e-12)
 
 
-def test_a_run_without_a_verdict_gets_the_intervals_that_one_would_give(groups: list[compare.Group]) -> None:
+def test_a_run_without_a_verdict_gets_the_intervals_that_one_would_give(groups: list[grouping.Group]) -> None:
     run = next(run for run in groups[0].runs if run.name == "running")
     old, new = (run_dir.step_folder(run.folder, step) / "heldout.jsonl" for step in (0, run.best_step))
     alone = bootstrap.compare(run_dir.read_counts(old), run_dir.read_counts(new))
@@ -60,24 +61,24 @@ def test_a_run_without_a_verdict_gets_the_intervals_that_one_would_give(groups: 
     assert not (run.folder / "verdict.json").exists(), "somebody else's run is only read"
 
 
-def test_other_fingerprints_are_other_groups_and_never_paired(groups: list[compare.Group]) -> None:
+def test_other_fingerprints_are_other_groups_and_never_paired(groups: list[grouping.Group]) -> None:
     assert [len(group.runs) for group in groups] == [11, 1]
     assert [run.name for run in groups[1].runs] == ["other"]
     assert "other" not in groups[0].paired
-    assert compare.differing([group.fingerprint for group in groups]) == ["heldout manifest"]
+    assert grouping.differing([group.fingerprint for group in groups]) == ["heldout manifest"]
     assert compare.tables(groups)[1].title == "group 2: not comparable with group 1, other heldout manifest"
 
 
-def test_runs_are_ranked_by_verdict_and_domain_wer(groups: list[compare.Group]) -> None:
+def test_runs_are_ranked_by_verdict_and_domain_wer(groups: list[grouping.Group]) -> None:
     runs = groups[0].runs
-    assert [run.state for run in runs] == sorted((r.state for r in runs), key=compare.STATES.index)
+    assert [run.state for run in runs] == sorted((r.state for r in runs), key=grouping.STATES.index)
     for one, next_one in itertools.pairwise(runs):
         assert one.state != next_one.state or one.scores["domain"].rate <= next_one.scores["domain"].rate
     assert {run.name: run.why for run in runs}["failed"] == "loss is nan"
     assert {run.name: run.losses for run in runs}["failed"] == []
 
 
-def test_settings_that_differ_are_named(groups: list[compare.Group]) -> None:
+def test_settings_that_differ_are_named(groups: list[grouping.Group]) -> None:
     assert groups[0].columns == ["max_steps", "learning_rate", "seed"]
 
 
@@ -86,7 +87,7 @@ def test_every_guardrail_has_a_column(tmp_path: Path) -> None:
     judged = written.write_run(tmp_path / "judged", sets)
     section = written.judge(judged)["guardrails"]["quiet"]
     written.write_run(tmp_path / "unjudged", sets)
-    (group,) = compare.grouped(compare.read_runs(compare.find([tmp_path])))
+    (group,) = grouping.grouped(grouping.read_runs(grouping.find([tmp_path])))
     assert group.sets == ["domain", "heldout", "quiet"]
     assert list(group.pairs) == ["domain", "heldout"]
     scores = {run.name: run.scores["quiet"] for run in group.runs}
@@ -99,7 +100,7 @@ def test_every_guardrail_has_a_column(tmp_path: Path) -> None:
 def test_the_records_alone_are_enough() -> None:
     """docs/runs keeps neither hypotheses nor metrics."""
     root = ROOT / "docs" / "runs"
-    (group,) = [g for g in compare.grouped(compare.read_runs(compare.find([root]))) if len(g.runs) > 3]
+    (group,) = [g for g in grouping.grouped(grouping.read_runs(grouping.find([root]))) if len(g.runs) > 3]
     assert group.paired == []
     assert group.runs[0].state == "accept"
     score = group.runs[0].scores["domain"]
@@ -111,7 +112,7 @@ def test_the_records_alone_are_enough() -> None:
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     for place in ("a", "b"):
         write_run(tmp_path / place / "run", {"max_steps": 4}, utterances=4)
-    runs = compare.read_runs(compare.find([tmp_path]))
+    runs = grouping.read_runs(grouping.find([tmp_path]))
     assert sorted(run.name for run in runs) == ["a/run", "b/run"]
     page = tmp_path / "plan.md"
     page.write_text(f"{ledger.BEGIN}\n{ledger.END}\n")
@@ -125,7 +126,7 @@ def test_hypotheses_of_other_utterances_are_refused(tmp_path: Path) -> None:
     path = run_dir.step_folder(runs[1], step) / "domain.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(UserError, match="hold different utterances, such as 'domain-0004'"):
-        compare.grouped(compare.read_runs(runs))
+        grouping.grouped(grouping.read_runs(runs))
 
 
 def test_a_sweep_is_compared_while_it_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,14 +141,14 @@ def test_a_sweep_is_compared_while_it_runs(tmp_path: Path, capsys: pytest.Captur
     for trial in begun:
         write_run(trial.folder, {"max_steps": 4, **trial.own}, utterances=4)
     write_run(tmp_path / "trials" / "another", {"max_steps": 4}, utterances=4)
-    assert {run.folder for run in compare.read_runs(compare.trials(file))} == {t.folder for t in begun}
+    assert {run.folder for run in grouping.read_runs(grouping.trials(file))} == {t.folder for t in begun}
     assert cli.main(["compare", "--sweep", str(file)]) == 0
     assert (tmp_path / "trials" / "compare.html").is_file()
 
 
 def test_what_is_no_run_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no run\.json at or below"):
-        compare.find([tmp_path])
+        grouping.find([tmp_path])
     assert cli.main(["compare", str(tmp_path / "nowhere")]) == 2
     assert cli.main(["compare"]) == 2
 

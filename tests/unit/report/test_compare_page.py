@@ -11,6 +11,7 @@ import pytest
 import written
 from asrlora.record.judge import judge_run
 from asrlora.report import compare
+from asrlora.report import groups as grouping
 from browser import PATIENCE, Browser, browser
 from sweeps import FINGERPRINT, write_run, write_sweep
 
@@ -33,7 +34,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # a guardrail that is called like a column of the table
     sets = {"domain": written.better(), "heldout": written.same(), "why": written.worse()}
     judge_run(written.write_run(folder / "with guardrail", sets))
-    groups = compare.grouped(compare.read_runs(compare.find([folder])))
+    groups = grouping.grouped(grouping.read_runs(grouping.find([folder])))
     compare.write_page(groups, folder / "compare.html")
     return folder / "compare.html"
 

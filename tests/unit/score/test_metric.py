@@ -9,6 +9,7 @@ from asrlora import cli
 from asrlora.errors import UserError
 from asrlora.record import diagnosis, ledger, run_dir, schema, status
 from asrlora.report import compare, page
+from asrlora.report import groups as grouping
 from asrlora.score import degenerate, text
 from asrlora.score.metric import Metric
 from asrlora.score.scoring import score, summary
@@ -87,7 +88,7 @@ def test_records_of_earlier_versions_are_by_words() -> None:
         judged = run_dir.read_json(folder / "verdict.json")
         assert "metric" not in judged
         assert ledger.row(folder).count("CER") == 0
-        assert compare.read_run(folder).scores["domain"].rate == judged["domain"]["tuned_wer"]
+        assert grouping.read_run(folder).scores["domain"].rate == judged["domain"]["tuned_wer"]
 
 
 def test_report_matrix_and_tracking_are_by_the_metric(tmp_path: Path) -> None:
@@ -115,7 +116,7 @@ def test_runs_of_two_metrics_are_never_ranked_together(tmp_path: Path) -> None:
     folders = [write_run(tmp_path / metric, metric) for metric in metrics]
     for folder in folders:
         judge(folder)
-    groups = compare.grouped(compare.read_runs(folders))
+    groups = grouping.grouped(grouping.read_runs(folders))
     assert [[run.metric for run in group.runs] for group in groups] == [["cer"], ["mer"], ["wer"]]
     assert "other metric" in str(compare.tables(groups)[1].title)
     assert compare.tables(groups)[0].columns[2].header == "domain CER, %\nchange, points"
