@@ -15,7 +15,7 @@ from asrlora.storage import write_json
 
 WRITE_INTERVAL = 5.0  # seconds between two writings: each costs the disk a sync
 SILENCE = 120.0  # seconds; a batch on a slow CPU takes tens
-RESUME = "go on with --resume auto"
+RESUME = "continue with --resume auto"
 
 
 class Progress:

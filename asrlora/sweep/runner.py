@@ -92,7 +92,7 @@ class _Pool:
                 self.running[slot] = begun
                 self.waiting.remove(trial)
             elif not _will_be_free(trial):
-                _say(trial, f"runs already ({_owner(trial)}); left to that")
+                _say(trial, f"is running already ({_owner(trial)}), not started again")
                 self.waiting.remove(trial)
 
 

@@ -1,4 +1,4 @@
-"""A sweep as arrays of Slurm: in parts that the Slurm at hand takes, and the lines that submit them."""
+"""A sweep as Slurm arrays: in parts that this Slurm accepts, and the lines that submit them."""
 
 import contextlib
 import getpass
@@ -18,7 +18,7 @@ TOOL_TIMEOUT = 10.0  # seconds
 
 @dataclass(frozen=True)
 class Limits:
-    """What the Slurm at hand takes at once; None where it does not say or has no limit."""
+    """What this Slurm accepts at once; None where it does not say or has no limit."""
 
     array_size: int | None = None
     submitted: tuple[int, str] | None = None  # jobs of one user that are queued or run, and whose limit it is
@@ -48,7 +48,7 @@ class Part:
     count: int
 
     def array(self, at_once: int) -> str:
-        """What --array takes; a part's own indices begin at 0."""
+        """The value of --array; a part's own indices begin at 0."""
         return f"0-{self.count - 1}%{at_once}"
 
 
@@ -99,7 +99,7 @@ def _asked(*words: str) -> list[str]:
 
 
 def parts(count: int, allowed: Limits) -> list[Part]:
-    """`count` trials in arrays that Slurm takes, in their order. Raises UserError where it takes none."""
+    """`count` trials in arrays that Slurm accepts, in their order. Raises UserError where it accepts none."""
     if allowed.tasks < 1:
         raise UserError(
             f"this Slurm takes no job arrays ({allowed.describe()}); run the trials by `asrlora sweep run"
@@ -159,7 +159,7 @@ def number_of(trial: int, offset: int, count: int, file: Path, sweep: Sweep) -> 
 
 
 def partial_array_note(count: int, environment: Mapping[str, str]) -> str | None:
-    """What a task says whose array is not the whole sweep; which may be meant."""
+    """What a task prints whose array is not the whole sweep; that may be intended."""
     given = environment.get("SLURM_ARRAY_TASK_COUNT")
     if given is None or not given.isdecimal() or int(given) >= count:
         return None

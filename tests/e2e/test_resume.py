@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped, frozen and gone on with, on real gloo ranks."""
+"""Runs that are killed, stopped, frozen and resumed, on real gloo ranks."""
 
 import itertools
 import json

@@ -269,7 +269,7 @@ def test_status_tells_the_state_from_the_files(run: Path, capsys: pytest.Capture
     identity = run_dir.read_json(run / "run.json")
     values = run_dir.read_json(run / "progress.json")
     (run / "run.json").write_text(json.dumps({**identity, "state": "running"}))
-    hour = "but it ended without a word: it was killed (SIGKILL, the kernel for want of memory), or"
+    hour = "but it ended without a message: it was killed (SIGKILL, or memory was full), or"
     for age, expected in ((1, "last written"), (3600, hour)):
         (run / "progress.json").write_text(json.dumps({**values, "written": time.time() - age}))
         assert expected in status.describe(run)

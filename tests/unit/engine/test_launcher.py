@@ -80,7 +80,7 @@ def test_the_only_process_of_a_launch_is_rank_0(run: run_dir.RunDirectory) -> No
 
 
 def test_a_run_without_a_launcher_is_known_to_be_dead_by_its_lock(run: run_dir.RunDirectory) -> None:
-    assert "running, but it ended without a word: it was killed" in status.describe(run.folder)
+    assert "running, but it ended without a message: it was killed" in status.describe(run.folder)
     held = lock(run.folder / ".lock", 0)
     assert held is not None
     with held:
