@@ -15,5 +15,6 @@ export VIRTUAL_ENV=$PWD/.venv-lowest
 "$uv" pip install --quiet --no-deps --editable .
 grep -E '^(torch|transformers|accelerate|peft|deepspeed)==' "$folder/lowest.txt"
 # loading and adapters of every family, scoring, and a run from speech to verdict
+shopt -s globstar
 exec .venv-lowest/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu" \
-    tests/e2e/test_training.py tests/unit/test_{adapters,config,exact,families,runtime,score}.py tests/unit/data/test_{audio,shards}.py
+    tests/e2e/test_training.py tests/unit/**/test_{adapters,audio,config,exact,families,runtime,score,shards}.py

@@ -12,16 +12,16 @@ from asrlora.arguments import Parser
 from asrlora.errors import exit_code
 
 COMMANDS = {
-    "demo": "the whole way on synthetic speech, in minutes on a CPU",
+    "demo": "corpus, audit, training and verdict on synthetic speech, in minutes on a CPU",
     "manifest": "import, audit, merge, split and filter manifests",
     "shards": "build and verify WebDataset tars",
     "bench": "measure speed on this machine",
     "eval": "hypotheses and WER of a model on a manifest",
     "verdict": "judge a run again from its files",
     "compare": "runs side by side: one HTML page and a table",
-    "status": "how runs are getting on, from their files alone",
+    "status": "the progress of runs, read from their files",
     "track": "Weights & Biases: send what waits, make a workspace",
-    "transcribe": "print what is said in audio files",
+    "transcribe": "print the texts of audio files",
     "export": "an adapter to use elsewhere, or merged into its base",
     "ledger": "draw the run matrix from run records",
     "sweep": "many trials from one file; see docs/guide/sweeps.md",

@@ -37,13 +37,14 @@ def modules() -> dict[Path, str]:
 
 
 def definitions(source: str) -> Iterator[tuple[str, Definition]]:
-    """All functions, methods and classes with their dotted names."""
+    """Functions, methods and classes with their dotted names; not those inside functions."""
 
     def inside(node: ast.AST, prefix: str) -> Iterator[tuple[str, Definition]]:
         for child in ast.iter_child_nodes(node):
             if isinstance(child, Definition):
                 yield prefix + child.name, child
-                yield from inside(child, f"{prefix}{child.name}.")
+                if isinstance(child, ast.ClassDef):
+                    yield from inside(child, f"{prefix}{child.name}.")
             else:
                 yield from inside(child, prefix)
 

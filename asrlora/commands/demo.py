@@ -1,4 +1,4 @@
-"""`asrlora demo`: the whole way on synthetic speech."""
+"""`asrlora demo`: corpus, audit, training and verdict on synthetic speech."""
 
 import argparse
 from pathlib import Path
@@ -13,9 +13,9 @@ def add_arguments(parser: Parser) -> None:
     parser.set_defaults(run=_demo)
     parser.add_argument("--output-dir", type=Path, default=Path("outputs/demo"))
     parser.add_argument("--data-dir", type=Path, default=DATA)
-    parser.add_argument("--seed", type=int, default=1, help="of training; the corpus stays the same")
+    parser.add_argument("--seed", type=int, default=1, help="of the training (the corpus has its own)")
     steps = parser.add_subparsers(metavar="STEP")
-    corpus = steps.add_parser("corpus", help="only speak the corpus and write its manifests")
+    corpus = steps.add_parser("corpus", help="only synthesise the corpus and write its manifests")
     corpus.set_defaults(run=_corpus)
     corpus.add_argument("--data-dir", type=Path, default=DATA)
 

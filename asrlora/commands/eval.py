@@ -34,7 +34,7 @@ def add_arguments(parser: Parser) -> None:
     add_scoring(parser)
     add_metric(parser, "error rate of the tables (default: by --language, as in a run)")
     base = parser.add_argument_group(
-        "how the base is loaded", "with an adapter: as when it was trained, and another way is refused"
+        "how the base is loaded", "with an adapter: as in its training; anything else is refused"
     )
     base.add_argument(
         "--load-in-4bit", action=argparse.BooleanOptionalAction, help="as QLoRA's base (default: no)"

@@ -25,13 +25,13 @@ STYLE = ("label_case", "label_punctuation", "label_characters")
 def add_arguments(parser: Parser) -> None:
     """Adds the steps of `manifest`."""
     steps = parser.add_subparsers(required=True, metavar="STEP")
-    steps.add_parser("check", help="look for what makes a run worthless", add=_add_check)
+    steps.add_parser("check", help="look for faults that make a run worthless", add=_add_check)
     steps.add_parser("import", help="make a manifest of another project's data", add=_add_import)
-    steps.add_parser("merge", help="several manifests to one", add=_add_merge)
-    steps.add_parser("split", help="one manifest to several, nothing in two of them", add=_add_split)
-    steps.add_parser("filter", help="keep what you name, and count the rest", add=_add_filter)
-    steps.add_parser("restyle", help="write the texts in another style", add=_add_restyle)
-    steps.add_parser("stats", help="how much, how long, who, which words and characters", add=_add_stats)
+    steps.add_parser("merge", help="join several manifests into one", add=_add_merge)
+    steps.add_parser("split", help="split a manifest into parts that share nothing", add=_add_split)
+    steps.add_parser("filter", help="keep utterances by length, text or speaker", add=_add_filter)
+    steps.add_parser("restyle", help="change case, punctuation or characters of the texts", add=_add_restyle)
+    steps.add_parser("stats", help="durations, speakers, words and characters", add=_add_stats)
 
 
 def _add_check(parser: Parser) -> None:
@@ -47,7 +47,7 @@ def _add_check(parser: Parser) -> None:
     recipe = parser.add_argument_group("the run that is planned", "as for asrlora/train.py")
     recipe.add_argument("--config", metavar="FILE", help="YAML file of the run")
     recipe.add_argument(
-        "--model-id", default=argparse.SUPPRESS, help="base model: its tokens and style are looked at too"
+        "--model-id", default=argparse.SUPPRESS, help="base model: its tokens and style are checked too"
     )
     add_flags(recipe, RECIPE)
 
@@ -113,7 +113,7 @@ def _add_import(parser: Parser) -> None:
     parser.add_argument(
         "--format",
         choices=("jsonl", "kaldi", "table", "librispeech", "folder", "hf"),
-        help="default: found out by looking",
+        help="default: detected",
     )
     parser.add_argument(
         "--audio-root",

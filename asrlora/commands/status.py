@@ -1,4 +1,4 @@
-"""`asrlora status`: how runs are getting on."""
+"""`asrlora status`: the progress of runs."""
 
 import argparse
 from pathlib import Path

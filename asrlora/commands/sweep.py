@@ -21,7 +21,9 @@ def add_arguments(parser: Parser) -> None:
     plan.set_defaults(run=_plan)
     plan.add_argument("file", type=Path)
     plan.add_argument(
-        "--arrays", action="store_true", help="only phases, array ranges and offsets above 0, for scripts"
+        "--arrays",
+        action="store_true",
+        help="phases, array ranges and offsets above 0 only, for scripts",
     )
     run = steps.add_parser("run", help="run the trials, or resume them")
     run.set_defaults(run=_run)
