@@ -109,6 +109,7 @@ def read_batches(
     workers = workers or allocation.of_process().loader_threads
 
     def read(epoch: int, numbers: list[int]) -> Batch:
+        """One batch, in a thread."""
         samples = [shards.samples[number] for number in numbers]
         pcms = [change(shards.read(n), s.id, epoch) for n, s in zip(numbers, samples, strict=True)]
         pcm, lengths = pack(pcms)

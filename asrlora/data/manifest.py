@@ -58,14 +58,6 @@ class BadLine:
     message: str  # names the fault of this line and the fix
 
 
-class _LineError(ValueError):
-    """A line cannot be used, for a reason that many lines can share."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
 def read_manifest(path: Path, allow_outside: bool = False) -> list[Utterance]:
     """Reads and checks every line; follows every audio file's structure to its end, decodes few.
 
@@ -148,70 +140,6 @@ def parse_object(line: str) -> dict[str, Any]:
     return record
 
 
-def _depth(value: Any) -> int:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return 1 + max(map(_depth, inner), default=0)
-
-
-def _parse(line: str, root: "AllowedRoot") -> Utterance:
-    try:
-        record = parse_object(line)
-    except ValueError as error:
-        raise _LineError("not JSON", str(error)) from None
-    name = string_field(record, "audio", required=True)
-    text = string_field(record, "text", required=True)
-    assert name is not None
-    assert text is not None
-    offset = seconds_field(record, "offset")
-    duration = seconds_field(record, "duration")
-    speaker = string_field(record, "speaker")
-    identity = string_field(record, "id") or default_id(name, offset or 0.0)
-    audio = root.find(name)
-    try:
-        fields.refuse_in_manifest(record, lambda: _channels(audio))
-    except ValueError as error:
-        raise _LineError("field not read", str(error)) from None
-    try:
-        length = audio_length(audio)
-    except ValueError as error:
-        raise _LineError("audio unreadable", str(error)) from None
-    if length == 0:
-        raise _LineError("audio empty", f"the audio file {audio} holds no samples; take the line out")
-    whole_file = "offset" not in record
-    duration = _checked_duration(offset or 0.0, duration, audio, length, whole_file)
-    extra = {key: value for key, value in record.items() if key not in FIELDS}
-    return Utterance(identity, audio, text, duration, offset or 0.0, speaker, extra, whole_file)
-
-
-def _checked_duration(
-    offset: float, duration: float | None, audio: Path, length: float, whole_file: bool
-) -> float:
-    """Seconds of the utterance in a file of `length` seconds. Raises ValueError where the line and the file
-    contradict each other."""
-    if offset >= length:
-        raise _LineError(
-            "segment outside", f"offset {offset:g} s lies behind the end of {audio} ({length:g} s)"
-        )
-    if duration is None:
-        return length - offset
-    if whole_file:
-        if abs(duration - length) > TOLERANCE + 0.01 * length:
-            raise _LineError(
-                "duration wrong",
-                f"the field duration says {duration:g} s, and {audio} holds {length:.2f} s; correct or"
-                " delete the field, or add offset where only a part of the file is meant",
-            )
-        return length  # the line's may be rounded
-    if offset + duration > length + TOLERANCE:
-        raise _LineError(
-            "segment outside",
-            f"the segment ends at {offset + duration:g} s, behind the end of {audio} ({length:g} s)",
-        )
-    if duration <= 0:
-        raise ValueError("duration must be above 0 s")
-    return duration
-
-
 def default_id(name: str, offset: float) -> str:
     """A stable id for a line that has none, from its path as written and its offset in seconds."""
     return hashlib.sha256(f"{name}@{offset}".encode()).hexdigest()[:16]
@@ -233,20 +161,6 @@ def string_field(record: Mapping[str, Any], key: str, required: bool = False) ->
     return value
 
 
-def _instead(record: Mapping[str, Any], key: str) -> str:
-    """What a record has in place of a field of ours."""
-    other = next((name for name in record if fields.meaning(name) == key), None)
-    there = ", ".join(map(str, list(record)[:12]))
-    return (
-        f"; {other} is what other projects call it: write {key}, or have asrlora manifest import convert"
-        " the file"
-        if other
-        else f"; the fields are {there}"
-        if record
-        else ""
-    )
-
-
 def seconds_field(record: Mapping[str, Any], key: str) -> float | None:
     """The seconds in a field, 0 or more. Raises ValueError that names the field."""
     value = record.get(key)
@@ -265,13 +179,6 @@ def audio_length(audio: Path) -> float:
     except AudioError as error:
         error.args = (f"the audio file {audio} cannot be read: it {error}",)
         raise
-
-
-def _channels(audio: Path) -> int:
-    try:
-        return decode.shape(audio)[0]
-    except AudioError as error:
-        raise ValueError(f"the audio file {audio} cannot be read: it {error}") from None
 
 
 class OutsideRootError(ValueError):
@@ -352,22 +259,6 @@ def write_manifest(path: Path, utterances: Iterable[Utterance]) -> int:
     return sum(os.path.isabs(record["audio"]) for record in records)
 
 
-def _to_record(utterance: Utterance, root: str) -> dict[str, Any]:
-    audio = Path(os.path.realpath(utterance.audio))
-    inside = audio.is_relative_to(root)
-    record: dict[str, Any] = {
-        "id": utterance.id,
-        "audio": audio.relative_to(root).as_posix() if inside else str(audio),
-        "text": utterance.text,
-        "duration": round(utterance.duration, 6),
-    }
-    if not utterance.whole_file:
-        record["offset"] = utterance.offset
-    if utterance.speaker is not None:
-        record["speaker"] = utterance.speaker
-    return {**record, **utterance.extra}
-
-
 class Trainable(Protocol):
     """An utterance of a manifest or a sample of a shard."""
 
@@ -423,3 +314,112 @@ def fingerprint(utterances: Sequence[Utterance]) -> str:
         said = [utterance.text, utterance.duration, utterance.offset, utterance.speaker]
         digest.update(json.dumps([utterance.id, *file, *said]).encode())
     return digest.hexdigest()
+
+
+class _LineError(ValueError):
+    """A line cannot be used, for a reason that many lines can share."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def _depth(value: Any) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, inner), default=0)
+
+
+def _parse(line: str, root: AllowedRoot) -> Utterance:
+    try:
+        record = parse_object(line)
+    except ValueError as error:
+        raise _LineError("not JSON", str(error)) from None
+    name = string_field(record, "audio", required=True)
+    text = string_field(record, "text", required=True)
+    assert name is not None
+    assert text is not None
+    offset = seconds_field(record, "offset")
+    duration = seconds_field(record, "duration")
+    speaker = string_field(record, "speaker")
+    identity = string_field(record, "id") or default_id(name, offset or 0.0)
+    audio = root.find(name)
+    try:
+        fields.refuse_in_manifest(record, lambda: _channels(audio))
+    except ValueError as error:
+        raise _LineError("field not read", str(error)) from None
+    try:
+        length = audio_length(audio)
+    except ValueError as error:
+        raise _LineError("audio unreadable", str(error)) from None
+    if length == 0:
+        raise _LineError("audio empty", f"the audio file {audio} holds no samples; take the line out")
+    whole_file = "offset" not in record
+    duration = _checked_duration(offset or 0.0, duration, audio, length, whole_file)
+    extra = {key: value for key, value in record.items() if key not in FIELDS}
+    return Utterance(identity, audio, text, duration, offset or 0.0, speaker, extra, whole_file)
+
+
+def _checked_duration(
+    offset: float, duration: float | None, audio: Path, length: float, whole_file: bool
+) -> float:
+    """Seconds of the utterance in a file of `length` seconds. Raises ValueError where the line and the file
+    contradict each other."""
+    if offset >= length:
+        raise _LineError(
+            "segment outside", f"offset {offset:g} s lies behind the end of {audio} ({length:g} s)"
+        )
+    if duration is None:
+        return length - offset
+    if whole_file:
+        if abs(duration - length) > TOLERANCE + 0.01 * length:
+            raise _LineError(
+                "duration wrong",
+                f"the field duration says {duration:g} s, and {audio} holds {length:.2f} s; correct or"
+                " delete the field, or add offset where only a part of the file is meant",
+            )
+        return length  # the line's may be rounded
+    if offset + duration > length + TOLERANCE:
+        raise _LineError(
+            "segment outside",
+            f"the segment ends at {offset + duration:g} s, behind the end of {audio} ({length:g} s)",
+        )
+    if duration <= 0:
+        raise ValueError("duration must be above 0 s")
+    return duration
+
+
+def _instead(record: Mapping[str, Any], key: str) -> str:
+    """What a record has in place of a field of ours."""
+    other = next((name for name in record if fields.meaning(name) == key), None)
+    there = ", ".join(map(str, list(record)[:12]))
+    return (
+        f"; {other} is what other projects call it: write {key}, or have asrlora manifest import convert"
+        " the file"
+        if other
+        else f"; the fields are {there}"
+        if record
+        else ""
+    )
+
+
+def _channels(audio: Path) -> int:
+    try:
+        return decode.shape(audio)[0]
+    except AudioError as error:
+        raise ValueError(f"the audio file {audio} cannot be read: it {error}") from None
+
+
+def _to_record(utterance: Utterance, root: str) -> dict[str, Any]:
+    audio = Path(os.path.realpath(utterance.audio))
+    inside = audio.is_relative_to(root)
+    record: dict[str, Any] = {
+        "id": utterance.id,
+        "audio": audio.relative_to(root).as_posix() if inside else str(audio),
+        "text": utterance.text,
+        "duration": round(utterance.duration, 6),
+    }
+    if not utterance.whole_file:
+        record["offset"] = utterance.offset
+    if utterance.speaker is not None:
+        record["speaker"] = utterance.speaker
+    return {**record, **utterance.extra}

@@ -20,6 +20,7 @@ def read_kaldi(source: Source) -> Iterator[Found]:
     folder = Path(source.place)
 
     def table(name: str, optional: bool = True) -> dict[str, tuple[str, str]]:
+        """A file of the folder, empty where it is optional and missing."""
         there = not optional or (folder / name).exists()
         return _kaldi_table(source.inside(folder / name)) if there else {}
 
