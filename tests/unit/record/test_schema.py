@@ -4,12 +4,14 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from asrlora.errors import UserError
 from asrlora.record import schema
 from asrlora.storage import write_json
+from asrlora.sweep.pruning import PruningRules
 from conftest import ROOT
 
 sys.path.append(str(ROOT / "tools"))
@@ -24,6 +26,31 @@ def test_a_file_of_an_older_version_is_read_and_written_byte_for_byte(path: Path
     record = schema.read(path, KINDS[path.name])
     write_json(tmp_path / "again.json", record.as_json())
     assert (tmp_path / "again.json").read_text() == path.read_text()
+
+
+# as 0.1.0 wrote them, which had neither metric nor characters
+COUNTS = {"wer": 0.25, "substitutions": 2, "deletions": 1, "insertions": 0, "words": 12, "utterances": 3}
+ATTEMPT = {"owner": "process 7 on n1", "started": "2026-11-01T10:00:00+00:00", "ended": None, "restart": 0,
+           "cause": None, "told": ""}  # fmt: skip
+WRITTEN: list[tuple[type[schema.Record], dict[str, Any]]] = [
+    (schema.Scores, {"step": 0, "fingerprint": {"base": "b"}, "seconds": 1.5, "domain": COUNTS,
+                     "far field": {**COUNTS, "wer": None, "interval": [None, 0.5]}}),
+    (schema.EvalScores, {"wer": 0.25, "cer": 0.1, "by_speaker": {"a": {"wer": None, "errors": 0, "words": 0,
+                                                                       "utterances": 1}}}),
+    (schema.TrialRecord, {"id": "0a", "settings": {"seed": 1}, "attempts": [{**ATTEMPT, "code": 0}]}),
+    (schema.ProgressRecord, {"stage": "training", "step": 2, "loss": None, "wers": {"domain": 0.1}}),
+    (PruningRules, {"rules": {"heldout_margin": 0.1, "loss_factor": None, "halving": None}, "guardrail": 0.1,
+                    "peers": ["0a"]}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "values"), WRITTEN, ids=lambda one: getattr(one, "__name__", ""))
+def test_a_record_is_written_as_it_was_read(
+    kind: type[schema.Record], values: dict[str, Any], tmp_path: Path
+) -> None:
+    write_json(tmp_path / "one.json", values)
+    write_json(tmp_path / "again.json", schema.read(tmp_path / "one.json", kind).as_json())
+    assert (tmp_path / "again.json").read_text() == (tmp_path / "one.json").read_text()
 
 
 def test_there_are_files_of_older_versions() -> None:
