@@ -24,13 +24,20 @@ def find_model(model_id: str) -> Path:
 def read_config(model_id: str) -> dict[str, Any]:
     """config.json of a model, without its weights. Raises UserError when there is no such model."""
     path = _find(model_id, ["config.json"]) / "config.json"
+    return _read_object(path, f"save or copy the model again, or give another --model-id than {model_id}")
+
+
+def _read_object(path: Path, remedy: str) -> dict[str, Any]:
+    """The JSON object in a file. Raises UserError that names the file and what to do."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"--model-id {model_id}: {path} cannot be read ({error})") from None
-    if not isinstance(config, dict):
-        raise UserError(f"--model-id {model_id}: {path} is not a JSON object")
-    return config
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
+    except ValueError as error:
+        raise UserError(f"{path}: is not valid JSON ({error}); {remedy}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: is not a JSON object; {remedy}")
+    return found
 
 
 def _find(model_id: str, wanted: list[str]) -> Path:
@@ -66,26 +73,14 @@ def adapter_settings(adapter: Path) -> dict[str, Any]:
     path = adapter / "adapter_config.json"
     if not path.is_file():
         raise UserError(f"--adapter-dir {adapter}: holds no adapter_config.json, so it is no adapter")
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: is not valid JSON ({error}); save or copy the adapter again") from None
-    if not isinstance(settings, dict):
-        raise UserError(f"{path}: is not a JSON object; save or copy the adapter again")
-    return settings
+    return _read_object(path, "save or copy the adapter again")
 
 
 def trained_on(adapter: Path) -> dict[str, str]:
     """How the base was loaded when the adapter was trained: sha256, weights (float32 or nf4) and
     matmul_precision. Empty where that was not recorded, as by other trainers."""
     path = adapter / BASE_FILE
-    if not path.is_file():
-        return {}
-    try:
-        recorded: dict[str, str] = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: is not a JSON object ({error}); copy the adapter again") from None
-    return recorded
+    return _read_object(path, "copy the adapter again") if path.is_file() else {}
 
 
 def base_of(adapter: Path) -> str:

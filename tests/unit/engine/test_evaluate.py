@@ -34,7 +34,7 @@ def test_a_missing_or_foreign_utterance_is_an_error(heldout: reader.Shards) -> N
         evaluate.assemble(heldout, [*pairs[1:], ("stranger", "x")], ENGLISH)
 
 
-def test_the_base_hears_general_speech(speech: Speech, tmp_path: Path) -> None:
+def test_the_base_recognises_general_speech(speech: Speech, tmp_path: Path) -> None:
     """The whole path of `asrlora eval`, against `asrlora transcribe` on each file by itself."""
     scores = inference.evaluate_manifest(
         str(BASE), None, read_manifest(speech.heldout), tmp_path / "eval", 160.0

@@ -1,4 +1,4 @@
-"""`asrlora export`, on the demo's base: what it writes hears what the adapter heard."""
+"""`asrlora export`, on the demo's base: what it writes recognises what the adapter did."""
 
 import json
 import shutil
@@ -77,7 +77,7 @@ def test_merged_active_and_saved_adapter_write_the_same(
 
 
 @torch.inference_mode()
-def test_plain_transformers_hears_the_merged_model_as_the_active_adapter_is_heard(
+def test_plain_transformers_gives_the_merged_model_the_logits_of_the_active_adapter(
     trained: Trained, merged: Path, speech: Speech
 ) -> None:
     """Unpadded, which is what our padded batches stand for."""

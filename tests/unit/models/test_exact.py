@@ -57,7 +57,7 @@ def plain_transformers(base: Base) -> Any:
 
 
 @torch.inference_mode()
-def test_a_batch_is_heard_as_transformers_hears_each_utterance_alone(base: Base) -> None:
+def test_a_batch_has_the_logits_of_each_utterance_alone_by_transformers(base: Base) -> None:
     """Unpadded, and without a mask where the model was trained without. Red when a norm runs over padding,
     or when attention sees a frame of it."""
     plain, pcms = plain_transformers(base), noise(base)
@@ -100,7 +100,7 @@ class Rank:
         return values
 
 
-def hear(base: Base, data: reader.Shards, seconds: float, world: int = 1) -> Evaluation:
+def evaluated(base: Base, data: reader.Shards, seconds: float, world: int = 1) -> Evaluation:
     gathered: list[Any] = []
     for rank in reversed(range(world)):
         found = evaluate(Rank(rank, world, gathered), base.model, base, data, seconds, NORMALISER)  # type: ignore[arg-type]  # a stand-in
@@ -111,8 +111,8 @@ def hear(base: Base, data: reader.Shards, seconds: float, world: int = 1) -> Eva
 def test_hypotheses_are_the_same_at_any_budget_world_size_and_order(
     demo_base: Base, heldout: reader.Shards, speech: Speech
 ) -> None:
-    """Red when the padding is heard: then one in five differs."""
-    alone = hear(demo_base, heldout, 0.1)  # each utterance is longer: batches of one
+    """Red when padding has an effect: then one in five differs."""
+    alone = evaluated(demo_base, heldout, 0.1)  # each utterance is longer: batches of one
     lines = speech.heldout.read_text().splitlines(keepends=True)[:20]
     random.Random(0).shuffle(lines)
     shuffled = speech.heldout.with_name("shuffled.jsonl")
@@ -122,7 +122,7 @@ def test_hypotheses_are_the_same_at_any_budget_world_size_and_order(
     for data, seconds, world in (
         (heldout, 7.0, 1), (heldout, 20.0, 2), (mixed, 20.0, 3), (heldout, 1e4, 1), (mixed, 1e4, 3),
     ):  # fmt: skip
-        assert hear(demo_base, data, seconds, world) == alone, (seconds, world)
+        assert evaluated(demo_base, data, seconds, world) == alone, (seconds, world)
 
 
 @torch.inference_mode()
@@ -185,17 +185,17 @@ def test_a_decoder_that_runs_to_its_limit_is_counted(
     demo_base: Base, heldout: reader.Shards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each at its own limit, whoever shares the batch; what was written until then stands."""
-    whole = hear(demo_base, heldout, 160.0)
+    whole = evaluated(demo_base, heldout, 160.0)
     assert whole.degenerate == {"empty": 0, "runaway": 0}
     monkeypatch.setattr(moonshine, "_TOKENS_PER_SECOND", {"characters": 3.0})
     monkeypatch.setattr(moonshine, "_EXTRA_TOKENS", 0)
-    cut = hear(demo_base, heldout, 160.0)
+    cut = evaluated(demo_base, heldout, 160.0)
     assert cut.degenerate == {"empty": 0, "runaway": len(heldout.samples)}
-    assert cut == hear(demo_base, heldout, 9.0)
+    assert cut == evaluated(demo_base, heldout, 9.0)
     for before, after in zip(whole.hypotheses, cut.hypotheses, strict=True):
         assert before.hypothesis_raw.startswith(after.hypothesis_raw)
     monkeypatch.setattr(moonshine, "_TOKENS_PER_SECOND", {"characters": 0.0})
-    nothing = hear(demo_base, heldout, 160.0)
+    nothing = evaluated(demo_base, heldout, 160.0)
     assert nothing.degenerate["empty"] == len(heldout.samples)
     assert all(h.deletions == h.words for h in nothing.hypotheses)
 
@@ -280,7 +280,7 @@ def test_the_masked_norm_is_torchs_own_on_each_utterance_in_fp32_and_bf16() -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["moonshine", "moonshine_streaming", "wav2vec2-group"])
-def test_a_compiled_step_hears_no_padding_either(kind: str, tmp_path: Path) -> None:
+def test_padding_has_no_effect_on_a_compiled_step_either(kind: str, tmp_path: Path) -> None:
     """Traced only (backend eager): what hooks leave on a module must not become a constant."""
     base = registry.load_base(tiny.save(kind, tmp_path))
     traced = torch.compile(base.model, backend="eager")
