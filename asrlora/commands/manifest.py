@@ -103,6 +103,8 @@ def _tables(found: "Audit") -> "list[Table]":
 
 
 def _add_import(parser: Parser) -> None:
+    from asrlora.data.importers import READERS
+
     parser.set_defaults(run=_import)
     parser.add_argument(
         "source",
@@ -112,7 +114,7 @@ def _add_import(parser: Parser) -> None:
     _add_output(parser)
     parser.add_argument(
         "--format",
-        choices=("jsonl", "kaldi", "table", "librispeech", "folder", "hf"),
+        choices=tuple(READERS),
         help="default: detected",
     )
     parser.add_argument(

@@ -13,10 +13,6 @@ import psutil
 import yaml
 
 from asrlora.errors import UserError
-
-# An installation from before the hook moved calls it by its old name when it imports torch, and this
-# environment is renewed by the next `uv sync`.
-from asrlora.launcher_hook import install_launcher_hook as join_the_launcher  # noqa: F401
 from asrlora.record.run_dir import redacted
 
 

@@ -9,7 +9,7 @@ import binascii
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from asrlora.data.importers import cuts, fields, kaldi, tables
+from asrlora.data.importers import cuts, fields, tables
 from asrlora.data.importers.fields import Record, understand
 from asrlora.data.importers.source import SUFFIXES, Found, Source
 from asrlora.data.importers.tables import numbered_lines
@@ -335,13 +335,3 @@ def read_hf(source: Source) -> Iterator[Found]:
         yield Found(
             f"{name}, row {number}", replace(read, extra=extra), sound=(row.get(audio) or {}).get("bytes")
         )
-
-
-READERS: dict[str, Callable[[Source], Iterator[Found]]] = {
-    "jsonl": read_json,
-    "kaldi": kaldi.read_kaldi,
-    "table": read_table,
-    "librispeech": read_librispeech,
-    "folder": read_folder,
-    "hf": read_hf,
-}
