@@ -14,7 +14,7 @@ from asrlora.record.schema import Diagnosis, SetVerdict, Verdict
 from asrlora.score.metric import Metric
 from asrlora.score.verdict import Criteria
 
-MANY_EPOCHS = 20.0  # as in the audit: past this many, an adapter has heard each sentence too often
+MANY_EPOCHS = 20.0  # as in the audit: past this many, an adapter has seen each sentence too often
 LOSS_ROSE = 1.5  # times its lowest smoothed value
 LOSS_MOVED = 0.02  # share of its first smoothed value
 WORSE_SINCE = 0.25  # share of the best reduction that was lost again
