@@ -61,7 +61,8 @@ def score_file(
     if missing:
         raise UserError(
             f"--hypotheses {path}: {len(missing)} of the manifest's {len(wanted)} utterances are missing,"
-            f" such as {missing[0]!r}; every utterance counts, so give an empty text where nothing was recognised"
+            f" such as {missing[0]!r}; every utterance counts, so give an empty text where there"
+            " is none"
         )
     if foreign:
         raise UserError(
