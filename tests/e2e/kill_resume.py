@@ -225,9 +225,15 @@ def main() -> int:
     print(f"undisturbed: {took:.1f} s, {len(expected)} files", flush=True)
     kills = 0
     for number in range(args.first, args.first + args.trials):
-        done = trial(number, speech, folder, args.world, expected, took, args.zero2)
+        while True:
+            begin = time.monotonic()
+            done = trial(number, speech, folder, args.world, expected, took, args.zero2)
+            if done:
+                break
+            # on a machine that has become faster, moments after the end would kill nothing
+            took = min(took, time.monotonic() - begin)
         kills += len(done)
-        print(f"trial {number}: {'; '.join(done) or 'faster than the kill'}: the same", flush=True)
+        print(f"trial {number}: {'; '.join(done)}: the same", flush=True)
     kind = f"world {args.world}{', ZeRO-2' if args.zero2 else ''}"
     print(f"{args.trials} of {args.trials} trials at {kind} ended the same, after {kills} kills")
     shutil.rmtree(folder)
