@@ -5,18 +5,17 @@
 """
 
 import gzip
-import importlib
 import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from asrlora.data import manifest, subsets
 from asrlora.data.decoding import decode
-from asrlora.data.importers import READERS, fields
+from asrlora.data.importers import fields, reader_of
 from asrlora.data.importers.readers import encode, is_table
 from asrlora.data.importers.source import METADATA, SUFFIXES, Found, Source
 from asrlora.data.manifest import AllowedRoot, MissingFileError, OutsideRootError, Utterance
@@ -120,7 +119,7 @@ def import_source(
     aside = output.parent / f".{sounds.name}.tmp"
     shutil.rmtree(aside, ignore_errors=True)  # of an import that was killed
     try:
-        read = _collect(_reader(form)(reading), root, aside, place.stem, split)
+        read = _collect(reader_of(form)(reading), root, aside, place.stem, split)
         if split is None and len(read.tally.splits) > 1:
             raise UserError(
                 f"{source}: the field {' or '.join(sorted(read.tally.names['split']))} has the values"
@@ -188,14 +187,6 @@ def _publish(aside: Path, sounds: Path, chosen: list[Utterance]) -> list[Utteran
             path.unlink()
     aside.rename(sounds)
     return [replace(u, audio=sounds / u.audio.name) if u.audio.parent == aside else u for u in chosen]
-
-
-def _reader(form: str) -> Callable[[Source], Iterator[Found]]:
-    module, _, function = READERS[form].partition(":")
-    reader: Callable[[Source], Iterator[Found]] = getattr(
-        importlib.import_module(f"asrlora.data.importers.{module}"), function
-    )
-    return reader
 
 
 def recognise(source: str) -> str:
