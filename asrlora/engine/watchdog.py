@@ -229,6 +229,7 @@ class Watch:
     def _run(self) -> None:
         doing, spent, last = self.work.now, 0.0, time.monotonic()
         idle, cpu = 0.0, cpu_time(self._main)
+        self._publish(doing, spent, idle)  # at once: a rank killed in its first second is named too
         while not self._ended.wait(INTERVAL):
             # no more than two heartbeats: the rest of the time this process was stopped, and the others too
             passed, last = min(time.monotonic() - last, 2 * INTERVAL), time.monotonic()
