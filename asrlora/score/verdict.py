@@ -11,7 +11,7 @@ A further criterion is a field of Criteria, a flag of the same name (config.py),
 `_judgements`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -69,11 +69,10 @@ def judge(
     reasons = [judgement.reason for judgement in judgements.values()]
     if not guardrails:
         reasons.append("no heldout manifest was given, so forgetting is not ruled out")
-    accept = bool(guardrails) and set(outcomes) == {"holds"}
-    verdict = "accept" if accept else "reject" if "fails" in outcomes else "inconclusive"
+    verdict = _verdict(outcomes, guarded=bool(guardrails))
     if report:
         apart, _ = _reduction("held-out domain", report, criteria)
-        if accept and apart.outcome != "holds":
+        if verdict == "accept" and apart.outcome != "holds":
             reasons.append(f"but on utterances that had no say in the choice of the step, {apart.reason}")
         judgements["domain_report"] = apart
     return {
@@ -91,6 +90,15 @@ def judge(
     }
 
 
+def by_intervals(reduction: Interval, regressions: Collection[Interval], criteria: Criteria) -> str:
+    """The verdict of a run that was judged already, under other criteria: from the intervals of its domain's
+    reduction and its guardrails' regressions, fractions."""
+    low, high = reduction
+    outcomes = [_outcome((-high, -low), -criteria.min_domain_reduction)]
+    outcomes += [_outcome(change, criteria.max_heldout_regression) for change in regressions]
+    return _verdict(outcomes, guarded=bool(regressions))
+
+
 def within_guardrail(heldout: float | None, baseline: float | None, criteria: Criteria = Criteria()) -> bool:
     """Whether a checkpoint may become the best adapter: the heldout rate not past the limit."""
     if heldout is None or baseline is None:
@@ -101,6 +109,19 @@ def within_guardrail(heldout: float | None, baseline: float | None, criteria: Cr
 # --- the criteria
 
 Judged = tuple[Judgement, bool]  # and whether the point estimate alone meets the criterion
+
+
+def _outcome(change: Interval, limit: float) -> Outcome:
+    """Of a criterion by which the metric's change must not be above `limit`."""
+    low, high = change
+    return "holds" if high <= limit else "fails" if low > limit else "open"
+
+
+def _verdict(outcomes: Sequence[Outcome], guarded: bool) -> str:
+    """Without a guardrail, nothing is accepted."""
+    if guarded and set(outcomes) == {"holds"}:
+        return "accept"
+    return "reject" if "fails" in outcomes else "inconclusive"
 
 
 def _judgements(
@@ -131,7 +152,7 @@ def _against(limit: float, what: str, bound: str, comparison: Comparison, sign: 
     `limit` is the largest change of the metric that passes; `sign` -1 writes the change as a reduction.
     """
     change, (low, high) = comparison.change, comparison.change_interval
-    outcome: Outcome = "holds" if high <= limit else "fails" if low > limit else "open"
+    outcome = _outcome((low, high), limit)
     value, *ends = (100 * (0.0 + sign * number) for number in (change, low, high))
     said = "is not settled" if outcome == "open" else outcome
     reason = f"{what} {value:.2f} points (95 % interval {min(ends):.2f} to {max(ends):.2f}): {bound} {said}"

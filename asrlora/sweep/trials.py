@@ -121,10 +121,7 @@ def restate(judged: Verdict, criteria: Criteria) -> Verdict:
         return judged
     intervals = {name: section.interval for name, section in judged.sets().items()}
     domain = intervals.pop("domain")
-    losses = list(intervals.values())
-    passed = domain[0] >= need and bool(losses) and all(high <= limit for _, high in losses)
-    failed = domain[1] < need or any(low > limit for low, _ in losses)
-    named = "accept" if passed else "reject" if failed else "inconclusive"
+    named = verdict.by_intervals(domain, list(intervals.values()), own)
     reason = f"{judged.reason}; under the sweep's criteria ({need:.2%}, {limit:.2%}): {named}"
     return judged.changed(verdict=named, criteria=own, reason=reason)
 
