@@ -84,7 +84,8 @@ class Collectives:
         """
         if self.world_size == 1:
             return work()
-        return self.broadcast(self._first(what, self.rank == 0, work))  # type: ignore[return-value]
+        made = self._first(what, self.rank == 0, work)
+        return self.broadcast(made)  # type: ignore[return-value]  # None on other ranks, and not sent
 
     def first_of_machine(self, what: str, work: Callable[[], T]) -> T:
         """`work` on every rank: on each machine's first rank before the others.
