@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ from asrlora.storage import sync, to_json, write_synced
 Tensors = dict[str, torch.Tensor]
 
 ADAPTER, OPTIMIZER, STATE = "adapter.safetensors", "optimizer.safetensors", "state.json"
+INITIAL = "adapter_initial"  # the folder of the adapter as initialised, where that is kept
+DAMAGE = (OSError, ValueError, KeyError, TypeError)  # what `read` raises
 
 
 @dataclass(frozen=True)
@@ -100,13 +103,14 @@ def load_newest(folder: Path) -> Checkpoint | None:
     """The newest sound checkpoint, or None where there is none. Warns of damaged ones, and skips them."""
     for path in reversed(find(folder)):
         try:
-            return _read(path)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            return read(path)
+        except DAMAGE as error:
             console.print(f"warning: {path} is damaged ({error}); the one before it is taken")
     return None
 
 
-def _read(path: Path) -> Checkpoint:
+def read(path: Path) -> Checkpoint:
+    """One checkpoint. Raises one of DAMAGE where it is not as it was written."""
     state: dict[str, Any] = json.loads((path / STATE).read_text())
     hashes = state.pop("sha256")
     if _hashes(path) != hashes:
@@ -118,6 +122,46 @@ def _hashes(path: Path) -> dict[str, str]:
     """sha256 of the files of tensors that are on the disk."""
     there = (name for name in (ADAPTER, OPTIMIZER) if (path / name).exists())
     return {name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in there}
+
+
+def average(tensors: Sequence[Tensors]) -> Tensors:
+    """The mean of each parameter over checkpoints of one run, fp32 by parameter name; summed in double
+    precision, so that their order does not matter.
+
+    Averaging of parameters: Polyak and Juditsky, "Acceleration of stochastic approximation by averaging",
+    1992; Izmailov et al., "Averaging weights leads to wider optima and better generalization", 2018.
+    Raises ValueError unless all have the same names and shapes.
+    """
+    first, *others = ({name: tensor.shape for name, tensor in one.items()} for one in tensors)
+    if any(shapes != first for shapes in others):
+        raise ValueError("checkpoints of different adapters have no average")
+    return {name: torch.stack([one[name].double() for one in tensors]).mean(0).float() for name in first}
+
+
+def as_adapter(
+    base: Base,
+    config: RunConfig,
+    tensors: Tensors,
+    run: Path,
+    folder: Path,
+    made_from: dict[str, Any] | None = None,
+) -> Any:
+    """Writes parameters of a run's checkpoints, or what was made of them, as an adapter in PEFT's layout
+    for the untouched base; returns the PeftModel that holds them, in eval mode.
+
+    `base` is freshly loaded and gets the adapter in place; `config` is that of the run in `run`, `made_from`
+    goes into base.json. Raises ValueError where the parameters are not those of such an adapter.
+    """
+    initial = run / INITIAL if adapters.rewrites_base(config) else None
+    model = adapters.attach(base, config, initial)
+    trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    if {n: p.shape for n, p in trained.items()} != {n: t.shape for n, t in tensors.items()}:
+        raise ValueError(f"the parameters are not those of the adapter of {run}")
+    for name, parameter in trained.items():
+        parameter.data.copy_(tensors[name])
+    adapters.save(model, folder, initial, base, made_from)
+    adapters.check_written(model, folder)
+    return model.eval()
 
 
 @dataclass
@@ -144,7 +188,7 @@ class Checkpoints:
     @property
     def initial(self) -> Path | None:
         """Where the adapter as initialised is, for initialisations that rewrite the base."""
-        return self.config.output_dir / "adapter_initial" if adapters.rewrites_base(self.config) else None
+        return self.config.output_dir / INITIAL if adapters.rewrites_base(self.config) else None
 
     def load(self) -> Checkpoint | None:
         """Collective. The newest sound checkpoint; what was written after it is taken back.

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig
 
 from asrlora.config import RunConfig
+from asrlora.data import audio
 from asrlora.errors import UserError
 from asrlora.models import decode, objective, registry
 from asrlora.models.family import Base
@@ -27,6 +28,7 @@ from asrlora.storage import atomic_folder
 WEIGHTS = "adapter_model.safetensors"
 SHA256_KEY = "adapter_sha256"  # of that file, in base.json
 OUTPUT_LAYERS = ("proj_out", "lm_head", "ctc_head")
+AUDIO_KEY = "audio"  # the audio path that it was trained on, in base.json
 SETTINGS = {"sha256": "weights of sha256", "weights": "weights in", "matmul_precision": "matrix products in"}
 LOGIT_TOLERANCE = 1e-3  # of max |logits|; a right reload gives 1e-6, PEFT's wrong ones 5e-2 and more
 
@@ -115,11 +117,18 @@ def save_initial(model: Any, folder: Path) -> None:
     adapter_config.init_lora_weights = init
 
 
-def save(model: Any, folder: Path, initial: Path | None, base: Base | None = None) -> None:
+def save(
+    model: Any,
+    folder: Path,
+    initial: Path | None,
+    base: Base | None = None,
+    made_from: dict[str, Any] | None = None,
+) -> None:
     """Writes the adapter in PEFT's layout for the *untouched* base; replaces `folder` whole.
 
     `initial` is what save_initial wrote, for initialisations that rewrite the base. How `base` was loaded
-    is recorded beside the adapter (base.json), with the sha256 of the adapter's file, for `load` to compare.
+    is recorded beside the adapter (base.json), with the sha256 of the adapter's file, for `load` to compare;
+    and `made_from`, of an adapter that was computed from others.
     """
     # the conversion renames the live adapter's config while it works, so it gets a copy of it
     converted = {"path_initial_model_for_weight_conversion": str(initial)} if initial else {}
@@ -128,15 +137,18 @@ def save(model: Any, folder: Path, initial: Path | None, base: Base | None = Non
         model.save_pretrained(aside, save_embedding_layers=False, **converted)
         (aside / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         if base is not None:
-            recorded = {**_as_loaded(base), SHA256_KEY: _sha256(aside)}
+            recorded = {**_as_loaded(base), AUDIO_KEY: audio.FINGERPRINT, SHA256_KEY: _sha256(aside)}
+            if made_from is not None:
+                recorded["made_from"] = made_from
             (aside / BASE_FILE).write_text(json.dumps(recorded, indent=1) + "\n")
 
 
-def load(base: Base, folder: Path) -> Any:
+def load(base: Base, folder: Path, name: str = "default", beside: Any = None) -> Any:
     """Puts a saved adapter on a base, on the base's device; returns the PeftModel in eval mode.
 
-    Raises UserError where the adapter is damaged or does not fit, or was trained on another base or on one
-    loaded otherwise: what the two write together was never evaluated.
+    `beside` is the PeftModel of that base where it has adapters already; the new one, called `name`, is then
+    not active. Raises UserError where the adapter is damaged or does not fit, or was trained by another audio
+    path, on another base or on one loaded otherwise: what the two write together was never evaluated.
     """
     adapter_settings(folder)
     now, recorded = _as_loaded(base), trained_on(folder)
@@ -145,15 +157,23 @@ def load(base: Base, folder: Path) -> Any:
             f"--adapter-dir {folder}: {WEIGHTS} is damaged (its sha256 is not that of {BASE_FILE}); copy the"
             " adapter again, or train it again"
         )
-    for name, then in recorded.items():
-        if name in now and now[name] != then:
+    for key, then in recorded.items():
+        if key in now and now[key] != then:
             raise UserError(
-                f"--adapter-dir {folder} was trained on a base with {SETTINGS[name]} {then}, and that of"
-                f" {base.folder} is {now[name]}; give the base and the settings that it was trained with"
+                f"--adapter-dir {folder} was trained on a base with {SETTINGS[key]} {then}, and that of"
+                f" {base.folder} is {now[key]}; give the base and the settings that it was trained with"
             )
+    if recorded.get(AUDIO_KEY, audio.FINGERPRINT) != audio.FINGERPRINT:
+        raise UserError(
+            f"--adapter-dir {folder} was trained by another audio path ({recorded[AUDIO_KEY]}, now"
+            f" {audio.FINGERPRINT}); train it again"
+        )
     try:
         # read on the CPU and copied to where its layers are: PEFT would take the first GPU for every rank
-        return PeftModel.from_pretrained(base.model, str(folder), torch_device="cpu").eval()
+        if beside is None:
+            return PeftModel.from_pretrained(base.model, str(folder), name, torch_device="cpu").eval()
+        beside.load_adapter(str(folder), name, torch_device="cpu")
+        return beside.eval()
     except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"--adapter-dir {folder} does not fit --model-id {base.folder} ({reason})") from None

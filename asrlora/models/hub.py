@@ -76,9 +76,9 @@ def adapter_settings(adapter: Path) -> dict[str, Any]:
     return _read_object(path, "save or copy the adapter again")
 
 
-def trained_on(adapter: Path) -> dict[str, str]:
+def trained_on(adapter: Path) -> dict[str, Any]:
     """How the base was loaded when the adapter was trained: sha256, weights (float32 or nf4) and
-    matmul_precision. Empty where that was not recorded, as by other trainers."""
+    matmul_precision; and the audio path. Empty where that was not recorded, as by other trainers."""
     path = adapter / BASE_FILE
     return _read_object(path, "copy the adapter again") if path.is_file() else {}
 

@@ -5,16 +5,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 
+import adapting
 from asrlora.config import RunConfig
 from asrlora.engine import checkpoint, recorder
 from asrlora.engine import runtime as runtimes
 from asrlora.engine.checkpoint import Checkpoint, State
 from asrlora.engine.selection import Selection
 from asrlora.errors import UserError
+from asrlora.models import adapters, hub, registry
+from conftest import BASE
 
 
 def make(step: int) -> Checkpoint:
@@ -116,3 +121,42 @@ def test_the_logs_are_on_the_disk_before_a_checkpoint_is_published(
     checkpoint.Checkpoints(config, runtime, base, Selection(config, "wer"), kept).save(3)
     assert synced == [*recorder.LOGS, tmp_path.name]
     assert [path.name for path in checkpoint.find(tmp_path / "checkpoints")] == ["step-000003"]
+
+
+def test_an_average_is_the_mean_of_each_parameter() -> None:
+    """Against float64 numpy; in any order, to the bit."""
+    many = [make(step).adapter for step in (5, 10, 15)]
+    found = checkpoint.average(many)
+    for name, tensor in found.items():
+        wanted = np.mean([one[name].numpy().astype(np.float64) for one in many], axis=0).astype(np.float32)
+        assert np.array_equal(tensor.numpy(), wanted)
+    assert all(torch.equal(tensor, checkpoint.average(many[::-1])[name]) for name, tensor in found.items())
+    assert same(replace(make(5), adapter=checkpoint.average(many[:1])), make(5))
+    with pytest.raises(ValueError, match="different adapters have no average"):
+        checkpoint.average([many[0], {**many[1], "layer.0.lora_A": torch.zeros(4, 9)}])
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True}, {"init_lora_weights": "pissa"}])
+def test_parameters_of_a_run_become_an_adapter_of_the_untouched_base(
+    settings: dict[str, object], tmp_path: Path
+) -> None:
+    """What a run trains is written from its parameters alone, as the run itself writes it."""
+    chosen = adapting.config(lora_targets="attention", **settings)
+    base = registry.load_base(str(BASE))
+    model = adapters.attach(base, chosen)
+    adapters.save_initial(model, tmp_path / checkpoint.INITIAL)
+    adapting.train_on_noise(model, base)
+    tensors = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    initial = tmp_path / checkpoint.INITIAL if adapters.rewrites_base(chosen) else None
+    adapters.save(model, tmp_path / "by_run", initial, base)
+    fresh = registry.load_base(str(BASE))
+    live = checkpoint.as_adapter(fresh, chosen, tensors, tmp_path, tmp_path / "adapter", {"steps": [3]})
+    assert adapters.check_saved(live, fresh, tmp_path / "adapter", str(BASE)) < 1e-4
+    one, other = (load_file(tmp_path / name / adapters.WEIGHTS) for name in ("by_run", "adapter"))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert hub.trained_on(tmp_path / "adapter")["made_from"] == {"steps": [3]}
+    tensors.popitem()
+    with pytest.raises(ValueError, match="not those of the adapter"):
+        checkpoint.as_adapter(registry.load_base(str(BASE)), chosen, tensors, tmp_path, tmp_path / "other")
+    assert not (tmp_path / "other").exists()

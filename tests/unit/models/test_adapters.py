@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 import fake_cuda
 import tiny
 from adapting import config, noise, train_on_noise
+from asrlora.data import audio
 from asrlora.errors import UserError
 from asrlora.models import adapters, hub, objective, registry
 from conftest import BASE
@@ -93,6 +94,7 @@ def test_an_adapter_is_used_on_the_base_it_was_trained_on_or_refused_by_name(tmp
     adapters.save(adapters.attach(base, config()), tmp_path, None, base)
     recorded = {"sha256": base.sha256, "weights": "float32", "matmul_precision": "highest"}
     assert hub.trained_on(tmp_path).items() > recorded.items()
+    assert hub.trained_on(tmp_path)["audio"] == audio.FINGERPRINT
     adapters.load(registry.load_base(str(BASE)), tmp_path)
     for name, told in (
         ("sha256", f"weights of sha256 other, .* is {base.sha256}"),
@@ -102,6 +104,9 @@ def test_an_adapter_is_used_on_the_base_it_was_trained_on_or_refused_by_name(tmp
         (tmp_path / "base.json").write_text(json.dumps({**recorded, name: "other"}))
         with pytest.raises(UserError, match=told):
             adapters.load(registry.load_base(str(BASE)), tmp_path)
+    (tmp_path / "base.json").write_text(json.dumps({**recorded, "audio": {"version": 1}}))
+    with pytest.raises(UserError, match=r"trained by another audio path \({'version': 1}, now"):
+        adapters.load(registry.load_base(str(BASE)), tmp_path)
     (tmp_path / "base.json").unlink()  # of another trainer: nothing is known
     adapters.load(registry.load_base(str(BASE)), tmp_path)
 
