@@ -12,8 +12,9 @@ import contextlib
 import enum
 import functools
 import io
+import operator
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -22,7 +23,7 @@ import numpy.typing as npt
 import soundfile
 
 from asrlora.data.decoding import containers, filetypes, mpeg
-from asrlora.data.decoding.containers import FlacHead, Structure
+from asrlora.data.decoding.containers import FlacHead
 from asrlora.data.decoding.filetypes import AudioError, FileType, open_regular
 
 TOLERANCE = 0.1  # seconds by which two ways to say where audio ends may differ: encoders pad, people round
@@ -124,7 +125,9 @@ def _open(file: BinaryIO, source: Path | bytes) -> Opened:
         return _FFmpeg(file, kind)
     found = containers.check(file, size, kind)
     try:
-        return _parts(found) if found.parts else _Sound(file)
+        if found.parts is None:
+            return _Sound(file)
+        return _join(map(io.BytesIO, found.parts), Fault(0) if found.declared is None else Fault.HEAD)
     except soundfile.LibsndfileError as error:
         if found.parts:
             raise AudioError(f"cannot be decoded as {kind.name} ({error.error_string})") from None
@@ -183,37 +186,29 @@ def _number(file: BinaryIO) -> Any:
         return file
 
 
-class _Joined:
-    """Several streams that follow each other in one file."""
+class _Whole:
+    """A file that had to be decoded to know its length."""
 
-    def __init__(self, parts: list[Opened], faults: Fault) -> None:
-        self.parts = parts
-        self.channels, self.rate = max(part.channels for part in parts), parts[0].rate
-        self.seconds = sum(part.seconds for part in parts)
-        self.faults = functools.reduce(lambda found, part: found | part.faults, parts, faults)
+    def __init__(self, samples: Samples, rate: int, faults: Fault) -> None:
+        self._samples, self.rate, self.faults = samples, rate, faults
+        self.seconds, self.channels = len(samples) / rate, samples.shape[1]
 
     def read(self, offset: float, duration: float | None) -> tuple[Samples, int]:
-        found = [part.read(0.0, None) for part in self.parts]
-        rates = {rate for _, rate in found}
-        if len(rates) > 1:
-            raise AudioError(f"is joined of parts with different sample rates ({sorted(rates)} Hz)")
-        wide = max(samples.shape[1] for samples, _ in found)
-        if any(wide % samples.shape[1] for samples, _ in found):
-            raise AudioError("is joined of parts with different numbers of channels")
-        whole = np.concatenate([np.repeat(s, wide // s.shape[1], axis=1) for s, _ in found])
-        return _segment(whole, rates.pop(), offset, duration)
+        start = round(offset * self.rate)
+        stop = None if duration is None else start + round(duration * self.rate)
+        return self._samples[start:stop], self.rate
 
 
-def _segment(samples: Samples, rate: int, offset: float, duration: float | None) -> tuple[Samples, int]:
-    start = round(offset * rate)
-    return samples[start : None if duration is None else start + round(duration * rate)], rate
-
-
-def _parts(found: Structure) -> Opened:
-    return _Joined(
-        [_Sound(io.BytesIO(part)) for part in found.parts or ()],
-        Fault(0) if found.declared is None else Fault.HEAD,
-    )
+def _join(streams: Iterable[BinaryIO], faults: Fault) -> Opened:
+    """Streams that follow each other in one file. Raises LibsndfileError where it reads not all of them."""
+    parts = [_Sound(stream, faults) for stream in streams]
+    if len(parts) == 1:
+        return parts[0]
+    rates = {part.rate for part in parts}
+    if len(rates) > 1:
+        raise AudioError(f"is joined of parts with different sample rates ({sorted(rates)} Hz)")
+    samples = mpeg.join([part.read(0.0, None)[0] for part in parts])
+    return _Whole(samples, rates.pop(), functools.reduce(operator.or_, (p.faults for p in parts)))
 
 
 # --- FLAC
@@ -237,17 +232,6 @@ class _Flac:
         if len(samples) / rate > self.seconds + TOLERANCE:
             self.faults |= Fault.HEAD
         return samples, rate
-
-
-class _Whole:
-    """A file that had to be decoded to know its length."""
-
-    def __init__(self, samples: Samples, rate: int, faults: Fault) -> None:
-        self._samples, self.rate, self.faults = samples, rate, faults
-        self.seconds, self.channels = len(samples) / rate, samples.shape[1]
-
-    def read(self, offset: float, duration: float | None) -> tuple[Samples, int]:
-        return _segment(self._samples, self.rate, offset, duration)
 
 
 def _open_flac(file: BinaryIO, size: int) -> Opened:
@@ -284,10 +268,9 @@ def _open_ogg(file: BinaryIO, kind: FileType) -> Opened:
     try:
         if len(found.parts) == 1:
             return _Sound(file, faults)
-        parts: list[Opened] = [_Sound(io.BytesIO(data[start:stop])) for start, stop in found.parts]
+        return _join((io.BytesIO(data[start:stop]) for start, stop in found.parts), faults)
     except soundfile.LibsndfileError:
         return _FFmpeg(file, kind)  # Speex, or a film
-    return _Joined(parts, faults)
 
 
 # --- MPEG audio

@@ -10,6 +10,7 @@ Sources: ISO/IEC 11172-3 and 13818-3 (heads of frames); the LAME project's descr
 
 import functools
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -116,11 +117,10 @@ def _frame(head: bytes) -> Frame | None:
     return Frame(size, samples, hertz, channels, (version, layer, hertz, channels), 4 + side)
 
 
-def find_first(data: bytes, at: int = 0, end: int | None = None, kind: object = None) -> int | None:
+def find_first(data: bytes, at: int = 0, kind: object = None) -> int | None:
     """Where frames begin at or behind `at`: the first place from which four follow each other, or fewer
     that end with the data. With `kind`, frames of another kind do not count."""
-    end = len(data) if end is None else end
-    while (at := data.find(b"\xff", at, end)) >= 0:
+    while (at := data.find(b"\xff", at)) >= 0:
         place, first = at, None
         for count in itertools.count():
             frame = _frame(data[place : place + 4])
@@ -186,8 +186,9 @@ def _refuse_cut(parts: list[Part], partial: bool) -> None:
         raise AudioError(f"is joined of parts with different sample rates ({rates}); convert it to one rate")
 
 
-def id3_size(data: bytes, at: int = 0) -> int:
-    """Where the ID3v2 tags at `at` end; `at` where there is none."""
+def id3_size(data: bytes) -> int:
+    """Where the ID3v2 tags end that the data begins with; 0 where there is none."""
+    at = 0
     while data[at : at + 3] == b"ID3" and len(data) >= at + 10:
         size = functools.reduce(lambda total, byte: total << 7 | byte & 0x7F, data[at + 6 : at + 10], 0)
         at += 10 + size + (10 if data[at + 5] & 0x10 else 0)
@@ -237,8 +238,16 @@ def decode(data: bytes, layout: Layout, start: int, stop: int) -> npt.NDArray[np
         first += part.samples
     if not pieces:
         return np.zeros((0, 1), np.float32)
+    return join(pieces)
+
+
+def join(pieces: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    """Pieces (T, channels) end to end, those of one channel in all channels. Raises AudioError where their
+    channels cannot be matched."""
     wide = max(piece.shape[1] for piece in pieces)
-    return np.concatenate([np.repeat(p, wide // p.shape[1], axis=1) for p in pieces])
+    if any(wide % piece.shape[1] for piece in pieces):
+        raise AudioError("is joined of parts with different numbers of channels")
+    return np.concatenate([np.repeat(piece, wide // piece.shape[1], axis=1) for piece in pieces])
 
 
 def _decode_part(data: bytes, part: Part, start: int, stop: int) -> npt.NDArray[np.float32]:
