@@ -16,7 +16,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from asrlora.data.decoding import decode
 from asrlora.data.decoding.filetypes import AudioError
@@ -259,40 +262,22 @@ def write_manifest(path: Path, utterances: Iterable[Utterance]) -> int:
     return sum(os.path.isabs(record["audio"]) for record in records)
 
 
-class Trainable(Protocol):
-    """An utterance of a manifest or a sample of a shard."""
+def trainable(
+    seconds: Sequence[float] | npt.NDArray[np.float64],
+    characters: Sequence[int] | npt.NDArray[np.uint32],
+    min_seconds: float,
+    max_seconds: float,
+) -> tuple[npt.NDArray[np.bool_], Counter[str]]:
+    """Which of N utterances can be trained on, (N,), and how many cannot for which reason.
 
-    @property
-    def text(self) -> str:
-        """What is said."""
-
-    @property
-    def duration(self) -> float:
-        """Seconds."""
-
-
-Item = TypeVar("Item", bound=Trainable)
-
-
-def filter_for_training(
-    items: Sequence[Item], min_seconds: float, max_seconds: float
-) -> tuple[list[Item], Counter[str]]:
-    """What can be trained on, and how many were left out for which reason.
-
-    Every item is accounted for: len(kept) + rejected.total() == len(items).
+    `characters` are those of their texts without white space around them. Every utterance is accounted for:
+    kept.sum() + rejected.total() == N.
     """
-    kept: list[Item] = []
-    rejected: Counter[str] = Counter()
-    for item in items:
-        if item.duration > max_seconds:
-            rejected[f"longer than {max_seconds:g} s"] += 1
-        elif item.duration < min_seconds:
-            rejected[f"shorter than {min_seconds:g} s"] += 1
-        elif not item.text.strip():
-            rejected["without text"] += 1
-        else:
-            kept.append(item)
-    return kept, rejected
+    long, short = np.greater(seconds, max_seconds), np.less(seconds, min_seconds)
+    empty = ~long & ~short & np.equal(characters, 0)
+    reasons = {f"longer than {max_seconds:g} s": long, f"shorter than {min_seconds:g} s": short}
+    counts = {reason: int(which.sum()) for reason, which in {**reasons, "without text": empty}.items()}
+    return ~(long | short | empty), +Counter(counts)
 
 
 def describe(kept: int, rejected: Mapping[str, int]) -> str:

@@ -7,6 +7,7 @@ it stops a run.
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from asrlora.data import plan
 from asrlora.data.audit import leakage, recordings, texts
 from asrlora.data.audit.findings import EXAMPLES, Audit, Finding, Item, label, of_set
 from asrlora.data.audit.transcript_style import compare_styles, style
-from asrlora.data.manifest import BadLine, filter_for_training
+from asrlora.data.manifest import BadLine, trainable
 from asrlora.data.shards.index import Sample
 from asrlora.data.shards.reader import Shards
 from asrlora.score import metric, power, selection
@@ -39,14 +40,14 @@ def quick(
 ) -> Audit:
     """What manifests and headers show. `evaluation` maps domain and heldout to their utterances."""
     sets = {name: list(items) for name, items in {"train": train, **evaluation}.items()}
-    kept, _ = filter_for_training(train, config.min_seconds, config.max_seconds)
+    kept, _ = usable(train, config)
     described = {name: _describe(items) for name, items in sets.items()}
-    epochs = _epochs([item.duration for item in kept], config, cost)
+    epochs = _epochs(kept, config, cost)
     described["train"]["epochs"] = round(epochs, 2) if math.isfinite(epochs) else None
     findings = [
         *leakage.shared(sets),
         *leakage.same_place(sets),
-        *_starvation(sets["train"], kept, config, cost),
+        *_starvation(len(train), kept, epochs, config),
         *(found for name, items in sets.items() for found in recordings.check_durations(name, items)),
         *(found for name, items in sets.items() for found in texts.unusual_characters(name, items, config)),
         *(found for name, items in sets.items() for found in texts.stated(name, items, config)),
@@ -152,17 +153,20 @@ def _describe(items: Sequence[Item]) -> dict[str, Any]:
     }
 
 
-def _starvation(
-    train: Sequence[Item], kept: Sequence[Item], config: RunConfig, cost: plan.Cost
-) -> Iterator[Finding]:
-    """Whether the filter of durations leaves enough to train on."""
+def usable(items: Sequence[Item], config: RunConfig) -> tuple[list[float], Counter[str]]:
+    """Seconds of the utterances that can be trained on, and how many cannot for which reason."""
+    seconds, characters = [item.duration for item in items], [len(item.text.strip()) for item in items]
+    kept, rejected = trainable(seconds, characters, config.min_seconds, config.max_seconds)
+    return list(itertools.compress(seconds, kept)), rejected
+
+
+def _starvation(count: int, kept: Sequence[float], epochs: float, config: RunConfig) -> Iterator[Finding]:
+    """Whether the filter of durations leaves enough of `count` utterances to train on."""
     limits = f"the filter {config.min_seconds:g} to {config.max_seconds:g} s"
-    seconds = [item.duration for item in kept]
-    epochs = _epochs(seconds, config, cost)
-    numbers = {"what": "steps", "kept": len(kept), "utterances": len(train), "epochs": epochs}
+    numbers = {"what": "steps", "kept": len(kept), "utterances": count, "epochs": epochs}
     if not math.isfinite(epochs):
         message = (
-            f"{limits} keeps {len(kept):,} of {len(train):,} training utterances, fewer than one step"
+            f"{limits} keeps {len(kept):,} of {count:,} training utterances, fewer than one step"
             " needs; raise --max-seconds, or lower --batch-size, --batch-seconds or"
             " --gradient-accumulation-steps"
         )
@@ -173,13 +177,13 @@ def _starvation(
             f" past some {MANY_EPOCHS} an adapter learns them by heart: find more speech or lower --max-steps"
         )
         yield Finding("starvation", False, message, numbers)
-    share = 1 - len(kept) / len(train) if train else 0.0
+    share = 1 - len(kept) / count if count else 0.0
     if share > 0.1:
         message = (
             f"{limits} and the need of a text leave out {share:.1%} of the training utterances; cut long"
             " recordings into segments, or raise --max-seconds"
         )
-        numbers = {"what": "filter", "kept": len(kept), "utterances": len(train)}
+        numbers = {"what": "filter", "kept": len(kept), "utterances": count}
         yield Finding("starvation", False, message, numbers)
 
 

@@ -14,7 +14,7 @@ from asrlora.console import progress
 from asrlora.data import audio, plan
 from asrlora.data.audit import checks
 from asrlora.data.audit.findings import Audit, Item
-from asrlora.data.manifest import BadLine, Utterance, filter_for_training, read_lines
+from asrlora.data.manifest import BadLine, Utterance, read_lines
 from asrlora.data.shards import cache, reader, writer
 from asrlora.errors import UserError
 
@@ -108,7 +108,7 @@ def _account(name: str, read: Set, opened: reader.Shards | None, config: RunConf
     rejected.update(opened.rejected if opened else {})
     kept = len(items)
     if name == "train":
-        trainable, left_out = filter_for_training(items, config.min_seconds, config.max_seconds)
-        kept = len(trainable)
+        usable, left_out = checks.usable(items, config)
+        kept = len(usable)
         rejected.update(left_out)
     return {"lines": kept + rejected.total(), "kept": kept, "rejected": dict(rejected)}

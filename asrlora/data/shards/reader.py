@@ -19,6 +19,7 @@ from typing import Any, overload
 import numpy as np
 
 from asrlora.data import audio
+from asrlora.data.manifest import trainable
 from asrlora.data.shards import index, remote
 from asrlora.data.shards.folder import FolderRecord, read_record
 from asrlora.data.shards.foreign import foreign_shards
@@ -204,14 +205,10 @@ class Samples(Sequence[Sample]):
 
 
 def for_training(shards: Shards, min_seconds: float, max_seconds: float) -> tuple[Shards, Counter[str]]:
-    """`manifest.filter_for_training` for shards: the same choice and reasons, without an object each."""
-    lengths = shards.durations
-    long, short = lengths > max_seconds, lengths < min_seconds
-    empty = ~long & ~short & (shards.lengths["characters"] == 0)
-    reasons = {f"longer than {max_seconds:g} s": long, f"shorter than {min_seconds:g} s": short}
-    rejected = {reason: int(which.sum()) for reason, which in {**reasons, "without text": empty}.items()}
-    kept = shards.subset(np.flatnonzero(~(long | short | empty)))
-    return kept, Counter({reason: count for reason, count in rejected.items() if count})
+    """What can be trained on, and how many utterances cannot for which reason."""
+    characters = shards.lengths["characters"]
+    kept, rejected = trainable(shards.durations, characters, min_seconds, max_seconds)
+    return shards.subset(np.flatnonzero(kept)), rejected
 
 
 def open_shards(place: Path | str) -> Shards:

@@ -1,7 +1,5 @@
 import json
-from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +7,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from asrlora.data.manifest import filter_for_training, read_manifest
+from asrlora.data.manifest import read_manifest, trainable
 from asrlora.errors import UserError
 
 
@@ -79,14 +77,11 @@ def test_missing_empty_and_binary_manifests(folder: Path) -> None:
         read_manifest(folder / "a.wav")
 
 
-items = st.builds(
-    SimpleNamespace, duration=st.floats(0, 40), text=st.sampled_from(["", " ", "hello", "two words"])
-)
-
-
-@given(st.lists(items))
-def test_every_utterance_is_kept_or_counted(utterances: list[SimpleNamespace]) -> None:
-    kept, rejected = filter_for_training(utterances, 0.5, 20.0)
-    assert len(kept) + rejected.total() == len(utterances)
-    assert all(0.5 <= u.duration <= 20 and u.text.strip() for u in kept)
-    assert isinstance(rejected, Counter)
+@given(st.lists(st.tuples(st.floats(0, 40), st.integers(0, 3))))
+def test_every_utterance_is_kept_or_counted(utterances: list[tuple[float, int]]) -> None:
+    seconds, characters = [one[0] for one in utterances], [one[1] for one in utterances]
+    kept, rejected = trainable(seconds, characters, 0.5, 20.0)
+    assert kept.tolist() == [0.5 <= s <= 20 and c > 0 for s, c in utterances]
+    assert kept.sum() + rejected.total() == len(utterances)
+    assert rejected["longer than 20 s"] == sum(s > 20 for s in seconds)
+    assert rejected["without text"] == sum(0.5 <= s <= 20 and not c for s, c in utterances)
