@@ -1,4 +1,4 @@
-"""Run directories written by hand, so that what must come out of them is known."""
+"""Run directories written by hand, so that what must come out of them is known; and what a folder holds."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +13,10 @@ from asrlora.score import text
 from asrlora.score.scoring import score
 
 WORDS = "a b c d e f g h i j"
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def heard(wrong: int) -> str:

@@ -8,7 +8,7 @@ number of utterances; the lists of a step are made when it is asked for.
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +34,7 @@ def by_length(seconds: Seconds) -> Seconds:
 
 
 @dataclass(frozen=True)
-class EpochPlan(Sequence[list[Microbatch]]):
+class EpochPlan:
     """plan[s][m]: what microbatch m of optimizer step s holds."""
 
     order: Members  # indices of utterances, microbatch by microbatch
@@ -45,13 +45,7 @@ class EpochPlan(Sequence[list[Microbatch]]):
     def __len__(self) -> int:
         return len(self.bounds) // self.microbatches_per_step
 
-    @overload
-    def __getitem__(self, step: int) -> list[Microbatch]: ...
-    @overload
-    def __getitem__(self, step: slice) -> list[list[Microbatch]]: ...
-    def __getitem__(self, step: int | slice) -> list[Microbatch] | list[list[Microbatch]]:
-        if isinstance(step, slice):
-            return [self[s] for s in range(*step.indices(len(self)))]
+    def __getitem__(self, step: int) -> list[Microbatch]:
         if not 0 <= step < len(self):
             raise IndexError(step)
         first = step * self.microbatches_per_step

@@ -6,7 +6,6 @@ voices, words and sound than *domain* speech (the other half, and the domain man
 
 import dataclasses
 import functools
-import hashlib
 import json
 import multiprocessing
 from collections.abc import Callable, Iterator
@@ -164,12 +163,3 @@ def write_set(lines: list[Line], folder: Path, workers: int | None = None) -> It
 def write_manifest(path: Path, records: list[dict[str, Any]]) -> None:
     """Writes the records of `write_set` as a manifest."""
     write_atomic(path, "".join(json.dumps(record) + "\n" for record in records))
-
-
-def folder_digest(folder: Path) -> str:
-    """sha256 over the names and bytes of all files, in sorted order."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
-    return digest.hexdigest()

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -89,7 +89,7 @@ class Sample:
         return round(self.duration * SAMPLE_RATE)
 
 
-class Index(Sequence[Sample]):
+class Index:
     """A folder's samples; each is made and checked as it is asked for."""
 
     def __init__(
@@ -106,14 +106,8 @@ class Index(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self.lengths)
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+    def __getitem__(self, index: int) -> Sample:
         """Raises UserError where a bit of the row differs from what was written."""
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         number = index % len(self)
@@ -175,53 +169,32 @@ def write_index(folder: Path, samples: Iterable[Sample], tars: Sequence[str] = (
 
     `tars` are the names of others' tars, by number; without them the shards are called as asrlora's own."""
     number_of = {name: number for number, name in enumerate(tars)}
-    at = 0
-    with (
-        _Hashed(folder / LENGTHS) as lengths_file,
-        _Hashed(folder / ROWS) as rows_file,
-        _Hashed(folder / TEXTS) as texts_file,
-    ):
-        for number, sample in enumerate(samples):
-            texts = [part.encode() for part in (sample.id, sample.text, sample.speaker or "")]
-            speaker = -1 if sample.speaker is None else len(texts[2])
-            lengths = np.array((sample.frames, len(sample.text.strip()), key(sample.id)), LENGTH)
-            shard = number_of[sample.shard] if tars else shard_number(sample.shard)
-            sha256 = list(bytes.fromhex(sample.sha256))
-            source = [getattr(sample, name) for name in SOURCE]
-            place = (shard, sample.offset, sample.length, sha256)
-            row = np.array((*place, *source, at, len(texts[0]), len(texts[1]), speaker, [0] * 8), ROW)
-            raw, text = row.tobytes(), b"".join(texts)
-            check = _check(number, lengths.tobytes(), raw, text)
-            lengths_file.write(lengths.tobytes())
-            rows_file.write(raw[: -len(check)] + check)
-            texts_file.write(text)
-            at += len(text)
-    return {file.path.name: file.facts for file in (lengths_file, rows_file, texts_file)}
+    files = {name: bytearray() for name in FILES}
+    for number, sample in enumerate(samples):
+        texts = [part.encode() for part in (sample.id, sample.text, sample.speaker or "")]
+        speaker = -1 if sample.speaker is None else len(texts[2])
+        lengths = np.array((sample.frames, len(sample.text.strip()), key(sample.id)), LENGTH).tobytes()
+        shard = number_of[sample.shard] if tars else shard_number(sample.shard)
+        sha256 = list(bytes.fromhex(sample.sha256))
+        source = [getattr(sample, name) for name in SOURCE]
+        place = (shard, sample.offset, sample.length, sha256)
+        sizes = (len(files[TEXTS]), len(texts[0]), len(texts[1]), speaker)
+        row = np.array((*place, *source, *sizes, [0] * 8), ROW).tobytes()
+        text = b"".join(texts)
+        check = _check(number, lengths, row, text)
+        files[LENGTHS] += lengths
+        files[ROWS] += row[: -len(check)] + check
+        files[TEXTS] += text
+    for name, data in files.items():
+        # whole and on disk at once: another process that builds the same shards may have given its own, of
+        # the same bytes, to readers
+        with atomic_file(folder / name) as file:
+            file.write(data)
+    return {name: _facts(data) for name, data in files.items()}
 
 
-class _Hashed:
-    """A file that knows its length and sha256 when it is closed, and appears then, whole and on disk.
-
-    Another process that builds the same shards may have given its own, of the same bytes, to readers."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self._digest, self._size = path, hashlib.sha256(), 0
-        self._whole = atomic_file(path)
-
-    def __enter__(self) -> "_Hashed":
-        self._file = self._whole.__enter__()
-        return self
-
-    def write(self, data: bytes) -> None:
-        self._size += self._file.write(data)
-        self._digest.update(data)
-
-    def __exit__(self, *error: Any) -> None:
-        self._whole.__exit__(*error)
-
-    @property
-    def facts(self) -> FileFacts:
-        return FileFacts(bytes=self._size, sha256=self._digest.hexdigest())
+def _facts(data: bytes | bytearray) -> FileFacts:
+    return FileFacts(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 def open_index(folder: Path, facts: Mapping[str, FileFacts], tars: Sequence[str] = ()) -> Index:

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 from asrlora.demo import corpus, grammar
+from written import files
 
 
 def test_the_base_never_heard_a_domain_word() -> None:
@@ -30,4 +31,4 @@ def test_same_seed_same_bytes(tmp_path: Path) -> None:
     for folder in (tmp_path / "1", tmp_path / "2"):
         lines = corpus.draw_lines("x", 30, corpus.DOMAIN, False, 3)
         list(corpus.write_set(lines, folder, workers=1))
-    assert corpus.folder_digest(tmp_path / "1") == corpus.folder_digest(tmp_path / "2")
+    assert files(tmp_path / "1") == files(tmp_path / "2")
