@@ -277,7 +277,7 @@ def _users_environment() -> Mapping[str, str]:
             words = parent.cmdline()
             if not _is_launcher(words):
                 continue
-            threads = _flag(words, "num_cpu_threads_per_process")
+            threads = flag_value(words, "num_cpu_threads_per_process")
             return {**parent.environ(), **({"OMP_NUM_THREADS": threads} if threads else {})}
     return {}  # no launcher is left to be read, and what it has set is not the user's
 
@@ -287,12 +287,14 @@ def _is_launcher(words: Sequence[str]) -> bool:
     return ("accelerate", "launch") in itertools.pairwise(names) or not LAUNCHERS.isdisjoint(names[:4])
 
 
-def _flag(words: Sequence[str], name: str) -> str | None:
+def flag_value(words: Sequence[str], name: str) -> str | None:
+    """What a command line gives the flag --NAME, the last time; None where it does not."""
+    found = None
     for word, following in zip(words, [*words[1:], ""], strict=True):
         flag, equals, value = word.partition("=")
         if flag.startswith("--") and flag[2:].replace("-", "_") == name:
-            return value if equals else following
-    return None
+            found = value if equals else following
+    return found
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:

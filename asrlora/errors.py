@@ -34,6 +34,11 @@ def report_only_on_local_rank_zero(error: UserError) -> None:
     report(error)
 
 
+def first_line(error: BaseException) -> str:
+    """How an error's message begins; what kind of error it is where it has no message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def report(error: UserError) -> None:
     """Prints an error as one line on stderr."""
     # a name may hold line breaks or a terminal's control codes: they are shown, not obeyed

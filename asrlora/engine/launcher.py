@@ -3,6 +3,7 @@ refused before anything slow starts.
 """
 
 import contextlib
+import itertools
 import os
 import shlex
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import psutil
 import yaml
 
+from asrlora.allocation import flag_value
 from asrlora.errors import UserError
 from asrlora.record.run_dir import redacted
 
@@ -76,15 +78,10 @@ def _asked_processes() -> int | None:
     words = command_line()
     if words is None:
         return None
-    script = next((i for i, word in enumerate(words) if word.endswith(".py")), len(words))
-    options: dict[str, str] = {}
-    for i, word in enumerate(words[:script]):
-        name, equals, value = word.partition("=")
-        if name.startswith("--"):
-            options[name[2:].replace("-", "_")] = value if equals else "".join(words[i + 1 : i + 2])
-    if "num_processes" in options:
-        return int(options["num_processes"])
-    if "config_file" in options:
-        settings = yaml.safe_load(Path(options["config_file"]).read_text())
+    own = list(itertools.takewhile(lambda word: not word.endswith(".py"), words))
+    if (count := flag_value(own, "num_processes")) is not None:
+        return int(count)
+    if (file := flag_value(own, "config_file")) is not None:
+        settings = yaml.safe_load(Path(file).read_text())
         return int(settings["num_processes"]) if "num_processes" in settings else None
     return None

@@ -10,7 +10,7 @@ import torch
 from asrlora.config import RunConfig
 from asrlora.data.audio import SAMPLE_RATE
 from asrlora.data.loader import Batch
-from asrlora.errors import UserError
+from asrlora.errors import UserError, first_line
 
 # beside torch.OutOfMemoryError: libraries that allocate by themselves, and the CPU's allocator
 FULL = re.compile(r"out of memory|ALLOC_FAILED|can't allocate memory|not enough memory", re.IGNORECASE)
@@ -34,7 +34,7 @@ def explained(batch: Batch, doing: str, remedy: str) -> Iterator[None]:
         raise UserError(
             f"the memory is full while {doing}, by {len(ids)} utterances of {audio:.1f} s of audio, padded to"
             f" {batch.pcm.numel() / SAMPLE_RATE:.1f} s ({shown}; the longest is {longest.id!r} of"
-            f" {longest.duration:.1f} s): {remedy} ({_first_line(error)})"
+            f" {longest.duration:.1f} s): {remedy} ({first_line(error)})"
         ) from error
 
 
@@ -63,7 +63,3 @@ def peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return int(psutil.Process().memory_info().rss)
-
-
-def _first_line(error: RuntimeError) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

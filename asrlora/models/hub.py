@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from asrlora.errors import UserError
+from asrlora.errors import UserError, first_line
 
 BASE_FILE = "base.json"  # beside an adapter: see trained_on
 HUB_NAME = re.compile(r"(?!\.)[\w.-]+/[\w.-]+")  # OWNER/MODEL
@@ -56,9 +56,9 @@ def _find(model_id: str, wanted: list[str]) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(model_id, allow_patterns=wanted))
     except Exception as error:  # the hub's client raises many kinds; all mean the same here
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"--model-id {model_id}: there is no such folder, and the model hub gave no such model ({reason})"
+            f"--model-id {model_id}: there is no such folder, and the model hub gave no such model"
+            f" ({first_line(error)})"
         ) from None
 
 

@@ -7,7 +7,7 @@ in the run directory.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from asrlora.config import RunConfig
 from asrlora.record.run_dir import RunDirectory, read_log
@@ -18,23 +18,7 @@ from asrlora.tracking import tensorboard, wandb
 Line = Mapping[str, Any]  # a scored utterance
 Pairs = Sequence[tuple[Line, Line]]  # the same utterance by the baseline and by the best step
 Waves = Mapping[str, tuple[Any, int]]  # samples and their rate, by utterance id
-
-
-class Sink(Protocol):
-    """One service. Nothing that becomes of it may end the run."""
-
-    @property
-    def takes_hypotheses(self) -> bool:
-        """Whether `log_hypotheses` does anything: to read audio for nothing costs time."""
-
-    def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Takes numbers by name, after an optimizer step."""
-
-    def log_hypotheses(self, step: int, name: str, pairs: Pairs, audio: Waves, metric: Metric) -> None:
-        """Takes a set's hypotheses, as `by_change` orders them, and the audio of some."""
-
-    def finish(self, judged: Verdict | None, adapter: Path | None, failed: bool) -> bool:
-        """Ends, with the verdict and the folder of an adapter; False where not all of it was sent."""
+Sink = wandb.WandbSink | tensorboard.TensorBoardSink  # nothing that becomes of one may end the run
 
 
 @dataclass

@@ -15,7 +15,7 @@ def check_installed() -> None:
 
 
 class TensorBoardSink:
-    """Writes into tensorboard/ of a run directory. See sinks.Sink."""
+    """Writes into tensorboard/ of a run directory, as sinks.Tracker calls it."""
 
     takes_hypotheses = False
 

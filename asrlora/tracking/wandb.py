@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from asrlora.config import RunConfig
-from asrlora.errors import UserError
+from asrlora.errors import UserError, first_line
 from asrlora.record.run_dir import RunDirectory, read_run, redacted
 from asrlora.record.schema import RunRecord, Verdict, WandbPlace
 from asrlora.score.metric import KEYS, Metric, tally
@@ -156,7 +156,7 @@ def _start(config: RunConfig, identity: RunRecord, tags: Sequence[str], mode: st
             return wandb.init(mode="online", **settings)
         except wandb.errors.Error as error:
             wandb.teardown()  # else the id is taken
-            _say(f"no answer ({_first_line(error)}); logging offline")
+            _say(f"no answer ({first_line(error)}); logging offline")
     return wandb.init(mode="offline", **settings)
 
 
@@ -180,16 +180,12 @@ def _logged_in() -> bool:
     try:
         return bool(wandb.login(prompt=False, verify=False))
     except wandb.errors.Error as error:
-        _say(f"{_first_line(error)}; logging offline")
+        _say(f"{first_line(error)}; logging offline")
         return False
 
 
-def _first_line(error: Exception) -> str:
-    return redacted((str(error).splitlines() or [type(error).__name__])[0])
-
-
 class WandbSink:
-    """A W&B run of ours. See sinks.Sink.
+    """A W&B run of ours, as sinks.Tracker calls it.
 
     An error of W&B's own is reported once, and the run continues without it.
     """
@@ -208,7 +204,7 @@ class WandbSink:
             yield
         except Exception as error:
             if not self.lost:
-                _say(f"{_first_line(error)}; the run goes on without it")
+                _say(f"{first_line(error)}; the run goes on without it")
             self.lost = True
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from asrlora.data import manifest, subsets
 from asrlora.data.decoding import decode
 from asrlora.data.importers import fields, reader_of
 from asrlora.data.importers.readers import encode, is_table
-from asrlora.data.importers.source import METADATA, SUFFIXES, Found, Source
+from asrlora.data.importers.source import METADATA, SUFFIXES, Found, LeftOut, Source
 from asrlora.data.manifest import AllowedRoot, MissingFileError, OutsideRootError, Utterance
 from asrlora.data.shards.foreign import foreign_shards
 from asrlora.errors import UserError
@@ -45,14 +45,6 @@ class Imported:
     left_out: Mapping[str, int]
     outside: int  # of the utterances, how many have their audio outside the manifest's folder
     notes: list[str] = field(default_factory=list)  # how fields were read, and examples of what was left out
-
-
-class LeftOut(Exception):
-    """The record cannot become an utterance; the reason is counted, and the detail names this one."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason)
-        self.detail = detail
 
 
 @dataclass
@@ -164,10 +156,10 @@ def _collect(
             if split is not None and found.record.split != split:
                 raise LeftOut("of other splits")
             utterance = _judge(found, root, aside / f"{number:06d}", source, read.tally)
-        except LeftOut as reason:
-            read.left_out[str(reason)] += 1
-            if reason.detail:
-                read.tally.examples.setdefault(str(reason), f"{found.where}: {reason.detail}")
+        except LeftOut as left:
+            read.left_out[left.reason] += 1
+            if left.detail:
+                read.tally.examples.setdefault(left.reason, f"{found.where}: {left.detail}")
             continue
         if found.record.id is None:
             utterance = _with_free_id(utterance, read.utterances)

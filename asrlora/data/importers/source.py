@@ -31,6 +31,14 @@ class Found:
     cuts: bool = False
 
 
+class LeftOut(Exception):
+    """A record cannot become an utterance; the reason is counted, and the detail is about this one."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason)
+        self.reason, self.detail = reason, detail
+
+
 @dataclass(frozen=True)
 class Source:
     """What to read, and how."""

@@ -10,7 +10,7 @@ from typing import Any
 import pydantic
 
 from asrlora.data.shards.index import FILES, FileFacts, Sample, is_shard_name, open_plain
-from asrlora.errors import UserError
+from asrlora.errors import UserError, first_line
 from asrlora.storage import atomic_file
 
 META = "shards.json"
@@ -63,10 +63,9 @@ def read_record(folder: Path) -> FolderRecord:
             read = json.load(file)
         record = FolderRecord.model_validate(read)
     except (OSError, ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"{folder} is not a whole folder of shards, as asrlora builds it ({reason}); build it again:"
-            f" uv run asrlora shards build MANIFEST {folder}"
+            f"{folder} is not a whole folder of shards, as asrlora builds it ({first_line(error)}); build it"
+            f" again: uv run asrlora shards build MANIFEST {folder}"
         ) from None
     if read.pop("sha256") != digest(read):
         raise UserError(f"{folder / META} is damaged (its sha256 differs); build the shards again")

@@ -25,7 +25,7 @@ from asrlora.data.decoding.decode import TOLERANCE, NeedsPyAV
 from asrlora.data.importers import fields
 from asrlora.data.importers.fields import Record
 from asrlora.data.importers.readers import objects
-from asrlora.data.importers.source import SUFFIXES
+from asrlora.data.importers.source import SUFFIXES, LeftOut
 from asrlora.data.manifest import AllowedRoot, parse_object
 from asrlora.data.shards import index
 from asrlora.data.shards.folder import META, is_tar_name, write_record
@@ -87,14 +87,6 @@ class Entry:
     audio: Member | None
     texts: list[Member]
     problem: str = ""  # why it cannot become one, as far as names show it
-
-
-class LeftOut(Exception):
-    """No sample can be made of an entry; the reason is counted, the detail is for the example."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason)
-        self.reason, self.detail = reason, detail
 
 
 def index_folder(
@@ -220,9 +212,9 @@ def _read_tar(tar: Path, text_field: str | None, pool: Executor) -> list[Sample 
             try:
                 record = _from_texts(entry, read, text_field) if cuts is None else _from_cut(entry, cuts)
                 return _sample(entry, record, tar.name, read)
-            except LeftOut as reason:
-                reason.detail = f"{entry.audio.name if entry.audio else entry.key}{reason.detail}"
-                return reason
+            except LeftOut as left:
+                left.detail = f"{entry.audio.name if entry.audio else entry.key}{left.detail}"
+                return left
 
         entries = group(list_members(tar), lambda member: _is_audio(member, read(member, filetypes.HEAD)))
         return list(pool.map(look, entries))
