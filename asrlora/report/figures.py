@@ -95,20 +95,21 @@ def running(name: str, before: dict[str, Line], after: dict[str, Line], label: s
     axes, finish = _axes("utterances", f"{name} {label}, %")
     drawn = sorted(before, key=lambda i: hashlib.sha256(f"order/{i}".encode()).digest())
     described: list[str] = []
-    ends: list[float] = []  # WERs of all utterances
-    for side, colour, label in ((before, BEFORE, "before"), (after, AFTER, "after")):
-        n, wer, margin = _running([side[i] for i in drawn])
-        axes.fill_between(n, wer - margin, wer + margin, color=colour, alpha=0.18, linewidth=0)
-        axes.plot(n, wer, color=colour, linewidth=1.8)
-        n, by_id, _ = _running([side[i] for i in sorted(side)])
+    ends: dict[str, float] = {}  # rates of all utterances
+    sides = {"before": (before, BEFORE), "after": (after, AFTER)}
+    for side, (lines, colour) in sides.items():
+        n, rate, margin = _running([lines[i] for i in drawn])
+        axes.fill_between(n, rate - margin, rate + margin, color=colour, alpha=0.18, linewidth=0)
+        axes.plot(n, rate, color=colour, linewidth=1.8)
+        n, by_id, _ = _running([lines[i] for i in sorted(lines)])
         axes.plot(n, by_id, color=colour, linewidth=1.1, linestyle=(0, (1, 1.5)))
-        ends.append(wer[-1])
-        described.append(f"{label} {wer[-1]:.2f} % plus or minus {margin[-1]:.2f}")
-    for label, colour, end in (("before", BEFORE, ends[0]), ("after", AFTER, ends[1])):
-        above = (label == "before") == (ends[0] >= ends[1])
+        ends[side] = rate[-1]
+        described.append(f"{side} {rate[-1]:.2f} % plus or minus {margin[-1]:.2f}")
+    for side, (_, colour) in sides.items():
+        above = (side == "before") == (ends["before"] >= ends["after"])
         axes.annotate(
-            label,
-            (len(drawn), end),
+            side,
+            (len(drawn), ends[side]),
             xytext=(4, 1 if above else -1),
             textcoords="offset points",
             va="bottom" if above else "top",
@@ -117,7 +118,7 @@ def running(name: str, before: dict[str, Line], after: dict[str, Line], label: s
             annotation_clip=False,
         )
     # the first dozens jump about, and would press the rest flat
-    axes.set_ylim(0, min(axes.get_ylim()[1], 2.5 * max(ends)) or 1)
+    axes.set_ylim(0, min(axes.get_ylim()[1], 2.5 * max(ends.values())) or 1)
     axes.margins(x=0.02)
     return finish(
         f"Running {name} {label} against the number of utterances; of all {len(drawn)}:"
