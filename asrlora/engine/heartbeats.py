@@ -14,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+import psutil
 import torch.distributed as dist
 
 T = TypeVar("T")
@@ -163,18 +164,14 @@ def name_of(rank: int, beat: Heartbeat) -> str:
 
 
 def process_state(pid: int) -> tuple[str, float] | None:
-    """The state letter of a process of this machine as /proc has it, and its CPU time in seconds.
-
-    None where it has ended; ("?", 0.0) on systems without /proc. See proc_pid_stat(5).
-    """
-    if not Path("/proc/self/stat").exists():
-        return ("?", 0.0)
-    try:
-        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    ticks = int(words[11]) + int(words[12])
-    return None if words[0] in "ZXx" else (words[0], ticks / os.sysconf("SC_CLK_TCK"))
+    """The state of a process of this machine, as psutil calls it, and its CPU time in seconds; None where it
+    has ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        state, times = process.status(), process.cpu_times()
+        if state not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD):
+            return state, times.user + times.system
+    return None
 
 
 def open_store(seconds: float) -> Any:

@@ -248,7 +248,7 @@ class Recorder:
         return error
 
     def failed(self, failure: Failure, ours: bool) -> None:
-        """Records why the run ends. From the main thread, or from the watchdog's."""
+        """Records why the run ends; `ours`: this rank was the first to declare it. From any thread."""
         if self.folder.exists():
             self._end_failed(failure.reason)
 
@@ -257,7 +257,7 @@ class Recorder:
         self.record.update(diagnosis=diagnosis.of_run(self.folder))
 
     def end_tracking(self) -> None:
-        """Ends W&B's run and the bar of a run that has failed."""
+        """Ends W&B's run and the bar of a run that has failed: what may take seconds, in the main thread."""
         self.close_bar()
         with contextlib.suppress(OSError):  # the run directory may be what has failed
             self.finish_tracking(failed=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from asrlora.config import RunConfig
-from asrlora.console import console, progress
+from asrlora.console import console
 from asrlora.data import loader, manifest, plan
 from asrlora.data.audit.findings import Finding
 from asrlora.data.audit.transcript_style import restyle
@@ -118,13 +118,9 @@ def open_sets(
 def cached(runtime: Runtime, what: str, utterances: list[manifest.Utterance]) -> reader.Shards:
     """Collective. The utterances' shards; each machine's first process builds those that are missing."""
     first = runtime.collectives.local_rank == 0
-    return runtime.collectives.first_of_machine(what, lambda: _open_or_build(what, utterances, first))
-
-
-def _open_or_build(what: str, utterances: list[manifest.Utterance], shown: bool) -> reader.Shards:
-    total = sum(utterance.duration for utterance in utterances)
-    with progress(what, total, shown) as advance:
-        return cache.cached(utterances, advance)
+    return runtime.collectives.first_of_machine(
+        what, lambda: cache.cached(utterances, what if first else None)
+    )
 
 
 def _usable(config: RunConfig, whole: reader.Shards, runtime: Runtime) -> tuple[reader.Shards, Counter[str]]:

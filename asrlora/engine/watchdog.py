@@ -27,8 +27,10 @@ import socket
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass
-from typing import Any, NoReturn, Protocol
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import psutil
 
 from asrlora.engine.heartbeats import (
     INTERVAL,
@@ -48,6 +50,9 @@ from asrlora.engine.heartbeats import (
 )
 from asrlora.errors import UserError
 
+if TYPE_CHECKING:
+    from asrlora.engine.recorder import Recorder
+
 HEARTBEAT_TIMEOUT, WORK_TIMEOUT = 60.0, 600.0  # seconds; the first CUDA or NCCL call takes minutes on some
 BUSY = 0.02  # share of a processor; a thread that waits uses less
 MISSED = 2.5  # seconds without a heartbeat after which it is checked whether the process exists
@@ -62,19 +67,6 @@ class Failure:
     reason: str  # names rank, process and host
     code: int = 1  # the exit code of all ranks
     stuck: bool = False  # that rank must be killed
-
-
-class Reporter(Protocol):
-    """Who keeps the record of a run."""
-
-    def explain(self, error: BaseException) -> BaseException:
-        """A UserError in place of an error whose cause is the user's to remove; else the error."""
-
-    def failed(self, failure: Failure, ours: bool) -> None:
-        """Records why the run ends; `ours`: this rank was the first to declare it. From any thread."""
-
-    def end_tracking(self) -> None:
-        """Ends what may take seconds, in the main thread."""
 
 
 class Watch:
@@ -92,7 +84,7 @@ class Watch:
         """`launcher` is the process that started this rank, where that is an `accelerate launch`."""
         self.rank, self.world_size, self.work = rank, world_size, work
         self.heartbeat_timeout, self.work_timeout, self.launcher = heartbeat_timeout, work_timeout, launcher
-        self.reporter: Reporter | None = None  # set once there is a record
+        self.reporter: Recorder | None = None  # set once there is a record
         self.store: Any = None
         self.peers = {peer: Peer() for peer in range(world_size) if peer != rank}
         self._me = Heartbeat(socket.gethostname(), os.getpid())
@@ -250,9 +242,8 @@ class Watch:
 
     def _publish(self, doing: Activity, spent: float, idle: float) -> None:
         frame, library = innermost(self._main)
-        self._me = Heartbeat(
-            host=self._me.host,
-            pid=self._me.pid,
+        self._me = replace(
+            self._me,
             count=self._me.count + 1,
             position=self.work.position,
             kind=doing.kind,
@@ -295,9 +286,10 @@ class Watch:
                     peer.computed = peer.silent
                 peer.cpu = cpu
                 computes = peer.computed and peer.silent - peer.computed < self.heartbeat_timeout
-                if computes and state not in "Tt" and peer.silent <= self.work_timeout:
+                stopped = state in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+                if computes and not stopped and peer.silent <= self.work_timeout:
                     continue
-                if state in "Tt":
+                if stopped:
                     late = f"is stopped, by SIGSTOP or a debugger: it {late}"
             if peer.silent > self.heartbeat_timeout:
                 return Failure(rank, f"{named} {late}; it was {peer.beat.describe()}", stuck=True)

@@ -73,18 +73,13 @@ def read_set(path: Path, allow_outside: bool = False) -> Set:
 def _open(name: str, read: Set) -> tuple[Set, reader.Shards]:
     """Shards of what can be decoded. Sound sets are decoded once; others twice, to find all faults."""
     try:
-        return read, _cached(name, read.utterances)
+        return read, cache.cached(read.utterances, f"shards of {name}")
     except UserError:
         undecodable = find_undecodable(read.utterances)
         if not undecodable:
             raise
         read = read.without(undecodable)
-        return read, _cached(name, read.utterances)
-
-
-def _cached(name: str, utterances: Sequence[Utterance]) -> reader.Shards:
-    with progress(f"shards of {name}", sum(utterance.duration for utterance in utterances)) as advance:
-        return cache.cached(utterances, advance)
+        return read, cache.cached(read.utterances, f"shards of {name}")
 
 
 def find_undecodable(utterances: Sequence[Utterance]) -> dict[str, BadLine]:
