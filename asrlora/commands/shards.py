@@ -3,8 +3,9 @@
 import argparse
 from pathlib import Path
 
-from asrlora.arguments import Parser, add_allow_outside
-from asrlora.errors import UserError
+from asrlora.arguments import Parser, add_allow_outside, count
+
+WORKERS = "threads (default: one a CPU that this process may use)"
 
 
 def add_arguments(parser: Parser) -> None:
@@ -14,7 +15,7 @@ def add_arguments(parser: Parser) -> None:
     build.set_defaults(run=_build)
     build.add_argument("manifest", type=Path)
     build.add_argument("out", type=Path)
-    build.add_argument("--workers", type=int, help="threads (default: one a CPU that this process may use)")
+    build.add_argument("--workers", type=count, help=WORKERS)
     add_allow_outside(build)
     build.add_argument("--slice", type=_slice, metavar="I/N", help="only this part, for `shards merge`")
     merge = steps.add_parser("merge", help="make one folder of all slices")
@@ -24,17 +25,17 @@ def add_arguments(parser: Parser) -> None:
     index.set_defaults(run=_index)
     index.add_argument("folder", type=Path)
     index.add_argument("--text-field", metavar="NAME", help="the field or suffix that holds the text")
-    index.add_argument("--workers", type=int, help="threads (default: one a CPU that this process may use)")
+    index.add_argument("--workers", type=count, help=WORKERS)
     verify = steps.add_parser("verify", help="check every byte")
     verify.set_defaults(run=_verify)
     verify.add_argument("folder", type=Path)
 
 
 def _slice(text: str) -> tuple[int, int]:
-    number, _, count = text.partition("/")
-    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+    number, _, slices = text.partition("/")
+    if not (number.isdecimal() and slices.isdecimal() and 1 <= int(number) <= int(slices)):
         raise argparse.ArgumentTypeError(f"must be I/N with I from 1 to N, such as 2/8, not {text!r}")
-    return int(number), int(count)
+    return int(number), int(slices)
 
 
 def _build(args: argparse.Namespace) -> int:
@@ -42,21 +43,15 @@ def _build(args: argparse.Namespace) -> int:
     from asrlora.data import manifest
     from asrlora.data.shards import writer
 
-    _check_workers(args.workers)
     chunks = writer.cut(manifest.read_manifest(args.manifest, args.allow_outside))
-    number, count = args.slice or (1, 1)
-    ours = [utterance for chunk in chunks[number - 1 :: count] for utterance in chunk.utterances]
+    number, slices = args.slice or (1, 1)
+    ours = [utterance for chunk in chunks[number - 1 :: slices] for utterance in chunk.utterances]
     with progress("shards", sum(utterance.duration for utterance in ours)) as advance:
-        writer.write_shards(chunks, args.out, part=(number, count), workers=args.workers, progress=advance)
+        writer.write_shards(chunks, args.out, part=(number, slices), workers=args.workers, progress=advance)
     if args.slice:
-        console.print(f"slice {number}/{count} of {args.out}: {len(ours):,} utterances; then merge")
+        console.print(f"slice {number}/{slices} of {args.out}: {len(ours):,} utterances; then merge")
         return 0
     return _merge(args)
-
-
-def _check_workers(count: int | None) -> None:
-    if count is not None and count < 1:
-        raise UserError("--workers must be at least 1")
 
 
 def _merge(args: argparse.Namespace) -> int:
@@ -80,7 +75,6 @@ def _index(args: argparse.Namespace) -> int:
     def show(tar: str, samples: int, kept: int) -> None:
         console.print(f"{tar}: {kept:,} of {samples:,} samples")
 
-    _check_workers(args.workers)
     found = indexing.index_folder(args.folder, text_field=args.text_field, workers=args.workers, shown=show)
     for reason, example in found.examples.items():
         console.print(f"left out, {reason}, for example: {example}")

@@ -30,7 +30,6 @@ from asrlora.storage import write_atomic
 
 MAX_DEPTH = 100  # of nested JSON: what is read must be writable again, inside Python's recursion limit
 TOLERANCE = decode.TOLERANCE  # that a segment may end behind its file: rounding of whoever cut it
-FIELDS = fields.OURS
 
 
 @dataclass(frozen=True)
@@ -340,7 +339,7 @@ def _parse(line: str, root: AllowedRoot) -> Utterance:
         raise _LineError("audio empty", f"the audio file {audio} holds no samples; take the line out")
     whole_file = "offset" not in record
     duration = _checked_duration(offset or 0.0, duration, audio, length, whole_file)
-    extra = {key: value for key, value in record.items() if key not in FIELDS}
+    extra = {key: value for key, value in record.items() if key not in fields.OURS}
     return Utterance(identity, audio, text, duration, offset or 0.0, speaker, extra, whole_file)
 
 

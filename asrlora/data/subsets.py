@@ -6,7 +6,7 @@ What is drawn depends on the seed and the ids alone, not on the order of the lin
 import hashlib
 import math
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,9 +173,7 @@ def statistics(utterances: Sequence[Utterance]) -> dict[str, str]:
     """What `manifest stats` shows, as names and readable figures."""
     seconds = np.array([u.duration for u in utterances])
     words = np.array([len(u.text.split()) for u in utterances])
-    speakers: defaultdict[str, int] = defaultdict(int)
-    for utterance in utterances:
-        speakers[utterance.speaker or ""] += 1
+    speakers = Counter(utterance.speaker or "" for utterance in utterances)
     unknown = speakers.pop("", 0)
     written = sorted(set("".join(u.text for u in utterances)))
     unusual = set[str]().union(*(part for u in utterances for part in characters.replaced(u.text)))

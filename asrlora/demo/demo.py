@@ -19,6 +19,7 @@ from asrlora.errors import UserError
 from asrlora.record.run_dir import read_json, read_run
 from asrlora.record.schema import Verdict, read
 from asrlora.score.verdict import EXIT_CODES
+from asrlora.sweep.sweep_file import from_here
 
 ROOT = Path(__file__).parents[2]
 CORPUS_SEED = 1
@@ -105,29 +106,22 @@ def run_demo(data: Path, output: Path, seed: int) -> int:
 
 def training_command(data: Path, output: Path, settings: dict[str, str]) -> list[str]:
     """The command of the demo's training on two processes; flags in `settings` replace its own."""
-    flags = {
-        "--model-id": _from_here(ROOT / "asrlora" / "demo" / "base"),
-        "--dataset-path": _from_here(data / "train_manifest_expanded.jsonl"),
-        "--manifest-path": _from_here(data / "domain_manifest.jsonl"),
-        "--safety-manifest-path": _from_here(data / "heldout_manifest.jsonl"),
-        "--output-dir": _from_here(output),
-        **FLAGS,
-        **settings,
+    paths = {
+        "--model-id": ROOT / "asrlora" / "demo" / "base",
+        "--dataset-path": data / "train_manifest_expanded.jsonl",
+        "--manifest-path": data / "domain_manifest.jsonl",
+        "--safety-manifest-path": data / "heldout_manifest.jsonl",
+        "--output-dir": output,
     }
+    flags = {**{flag: str(from_here(path)) for flag, path in paths.items()}, **FLAGS, **settings}
     return [*on_two_processes("train.py"), *(word for pair in flags.items() for word in pair)]
 
 
 def on_two_processes(script: str) -> list[str]:
     """The command that launches a script of asrlora/ on two processes."""
     launch = [str(Path(sys.executable).parent / "accelerate"), "launch"]
-    config = _from_here(ROOT / "accelerate_configs" / "cpu.yaml")
-    return [*launch, "--config_file", config, _from_here(ROOT / "asrlora" / script)]
-
-
-def _from_here(path: Path) -> str:
-    """The path as one would type it: the run's record then holds a command that others can run."""
-    path = path.resolve()
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    config, program = ROOT / "accelerate_configs" / "cpu.yaml", ROOT / "asrlora" / script
+    return [*launch, "--config_file", str(from_here(config)), str(from_here(program))]
 
 
 def _report(output: Path, times: dict[str, float]) -> int:

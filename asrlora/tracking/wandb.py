@@ -44,15 +44,13 @@ def start(config: RunConfig, identity: RunRecord, tags: Sequence[str]) -> Any:
         return None
     with _without(*IDENTITY, *PLACE) as ignored:
         run = _start(config, identity, tags, mode)
-    if ignored.keys() & set(IDENTITY):
-        _say(
-            f"{_named(ignored, IDENTITY)} not followed: each run directory is a W&B run of its own; this one"
-            f" is {run.id}"
-        )
-    if ignored.keys() & set(PLACE):
-        _say(
-            f"{_named(ignored, PLACE)} not followed: W&B's files are in {config.output_dir}, for `track sync`"
-        )
+    reasons = {
+        IDENTITY: f"each run directory is a W&B run of its own; this one is {run.id}",
+        PLACE: f"W&B's files are in {config.output_dir}, for `track sync`",
+    }
+    for names, reason in reasons.items():
+        if named := ", ".join(f"{name}={ignored[name]}" for name in names if name in ignored):
+            _say(f"{named} not followed: {reason}")
     return run
 
 
@@ -91,10 +89,6 @@ def _without(*names: str) -> Iterator[dict[str, str]]:
         yield {name: value for name, value in taken.items() if value}
     finally:
         os.environ.update(taken)
-
-
-def _named(variables: Mapping[str, str], names: Sequence[str]) -> str:
-    return ", ".join(f"{name}={variables[name]}" for name in names if name in variables)
 
 
 def _say(message: str) -> None:

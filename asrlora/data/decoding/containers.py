@@ -146,7 +146,6 @@ class FlacHead:
 
     start: int  # of "fLaC" in the file, behind an ID3 tag
     block: int  # samples of a frame where all are equally long
-    largest: int  # bytes of a frame; 0: not known
     rate: int
     channels: int
     total: int  # samples; 0: not known
@@ -168,8 +167,7 @@ def flac_head(file: BinaryIO) -> FlacHead:
     rate, channels, total = bits >> 44, (bits >> 41 & 7) + 1, bits & (1 << 36) - 1
     if not rate:
         raise AudioError("has a sample rate of 0 Hz in its head; it is damaged")
-    block, largest = int.from_bytes(info[8:10]), int.from_bytes(info[15:18])
-    return FlacHead(start, block, largest, rate, channels, total)
+    return FlacHead(start, int.from_bytes(info[8:10]), rate, channels, total)
 
 
 def flac_agrees(file: BinaryIO, size: int, head: FlacHead) -> bool:
@@ -229,7 +227,6 @@ class Ogg:
 
     parts: list[tuple[int, int]]  # bytes from, to: streams that follow each other, each a file of its own
     ended: bool  # the last page says that it is the last
-    codec: bytes  # how the first packet begins
     junk: int  # bytes that belong to no page
 
 
@@ -238,7 +235,7 @@ def walk_ogg(data: bytes) -> Ogg:
     at, size = data.find(b"OggS"), len(data)
     starts: list[int] = []
     begun = ended = False
-    junk, codec = max(at, 0), b""
+    junk = max(at, 0)
     while 0 <= at < size:
         if data[at : at + 4] != b"OggS":
             following = data.find(b"OggS", at)
@@ -254,14 +251,13 @@ def walk_ogg(data: bytes) -> Ogg:
             if begun or not starts:
                 starts.append(at)
             begun = False
-            codec = codec or data[at + 27 + count : at + 27 + count + 8]
         else:
             begun = True
         ended = bool(flags & 4)
         at = end
     if not starts:
         raise AudioError("has no first Ogg page; it is cut off in front or damaged")
-    return Ogg(list(zip(starts, [*starts[1:], size], strict=True)), ended, codec, junk)
+    return Ogg(list(zip(starts, [*starts[1:], size], strict=True)), ended, junk)
 
 
 def cut_off(there: float, declared: float) -> AudioError:

@@ -14,7 +14,7 @@ import functools
 import io
 import operator
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -28,6 +28,7 @@ from asrlora.data.decoding.filetypes import AudioError, FileType, open_regular
 
 TOLERANCE = 0.1  # seconds by which two ways to say where audio ends may differ: encoders pad, people round
 RATES = (1_000, 768_000)  # Hz; others are those of damaged heads
+RAW = ("amr", "aac", "ac3")  # frames without a head or times: only decoding finds their end
 SEEK = 5.0  # seconds into a file from which FFmpeg is asked to jump, and not to decode all before
 
 Samples = npt.NDArray[np.float32]  # (T, channels), full scale 1.0
@@ -317,15 +318,17 @@ class _FFmpeg:
         self._file, self._kind = file, kind
         self.faults = Fault(0)
         self.channels = self.rate = 1
-        if filetypes.is_raw(kind):
+        if kind.demuxer in RAW:
             samples, rate = self.read(0.0, None)
             self.seconds = len(samples) / rate
         else:
-            self.seconds = self._open(self._walk)
+            with self._opened() as (container, stream):
+                self.seconds = self._walk(container, stream)
 
-    def _open(self, use: Callable[[Any, Any], Any]) -> Any:
-        """Calls `use` with the container and its stream. The format is given, so that no other reader of
-        FFmpeg's, some of which open further files and addresses that they find in a file, can be tried."""
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[tuple[Any, Any]]:
+        """The container and its stream. The format is given, so that no other reader of FFmpeg's, some of
+        which open further files and addresses that they find in a file, can be tried."""
         try:
             import av
         except ImportError:
@@ -347,7 +350,7 @@ class _FFmpeg:
                     raise AudioError(f"is {self._kind.name} of a codec that is not known, or encrypted")
                 stream.codec_context.thread_count = 1  # one of many of ours: they share the cores out
                 self.channels, self.rate = stream.codec_context.channels, stream.codec_context.sample_rate
-                return use(container, stream)
+                yield container, stream
         except av.error.FFmpegError as error:
             raise AudioError(
                 f"is {self._kind.name} that cannot be decoded: cut off or damaged ({error.strerror})"
@@ -377,21 +380,19 @@ class _FFmpeg:
         return seconds
 
     def read(self, offset: float, duration: float | None) -> tuple[Samples, int]:
-        def decode(container: Any, stream: Any) -> tuple[Samples, int]:
-            return _decode_frames(container, stream, self._kind, offset, duration)
-
-        samples, rate = self._open(decode)
-        return samples, rate
+        with self._opened() as (container, stream):
+            jumps = self._kind.demuxer in ("mov", "matroska")
+            return _decode_frames(container, stream, jumps, offset, duration)
 
 
 def _decode_frames(
-    container: Any, stream: Any, kind: FileType, offset: float, duration: float | None
+    container: Any, stream: Any, jumps: bool, offset: float, duration: float | None
 ) -> tuple[Samples, int]:
     import av
 
     base = float(stream.time_base or 0)
     begun = float((stream.start_time or 0) * base)
-    jumped = offset > SEEK and kind.demuxer in ("mov", "matroska")
+    jumped = jumps and offset > SEEK
     if jumped:
         container.seek(int((begun + offset - 1.0) / base), stream=stream)
     resampler = None

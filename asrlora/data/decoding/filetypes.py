@@ -81,7 +81,6 @@ _AUDIO: Sequence[tuple[int, bytes, FileType]] = (  # offset, bytes there
     (0, b"\x00\x00\x01\xba", FileType("MPEG video", "mpeg", "mpg")),
 )
 _RIFF = {b"WAVE": WAV, b"AVI ": FileType("AVI", "avi", "avi")}
-_RAW = frozenset(("amr", "aac", "ac3"))  # frames without a head or times: only decoding finds their end
 
 _OTHER: Sequence[tuple[int, bytes, str]] = (
     (0, b"version https://git-lfs", "a Git LFS pointer, not the audio itself; fetch it with `git lfs pull`"),
@@ -132,11 +131,6 @@ def recognise(head: bytes) -> FileType | None:
             raise AudioError(f"is {what}")
     _refuse_text(head)
     return None
-
-
-def is_raw(found: FileType) -> bool:
-    """Whether only decoding finds out how long such a file is."""
-    return found.demuxer in _RAW
 
 
 def _refuse_text(head: bytes) -> None:

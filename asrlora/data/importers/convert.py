@@ -6,6 +6,7 @@
 
 import gzip
 import os
+import pkgutil
 import re
 import shutil
 from collections import Counter
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from asrlora.data import manifest, subsets
 from asrlora.data.decoding import decode
-from asrlora.data.importers import fields, reader_of
+from asrlora.data.importers import READERS, fields
 from asrlora.data.importers.readers import encode, is_table
 from asrlora.data.importers.source import METADATA, SUFFIXES, Found, LeftOut, Source
 from asrlora.data.manifest import AllowedRoot, MissingFileError, OutsideRootError, Utterance
@@ -111,7 +112,8 @@ def import_source(
     aside = output.parent / f".{sounds.name}.tmp"
     shutil.rmtree(aside, ignore_errors=True)  # of an import that was killed
     try:
-        read = _collect(reader_of(form)(reading), root, aside, place.stem, split)
+        reader = pkgutil.resolve_name(f"asrlora.data.importers.{READERS[form]}")
+        read = _collect(reader(reading), root, aside, place.stem, split)
         if split is None and len(read.tally.splits) > 1:
             raise UserError(
                 f"{source}: the field {' or '.join(sorted(read.tally.names['split']))} has the values"

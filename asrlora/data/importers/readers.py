@@ -307,31 +307,25 @@ def read_hf(source: Source) -> Iterator[Found]:
     words = name.split(":")[1:]
     if len(words) not in (2, 3) or not all(words):
         raise UserError(f"{name}: must be hf:NAME:CONFIG:SPLIT, such as hf:librispeech_asr:other:test")
-    try:
-        rows = datasets.load_dataset(
-            words[0], words[1] if len(words) == 3 else None, split=words[-1], streaming=True
-        )
-        features = rows.features or {}
-        audio = next((name for name, kind in features.items() if isinstance(kind, datasets.Audio)), "audio")
-        rows = iter(rows.cast_column(audio, datasets.Audio(decode=False)))
-    except Exception as error:  # the library's own, of a dozen kinds: no network, no such name, no such split
-        raise UserError(f"{name}: cannot be loaded ({' '.join(str(error).split())[:300]})") from error
-    number = 0
-    while True:
+    for number, (row, sound) in enumerate(_hf_rows(name, words, datasets), 1):
         try:
-            row = next(rows, None)
-        except Exception as error:
-            raise UserError(f"{name}: cannot be loaded ({' '.join(str(error).split())[:300]})") from error
-        if row is None:
-            return
-        number += 1
-        # the file's own name is the column that holds it; other columns of paths name the same file
-        plain = {k: v for k, v in row.items() if k != audio and fields.meaning(k) != "audio"}
-        try:
-            read = understand(plain, source.text_field)
+            read = understand(row, source.text_field)
         except ValueError as error:
             raise UserError(f"{name}, row {number}: {error}") from None
         extra = {k: v for k, v in read.extra.items() if isinstance(v, str | int | float)}
-        yield Found(
-            f"{name}, row {number}", replace(read, extra=extra), sound=(row.get(audio) or {}).get("bytes")
-        )
+        yield Found(f"{name}, row {number}", replace(read, extra=extra), sound=sound)
+
+
+def _hf_rows(name: str, words: list[str], datasets: Any) -> Iterator[tuple[dict[str, Any], bytes | None]]:
+    """The fields of each row, and the file of its audio. Raises UserError where the library fails."""
+    try:
+        config = words[1] if len(words) == 3 else None
+        rows = datasets.load_dataset(words[0], config, split=words[-1], streaming=True)
+        features = rows.features or {}
+        audio = next((name for name, kind in features.items() if isinstance(kind, datasets.Audio)), "audio")
+        for row in rows.cast_column(audio, datasets.Audio(decode=False)):
+            # the file's own name is the column that holds it; other columns of paths name the same file
+            plain = {k: v for k, v in row.items() if k != audio and fields.meaning(k) != "audio"}
+            yield plain, (row.get(audio) or {}).get("bytes")
+    except Exception as error:  # the library's own, of a dozen kinds: no network, no such name, no such split
+        raise UserError(f"{name}: cannot be loaded ({' '.join(str(error).split())[:300]})") from error

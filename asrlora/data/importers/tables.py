@@ -105,14 +105,11 @@ class Table:
 
 def find_table(path: Path, known: Callable[[Sequence[str]], int]) -> Table:
     """The table as its first line has it, split where that line is best `known`, has most known names, and
-    then
-    most cells. The caller looks whether that is enough."""
+    then most cells. The caller looks whether that is enough."""
     with open_text(path) as file:
         head = file.read(ENOUGH)
     lines = list(io.StringIO(head, newline=""))
-    chosen = (
-        re.fullmatch(r'"?sep=(.)"?', lines[0].strip() or "-") if lines else None
-    )  # a spreadsheet's own line
+    chosen = re.fullmatch(r'"?sep=(.)"?', "".join(lines[:1]).strip())  # a spreadsheet's own line
     skip = 1 if chosen else 0
     tables = []
     for delimiter in [chosen[1]] if chosen else DELIMITERS:
