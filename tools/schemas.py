@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from asrlora.record import schema
+from asrlora.sweep.phases import Outcome
 from asrlora.sweep.pruning import PruningRules
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference" / "schemas"
@@ -14,7 +15,7 @@ FILES: dict[str, type[schema.Record]] = {
     "eval_scores": schema.EvalScores,
     "progress": schema.ProgressRecord,
     "trial": schema.TrialRecord,
-    "outcome": schema.Outcome,
+    "outcome": Outcome,
     "prune": PruningRules,
 }
 

@@ -412,22 +412,3 @@ class TrialRecord(Record):
     id: str = ""
     settings: dict[str, Any] = {}  # what sets it apart within its phase
     attempts: list[TrialAttempt] = []
-
-
-class PhaseOutcome(Record):
-    """The winner of one phase of a sweep."""
-
-    name: str
-    trials: dict[str, str]  # state by id
-    winner: str | None  # the id
-    settings: dict[str, Any] | None  # the winner's own
-    why: str
-
-
-class Outcome(Record):
-    """outcome.json, beside the trials of a sweep: the best of them, and what stands in its way."""
-
-    phases: list[PhaseOutcome]
-    best: str | None  # its run directory
-    verdict: str | None
-    in_the_way: list[str]

@@ -15,7 +15,7 @@ from typing import Any
 from asrlora.console import console
 from asrlora.errors import UserError
 from asrlora.record.run_dir import read_run
-from asrlora.record.schema import EvalScores, Outcome, PhaseOutcome, Scores, read
+from asrlora.record.schema import EvalScores, Record, Scores, read
 from asrlora.score.metric import Metric
 from asrlora.storage import write_json
 from asrlora.sweep import runner
@@ -153,6 +153,25 @@ def _check_equal(name: str, found: Sequence[Baseline]) -> None:
         values = {json.dumps(one.fingerprint.get(part), sort_keys=True) for one in found}
         if len(values) > 1:
             raise UserError(f"parity: evaluations of {name} differ in {part}: {' and '.join(sorted(values))}")
+
+
+class PhaseOutcome(Record):
+    """The winner of one phase of a sweep."""
+
+    name: str
+    trials: dict[str, str]  # state by id
+    winner: str | None  # the id
+    settings: dict[str, Any] | None  # the winner's own
+    why: str
+
+
+class Outcome(Record):
+    """outcome.json, beside the trials of a sweep: the best of them, and what stands in its way."""
+
+    phases: list[PhaseOutcome]
+    best: str | None  # its run directory
+    verdict: str | None
+    in_the_way: list[str]
 
 
 def outcome(sweep: Sweep) -> Outcome:
