@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from asrlora.errors import UserError
-from asrlora.record.run_dir import read_hypotheses, read_run, step_folder, tallies
+from asrlora.record.run_dir import (
+    read_counts,
+    read_hypotheses,
+    read_run,
+    read_scores,
+    step_folder,
+    tallies,
+)
 from asrlora.record.schema import Scores, Verdict, read
 from asrlora.score import bootstrap, mapsswe, selection, verdict
 from asrlora.score.metric import Metric, units
@@ -23,32 +30,61 @@ def judge_run(run: Path, resample_by: str | None = None) -> Verdict:
     identity = read_run(run)
     best, metric, config = identity.best_step, identity.metric, identity.config
     by = resample_by or config.resample_by
-    old, new = step_folder(run, 0), step_folder(run, best)
-    before, after = (read(folder / "scores.json", Scores).fingerprint for folder in (old, new))
-    _check_same(run, best, before, after)
-    names = [sorted(path.stem for path in folder.glob("*.jsonl")) for folder in (old, new)]
-    _check_same(run, best, *({f"set {name}": "there" for name in found} for found in names))
+    fingerprint, names = _check_comparable(run, best)
 
-    def compared(name: str, only: Collection[str] | None = None) -> bootstrap.Comparison:
-        """Baseline against best step on one set."""
-        return compare_files(old / f"{name}.jsonl", new / f"{name}.jsonl", by, only, metric)
+    def compared(name: str, only: Collection[str] | None = None, step: int = best) -> bootstrap.Comparison:
+        """The base against a step on one set."""
+        old, new = (step_folder(run, one) / f"{name}.jsonl" for one in (0, step))
+        return compare_files(old, new, by, only, metric)
 
-    guardrails = {name: compared(name) for name in names[0] if name not in ("domain", selection.REPORT)}
+    guarded = [name for name in names if name not in ("domain", selection.REPORT)]
+    guardrails = {name: compared(name) for name in guarded}
     heldout = guardrails.pop("heldout", None)
     domain, chosen_on, report = compared("domain"), None, None
-    if selection.REPORT in names[0]:
+    halves: Mapping[str, Collection[str]] = {}
+    if selection.REPORT in names:
         chosen_on, report = domain, compared(selection.REPORT)
     elif config.report_manifest == "auto":
-        halves = selection.halves(read_hypotheses(old / "domain.jsonl"))
+        halves = selection.halves(read_hypotheses(step_folder(run, 0) / "domain.jsonl"))
         if halves:
             chosen_on = compared("domain", halves[selection.CHOSEN_ON])
             report = compared("domain", halves[selection.REPORT])
     judged = verdict.judge(
         domain, heldout, config.criteria, further=guardrails, chosen_on=chosen_on, report=report
     )
-    found = Verdict.model_validate({**judged, "best_step": best, "fingerprint": before})
+    more = {}
+    if best == 0 and (step := _lowest(run, metric, halves.get(selection.CHOSEN_ON))):
+        _check_comparable(run, step)
+        costs = {name: compared(name, step=step) for name in guarded}
+        if learned := verdict.learned(step, compared("domain", step=step), costs, config.criteria):
+            more["learned"], judged["reason"] = learned
+    found = Verdict.model_validate({**judged, "best_step": best, **more, "fingerprint": fingerprint})
     write_json(run / "verdict.json", found.as_json())
     return found
+
+
+def _lowest(run: Path, metric: Metric, choosing: Collection[str] | None) -> int:
+    """The step with the lowest domain rate, of those whose hypotheses are there, on the utterances that may
+    choose: all where `choosing` is None."""
+    rates = {}
+    for step in read_scores(run):
+        if (path := step_folder(run, step) / "domain.jsonl").exists():
+            counts = read_counts(path, metric)
+            rates[step] = sum((counts[i] for i in choosing or counts if i in counts), Tally()).rate
+    return min(rates, key=lambda step: (rates[step], step))
+
+
+def _check_comparable(run: Path, step: int) -> tuple[dict[str, Any], list[str]]:
+    """The fingerprint and the names of the sets that step 0 and `step` share.
+
+    Raises UserError where they differ.
+    """
+    old, new = step_folder(run, 0), step_folder(run, step)
+    before, after = (read(folder / "scores.json", Scores).fingerprint for folder in (old, new))
+    _check_same(run, step, before, after)
+    names = [sorted(path.stem for path in folder.glob("*.jsonl")) for folder in (old, new)]
+    _check_same(run, step, *({f"set {name}": "there" for name in found} for found in names))
+    return before, names[0]
 
 
 def _check_same(run: Path, step: int, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:

@@ -98,8 +98,8 @@ class RunDirectory:
         if metrics.exists():
             lines = [line for line in read_log(metrics) if line["step"] <= step]
             write_atomic(metrics, to_lines(lines))
-        for folder in (self.folder / "eval").glob("step-*"):
-            if int(folder.name.removeprefix("step-")) > step:
+        for done, folder in evaluations(self.folder).items():
+            if done > step:
                 shutil.rmtree(folder)
 
     def update(self, **changes: Any) -> None:
@@ -212,6 +212,17 @@ def step_folder(run: Path, step: int) -> Path:
     return run / "eval" / f"step-{step:06d}"
 
 
+def evaluations(run: Path) -> dict[int, Path]:
+    """The folders of evaluations by step; others beside them, as of a lower strength, are not of the run."""
+    found = {path.name.removeprefix("step-"): path for path in sorted(run.glob("eval/step-*"))}
+    return {int(step): path for step, path in found.items() if step.isdecimal()}
+
+
+def shown_evaluation(run: Path, judged: Verdict) -> Path:
+    """Where the evaluation is that readers are shown against the base."""
+    return step_folder(run, judged.shown_step)
+
+
 def read_run(folder: Path) -> RunRecord:
     """run.json. Raises UserError where the folder holds none."""
     return read(folder / "run.json", RunRecord)
@@ -225,8 +236,8 @@ def read_verdict(run: Path) -> Verdict | None:
 
 def read_scores(run: Path) -> dict[int, Scores]:
     """scores.json by step, of the evaluations that were finished."""
-    paths = sorted(run.glob("eval/step-*/scores.json"))
-    return {int(path.parent.name.removeprefix("step-")): read(path, Scores) for path in paths}
+    paths = {step: folder / "scores.json" for step, folder in evaluations(run).items()}
+    return {step: read(path, Scores) for step, path in paths.items() if path.exists()}
 
 
 def read_rates(run: Path, metric: Metric) -> dict[int, dict[str, float]]:

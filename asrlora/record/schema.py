@@ -143,6 +143,21 @@ class SetVerdict(Record):
         return (-high, -low) if self.has_reduction else (low, high)
 
 
+class Learned(Record):
+    """The best step by domain of a run in which no step with a gain kept every guardrail."""
+
+    step: int
+    domain: SetVerdict
+    heldout: SetVerdict | None
+    guardrails: dict[str, SetVerdict] = {}
+    missed: dict[str, Number]  # regression minus the limit, a fraction, by the set that is past it
+    judgements: dict[str, Judgement] = {}
+
+    def sets(self) -> dict[str, SetVerdict]:
+        """Domain, heldout and the guardrails beside it."""
+        return _sets(self)
+
+
 class Verdict(Record):
     """verdict.json."""
 
@@ -158,6 +173,7 @@ class Verdict(Record):
     judgements: dict[str, Judgement] = {}
     criteria: Criteria
     best_step: int
+    learned: Learned | None = None  # where best_step is 0 for a guardrail's sake
     fingerprint: dict[str, Any] = {}
 
     @property
@@ -165,10 +181,19 @@ class Verdict(Record):
         """Whether every criterion holds."""
         return self.verdict == "accept"
 
+    @property
+    def shown_step(self) -> int:
+        """The step that readers are shown against the base; `learned or self` holds what came of it."""
+        return self.learned.step if self.learned else self.best_step
+
     def sets(self) -> dict[str, SetVerdict]:
         """All that was judged: domain, heldout and the guardrails beside it."""
-        heldout = {"heldout": self.heldout} if self.heldout else {}
-        return {"domain": self.domain, **heldout, **self.guardrails}
+        return _sets(self)
+
+
+def _sets(one: Learned | Verdict) -> dict[str, SetVerdict]:
+    heldout = {"heldout": one.heldout} if one.heldout else {}
+    return {"domain": one.domain, **heldout, **one.guardrails}
 
 
 class DomainWords(Record):

@@ -90,6 +90,39 @@ def judge(
     }
 
 
+def learned(
+    step: int, domain: Comparison, guardrails: Mapping[str, Comparison], criteria: Criteria = Criteria()
+) -> tuple[dict[str, Any], str] | None:
+    """What a step that lowers the domain's rate and breaks a guardrail has learned, and what that cost.
+
+    As verdict.json holds it, and in a sentence: the reason for which the base stays. None for other steps.
+    """
+    limit = criteria.max_heldout_regression
+    missed = {name: one.change - limit for name, one in guardrails.items() if one.change > limit}
+    if not (domain.change < 0 and missed):
+        return None
+    costs = [
+        f"{_moved(name, guardrails[name], 'regression ', 1)}; at most {100 * limit:.2f} passes, missed by"
+        f" {100 * miss:.2f})"
+        for name, miss in missed.items()
+    ]
+    reason = (
+        f"no step that lowered domain {domain.metric.upper()} kept every guardrail, so the base stays (step"
+        f" 0): step {step} took {_moved('domain', domain, '', -1)}), and {' and '.join(costs)}"
+    )
+    losses = {name: _loss(comparison) for name, comparison in guardrails.items()}
+    judgements = _judgements(domain, guardrails, criteria)
+    found = {
+        "step": step,
+        "domain": _gain(domain),
+        "heldout": losses.pop("heldout", None),
+        "guardrails": losses,
+        "missed": missed,
+        "judgements": {name: asdict(judgement) for name, (judgement, _) in judgements.items()},
+    }
+    return found, reason
+
+
 def by_intervals(reduction: Interval, regressions: Collection[Interval], criteria: Criteria) -> str:
     """The verdict of a run that was judged already, under other criteria: from the intervals of its domain's
     reduction and its guardrails' regressions, fractions."""
@@ -153,9 +186,9 @@ def _against(limit: float, what: str, bound: str, comparison: Comparison, sign: 
     """
     change, (low, high) = comparison.change, comparison.change_interval
     outcome = _outcome((low, high), limit)
-    value, *ends = (100 * (0.0 + sign * number) for number in (change, low, high))
     said = "is not settled" if outcome == "open" else outcome
-    reason = f"{what} {value:.2f} points (95 % interval {min(ends):.2f} to {max(ends):.2f}): {bound} {said}"
+    value, between = _points(comparison, sign)
+    reason = f"{what} {value} ({between}): {bound} {said}"
     needed = None
     if outcome == "open" and comparison.units > 1 and change != limit:
         # the end of the interval that reaches past the limit must come nearer to the change
@@ -164,6 +197,20 @@ def _against(limit: float, what: str, bound: str, comparison: Comparison, sign: 
     if needed:
         reason += f" by {comparison.utterances:,} utterances; about {needed:,} such ones would"
     return Judgement(outcome, reason, (high - low) / 2, needed), change <= limit
+
+
+def _points(comparison: Comparison, sign: int) -> tuple[str, str]:
+    """ "9.10 points" and "95 % interval 8.20 to 10.00"; `sign` -1 makes a reduction of the change."""
+    value, *ends = (
+        100 * (0.0 + sign * number) for number in (comparison.change, *comparison.change_interval)
+    )
+    return f"{value:.2f} points", f"95 % interval {min(ends):.2f} to {max(ends):.2f}"
+
+
+def _moved(name: str, comparison: Comparison, what: str, sign: int) -> str:
+    """ "domain WER from 42.42 to 22.99 % (19.43 points, 95 % interval 18.05 to 20.82", left open"""
+    rates = f"from {100 * comparison.baseline:.2f} to {100 * comparison.tuned:.2f} %"
+    return f"{name} {comparison.metric.upper()} {rates} ({what}{', '.join(_points(comparison, sign))}"
 
 
 # --- the sets, as verdict.json holds them
