@@ -16,6 +16,7 @@ from rich.table import Table
 from asrlora.console import console, progress
 from asrlora.demo import corpus
 from asrlora.errors import UserError
+from asrlora.record.diagnosis import next_command
 from asrlora.record.run_dir import read_json, read_run
 from asrlora.record.schema import Verdict, read
 from asrlora.score.verdict import EXIT_CODES
@@ -126,8 +127,9 @@ def on_two_processes(script: str) -> list[str]:
 
 def _report(output: Path, times: dict[str, float]) -> int:
     judged = read(output / "verdict.json", Verdict)
-    table = Table("set", "baseline WER", "tuned WER", "change, points")
-    for name, part in judged.sets().items():
+    tuned = f"WER of step {judged.learned.step}, not kept" if judged.learned else "tuned WER"
+    table = Table("set", "baseline WER", tuned, "change, points")
+    for name, part in (judged.learned or judged).sets().items():
         low, high = part.change_interval
         table.add_row(
             name,
@@ -137,6 +139,8 @@ def _report(output: Path, times: dict[str, float]) -> int:
         )
     console.print(table)
     console.print(f"verdict: {judged.verdict} ({judged.reason})")
+    if command := next_command(output, judged):
+        console.print(f"next:    {command}")
     console.print(f"report:  {output / 'report.html'}")
     stages = {**times, **read_run(output).stage_seconds}
     whole = sum(times.values())

@@ -1,5 +1,7 @@
 """The end of a run: its verdict, its report, and what W&B gets of them."""
 
+from pathlib import Path
+
 from asrlora.config import RunConfig
 from asrlora.data import audio
 from asrlora.data.audio import Pcm
@@ -36,9 +38,11 @@ def _finish(config: RunConfig, run: Run) -> None:
     if config.report_audio:
         _keep_excerpts(config, run, judged)
     recorder.message(f"report: {page.write_report(folder)}")
+    if command := diagnosis.next_command(folder, judged):
+        recorder.message(f"next: {command}")
     if recorder.tracker.takes_hypotheses:
         for name, data in run.evaluator.sets.items():
-            _track_hypotheses(config, run, name, data, judged.best_step)
+            _track_hypotheses(config, run, name, data, run_dir.shown_evaluation(folder, judged))
     recorder.finish_tracking(judged, run.checkpoints.best if config.wandb_artifact else None)
     recorder.record.end("complete", run.selection.stopped)  # last: a resumed attempt would stop here
 
@@ -54,12 +58,10 @@ def _keep_excerpts(config: RunConfig, run: Run, judged: Verdict) -> None:
             write_atomic(path, audio.encode_mp3(pcm[: page.EXCERPT_SECONDS * audio.SAMPLE_RATE]))
 
 
-def _track_hypotheses(config: RunConfig, run: Run, name: str, data: Shards, best: int) -> None:
-    """Sends a set's hypotheses at step 0 and at the best step to W&B, and the audio of some."""
-    old, new = (
-        run_dir.read_lines(run_dir.step_folder(config.output_dir, step) / f"{name}.jsonl")
-        for step in (0, best)
-    )
+def _track_hypotheses(config: RunConfig, run: Run, name: str, data: Shards, evaluation: Path) -> None:
+    """Sends a set's hypotheses of step 0 and of another evaluation to W&B, and the audio of some."""
+    folders = run_dir.step_folder(config.output_dir, 0), evaluation
+    old, new = (run_dir.read_lines(folder / f"{name}.jsonl") for folder in folders)
     metric, recorder = run.selection.metric, run.recorder
     pairs = sinks.by_change(old, new, metric)
     audible = _read(data, [line["id"] for _, line in pairs[:AUDIO_EXAMPLES]])

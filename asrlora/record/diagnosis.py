@@ -4,10 +4,12 @@ A diagnosis names the step at which it shows. Several may hold at once; the grav
 """
 
 import math
+import shlex
 import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from asrlora.record import run_dir
 from asrlora.record.schema import Diagnosis, SetVerdict, Verdict
@@ -30,6 +32,9 @@ class Curves:
     epochs: float = 0.0  # over the training data, in all
     reason: str = ""  # why the run failed, if it did
     metric: Metric = "wer"
+    run: Path = Path("RUN_DIR")
+    gradients: Mapping[int, float] = field(default_factory=dict)  # their norms
+    settings: Mapping[str, Any] = field(default_factory=dict)  # the configuration, and trained_parameters
 
 
 def diagnose(curves: Curves, judged: Verdict | None) -> list[Diagnosis]:
@@ -40,11 +45,11 @@ def diagnose(curves: Curves, judged: Verdict | None) -> list[Diagnosis]:
     if judged is not None and judged.accepted:
         return []
     criteria = judged.criteria if judged else Criteria()
-    diverged = _diverged(curves)
+    diverged, limit = _diverged(curves), criteria.max_heldout_regression
     found = {
         "diverged": diverged,
-        "harmed": None if diverged else _harmed(curves),
-        "forgot": _forgot(curves, criteria.max_heldout_regression),
+        **({} if diverged else _no_gain(curves, limit)),
+        "forgot": _forgot(curves, judged, limit),
         "overfitted": _overfitted(curves),
         "learned nothing": _learned_nothing(curves),
         "starved": _starved(curves),
@@ -91,23 +96,62 @@ def _diverged(curves: Curves) -> str | None:
     return rose and f"loss rose to {rose[1]:.1f} times its lowest after step {rose[0]}; try a lower rate"
 
 
-def _harmed(curves: Curves) -> str | None:
-    """The loss is of the training texts: where they are wrong it falls, and the model is the worse for it."""
-    trained = [step for step in curves.domain if step > 0]
-    curve = smoothed(curves.losses)
-    if not trained or not curve or 0 not in curves.domain:
-        return None
-    last, harm = max(trained), {step: curves.domain[step] - curves.domain[0] for step in trained}
-    if min(harm.values()) <= 0:
-        return None
-    return (
-        f"domain {curves.metric.upper()} was up at every evaluation (by {_points(harm[last])} at step {last})"
-        f" while the loss went from {curve[min(curve)]:.3f} to {curve[max(curve)]:.3f} nats per token; see"
-        " whether the training texts belong to their audio and to this domain, or try a lower rate"
+def _no_gain(curves: Curves, limit: float) -> dict[str, str]:
+    """That no evaluation lowered the domain's rate, by kind. The loss of wrong texts falls as well."""
+    rates = {step: rate for step, rate in curves.domain.items() if step > 0}
+    base = curves.domain.get(0, math.nan)
+    if not rates or not min(rates.values()) >= base:
+        return {}
+    last, metric = max(rates), curves.metric.upper()
+    message = (
+        f"domain {metric} fell at no evaluation, and was up by {_points(rates[last] - base)} at step {last}"
     )
+    kind = "harmed" if min(rates.values()) > base else "no gain"
+    return {kind: f"{message}; what may help: {_help(curves, limit)}"}
 
 
-def _forgot(curves: Curves, limit: float) -> str | None:
+def _help(curves: Curves, limit: float) -> str:
+    """What may help a run without any gain, each with the figure of the run that speaks for it."""
+    curve, settings, found = smoothed(curves.losses), curves.settings, []
+    rate = f"{settings.get('learning_rate', math.nan):g}"
+    if curves.gradients:
+        rate += f", median gradient norm {statistics.median(curves.gradients.values()):.2g}"
+    size = f"{settings.get('trained_parameters', 0):,} parameters on {settings.get('lora_targets')}"
+    if curve:
+        first, last = curve[min(curve)], curve[max(curve)]
+        loss = f"loss {first:.3f} to {last:.3f} nats per token"
+        if abs(last - first) <= LOSS_MOVED * abs(first):
+            found += [f"a higher learning rate ({rate}; {loss})", f"more targets ({size})"]
+        else:
+            found.append(f"training texts that belong to their audio and to this domain ({loss})")
+            found.append(f"a lower learning rate ({rate})")
+    if 0 < curves.epochs < 1:
+        found.append(f"more steps ({curves.epochs:.2f} epochs)")
+    worst = max(curves.heldout, key=lambda step: curves.heldout[step], default=0)
+    past = curves.heldout.get(worst, 0.0) - curves.heldout.get(0, math.inf)
+    if past > limit:
+        share = f"a share of {settings['replay_ratio']:g}" if settings.get("replay_path") else "none"
+        found.append(f"more replay ({share}; heldout up {_points(past)} at step {worst})")
+        found.append(f"fewer targets ({size})")
+    return "; ".join(found) or "more steps"
+
+
+def next_command(run: Path, judged: Verdict) -> str | None:
+    """What to run next on a run that learned the domain and broke a guardrail; None for others."""
+    return f"uv run asrlora strength {shlex.quote(str(run))}" if judged.learned else None
+
+
+def _forgot(curves: Curves, judged: Verdict | None, limit: float) -> str | None:
+    if judged and (learned := judged.learned):
+        costs = [
+            f"{name} rose by {_points(learned.sets()[name].regression)}, {_points(miss)} too many"
+            for name, miss in learned.missed.items()
+        ]
+        return (
+            f"step {learned.step} lowered domain {curves.metric.upper()} by"
+            f" {_points(learned.domain.reduction)} and {' and '.join(costs)}; see at which strength below 1"
+            f" it passes: {next_command(curves.run, judged)}"
+        )
     for step in sorted(curves.heldout):
         past = curves.heldout[step] - curves.heldout.get(0, math.inf)
         gain = curves.domain.get(0, 0.0) - curves.domain.get(step, math.inf)
@@ -183,7 +227,17 @@ def read_curves(run: Path) -> Curves:
         {step: one[name] for step, one in rates.items() if name in one} for name in ("domain", "heldout")
     )
     losses = {line["step"]: line["loss"] for line in metrics}
-    return Curves(losses, domain, heldout, planned * share, identity.reason or "", identity.metric)
+    return Curves(
+        losses,
+        domain,
+        heldout,
+        planned * share,
+        identity.reason or "",
+        identity.metric,
+        run,
+        {line["step"]: norm for line in metrics if math.isfinite(norm := line.get("grad_norm", math.nan))},
+        {**identity.config.as_json(), "trained_parameters": identity.trained_parameters},
+    )
 
 
 def of_run(run: Path) -> list[Diagnosis]:

@@ -6,14 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from asrlora.errors import UserError
-from asrlora.record.run_dir import (
-    read_counts,
-    read_hypotheses,
-    read_run,
-    read_scores,
-    step_folder,
-    tallies,
-)
+from asrlora.record import run_dir
+from asrlora.record.run_dir import read_hypotheses, step_folder, tallies
 from asrlora.record.schema import Scores, Verdict, read
 from asrlora.score import bootstrap, mapsswe, selection, verdict
 from asrlora.score.metric import Metric, units
@@ -27,7 +21,7 @@ def judge_run(run: Path, resample_by: str | None = None) -> Verdict:
     `resample_by` is the run's own setting unless given. Raises UserError when the baseline and the
     best step were scored with different fingerprints, on different sets or against different references.
     """
-    identity = read_run(run)
+    identity = run_dir.read_run(run)
     best, metric, config = identity.best_step, identity.metric, identity.config
     by = resample_by or config.resample_by
     fingerprint, names = _check_comparable(run, best)
@@ -67,9 +61,9 @@ def _lowest(run: Path, metric: Metric, choosing: Collection[str] | None) -> int:
     """The step with the lowest domain rate, of those whose hypotheses are there, on the utterances that may
     choose: all where `choosing` is None."""
     rates = {}
-    for step in read_scores(run):
+    for step in run_dir.read_scores(run):
         if (path := step_folder(run, step) / "domain.jsonl").exists():
-            counts = read_counts(path, metric)
+            counts = run_dir.read_counts(path, metric)
             rates[step] = sum((counts[i] for i in choosing or counts if i in counts), Tally()).rate
     return min(rates, key=lambda step: (rates[step], step))
 

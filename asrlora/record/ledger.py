@@ -47,7 +47,8 @@ def find_runs(folders: Iterable[Path]) -> list[Path]:
 def row(run: Path) -> str:
     """One line of the matrix. A run that failed has a line too, with the reason."""
     identity, judged = read_run(run), read_verdict(run)
-    config = identity.config.as_json()
+    config, shown = identity.config.as_json(), (judged.learned or judged) if judged else None
+    learned = f" (step {judged.learned.step}, not kept)" if judged and judged.learned else ""
     why = (judged.reason if judged else identity.reason) or ""
     if identity.archived:
         why = f"archived {identity.archived.date}: {identity.archived.reason}; {why}"
@@ -59,8 +60,8 @@ def row(run: Path) -> str:
         identity.config.max_steps,
         f"{identity.config.learning_rate:g}",
         f"`{identity.config.manifest_path}`",
-        *_rates(judged.domain if judged else None, judged),
-        " → ".join(_rates(judged.heldout if judged else None, judged)),
+        *_rates(shown.domain if shown else None, judged, learned),
+        " → ".join(_rates(shown.heldout if shown else None, judged, learned)),
         judged.verdict if judged else identity.state,
         why,
         identity.diagnoses or "–",
@@ -68,8 +69,8 @@ def row(run: Path) -> str:
     return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
-def _rates(one: SetVerdict | None, judged: Verdict | None) -> tuple[str, str]:
-    """A set's rate before and after: "26.49% [24.31, 28.66]", with its 95 % interval."""
+def _rates(one: SetVerdict | None, judged: Verdict | None, learned: str) -> tuple[str, str]:
+    """A set's rate before and after: "26.49% [24.31, 28.66]", with its 95 % interval, and with `learned`."""
     if one is None or judged is None:
         return "–", "–"
     named = "" if judged.metric == "wer" else f"{judged.metric.upper()} "
@@ -79,7 +80,7 @@ def _rates(one: SetVerdict | None, judged: Verdict | None) -> tuple[str, str]:
         f"{named}{rate:.2%}" + (f" [{100 * ends[0]:.2f}, {100 * ends[1]:.2f}]" if ends else "")
         for rate, ends in (before, after)
     ]
-    return found[0], found[1]
+    return found[0], found[1] + learned
 
 
 def write_matrix(page: Path, archive_page: Path, runs: list[Path]) -> tuple[int, int]:
@@ -163,13 +164,14 @@ def again_command(typed: str, output: Path) -> list[str]:
 def compare(run: Path, again: Path) -> list[str]:
     """What differs between two runs of one command: verdict, best step, and rates by more than 0.1 points."""
     one, other = (read(folder / "verdict.json", Verdict) for folder in (run, again))
+    both = one.learned and other.learned  # a record of an earlier version has none
     found = [
         f"{key}: {getattr(one, key)} and now {getattr(other, key)}"
         for key in ("verdict", "best_step")
         if getattr(one, key) != getattr(other, key)
     ]
     for name in ("domain", "heldout"):
-        before, now = (getattr(judged, name) for judged in (one, other))
+        before, now = (getattr(judged.learned if both else judged, name) for judged in (one, other))
         for which in ("baseline", "tuned") if before and now else ():
             rates = [getattr(section, which)(one.metric) for section in (before, now)]
             if not abs(rates[0] - rates[1]) <= 0.001:

@@ -40,7 +40,7 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Pair:
-    """One set as the baseline and as the best step wrote it, by utterance id.
+    """One set as the baseline and as another evaluation wrote it, by utterance id.
 
     Texts are cut into the metric's units, and `errors` and `length` count these; "words" here are units.
     """
@@ -98,9 +98,9 @@ class Alignment:
     gaps: list[str]  # N + 1: what was inserted before each word, and behind the last
 
 
-def read_pair(run: Path, name: str, best: int, metric: Metric) -> Pair:
-    """A set of a run at step 0 and at the best step."""
-    old, new = (read_lines(step_folder(run, step) / f"{name}.jsonl") for step in (0, best))
+def read_pair(run: Path, name: str, evaluation: Path, metric: Metric) -> Pair:
+    """A set of a run by the base and in another evaluation, which is a folder below eval/."""
+    old, new = (read_lines(folder / f"{name}.jsonl") for folder in (step_folder(run, 0), evaluation))
     return pair(old, new, metric)
 
 

@@ -124,7 +124,8 @@ function columns() {
       interval: (r) => (r === first || !against(r) ? "" : settled(against(r)) ? between(against(r).interval, signed) : " not settled") });
   }
   found.push(
-    { key: "best_step", label: "best step", number: true, value: (r) => r.best_step, text: (r) => String(r.best_step) },
+    { key: "best_step", label: "best step", number: true, value: (r) => r.best_step,
+      text: (r) => r.best_step + (r.learned_step == null ? "" : ` (shown: ${r.learned_step})`) },
     { key: "done", label: "steps done", number: true, value: (r) => r.done, text: (r) => String(r.done) },
     { key: "seconds", label: "minutes", number: true, value: (r) => r.seconds,
       text: (r) => (r.seconds == null ? "–" : (r.seconds / 60).toFixed(1)) },
@@ -230,9 +231,9 @@ function tableCsv() {
   const names = Object.keys(group.runs[0].settings);
   const parts = ["baseline", "rate", "change"], ends = ["interval", "change_interval"];
   const head = ["run", "state", ...group.sets.flatMap((s) => [...parts, ...ends.flatMap((e) => [`${e}_low`, `${e}_high`])].map((p) => `${s}_${p === "rate" ? group.metric.toLowerCase() : p}`)),
-    "best_step", "steps_done", "seconds", ...names, "why", "command"];
+    "best_step", "learned_step", "steps_done", "seconds", ...names, "why", "command"];
   const line = (r) => [r.name, r.state, ...group.sets.flatMap((s) => [...parts.map((p) => r.scores[s]?.[p]),
-    ...ends.flatMap((e) => r.scores[s]?.[e] ?? [null, null])]), r.best_step, r.done, r.seconds,
+    ...ends.flatMap((e) => r.scores[s]?.[e] ?? [null, null])]), r.best_step, r.learned_step, r.done, r.seconds,
     ...names.map((n) => (Array.isArray(r.settings[n]) ? r.settings[n].join(" ") : r.settings[n])), r.why, r.command];
   saveCsv("runs.csv", [head, ...sorted(listed()).map(line)]);
 }

@@ -113,6 +113,7 @@ def _run_data(run: Run, page: Path) -> dict[str, Any]:
         "settings": run.settings,
         "scores": {name: asdict(score) for name, score in run.scores.items()},
         "best_step": run.best_step,
+        "learned_step": run.learned_step,
         "done": int(run.losses[-1][0]) if run.losses else max(run.evaluations, default=0),
         "seconds": sum(identity.stage_seconds.values()) or None,
         "loss": [steps, losses],

@@ -58,8 +58,8 @@ def loss(entries: Points) -> str:
     )
 
 
-def curve(name: str, points: Points, best: int, limit: float | None, label: str = "WER") -> str:
-    """WER, or what else `label` names, of one set by step, with the chosen step and a guardrail's limit."""
+def curve(name: str, points: Points, circled: int, limit: float | None, label: str = "WER") -> str:
+    """WER, or what else `label` names, of one set by step, with one step circled and a guardrail's limit."""
     axes, finish = _axes("step", f"{name} {label}, %")
     steps, values = [step for step, _ in points], [100 * rate for _, rate in points]
     top = max([*values, 100 * (limit or 0)]) * 1.12 or 1.0
@@ -75,14 +75,14 @@ def curve(name: str, points: Points, best: int, limit: float | None, label: str 
             fontsize=9,
         )
     axes.plot(steps, values, color=AFTER, linewidth=1.8, marker="o", markersize=4)
-    chosen = dict(points).get(best)
+    chosen = dict(points).get(circled)
     if chosen is not None:
-        axes.axvline(best, color=INK, linewidth=0.9, linestyle=(0, (1, 2)))
-        axes.plot([best], [100 * chosen], "o", markersize=8, markerfacecolor="none", markeredgecolor=INK)
+        axes.axvline(circled, color=INK, linewidth=0.9, linestyle=(0, (1, 2)))
+        axes.plot([circled], [100 * chosen], "o", markersize=8, markerfacecolor="none", markeredgecolor=INK)
     axes.set_ylim(0, top)
     listed = ", ".join(f"{value:.2f} % at step {step}" for step, value in zip(steps, values, strict=True))
     bound = f" The limit is {100 * limit:.2f} %." if limit is not None else ""
-    return finish(f"{name} {label} by step: {listed}.{bound} Step {best} is chosen.")
+    return finish(f"{name} {label} by step: {listed}.{bound} Step {circled} is circled.")
 
 
 def running(name: str, before: dict[str, Line], after: dict[str, Line], label: str = "WER") -> str:

@@ -32,7 +32,7 @@ BASE = "the base"
 
 @dataclass(frozen=True)
 class Score:
-    """One evaluation set of one run, at the best step so far. Fractions of its metric; intervals 95 %."""
+    """One evaluation set of one run: the base, and what `Run.evaluation` holds. Fractions; intervals 95 %."""
 
     baseline: float
     rate: float
@@ -53,6 +53,8 @@ class Run:
     criteria: verdict.Criteria
     scores: dict[str, Score]
     best_step: int
+    learned_step: int | None  # shown in the place of best_step 0: see Learned
+    evaluation: Path  # what is compared with the base, and with other runs
     losses: list[tuple[float, float]]  # step, nats per token
     evaluations: dict[int, dict[str, float]]  # of the metric, by step and set
 
@@ -141,7 +143,8 @@ def read_run(folder: Path) -> Run:
     metric = identity.metric
     evaluations = _evaluations(folder, metric)
     if judged is not None:
-        scores = {name: _judged_score(one, metric) for name, one in judged.sets().items()}
+        shown = judged.learned or judged
+        scores = {name: _judged_score(one, metric) for name, one in shown.sets().items()}
     else:
         before, after = evaluations.get(0, {}), evaluations.get(best, {})
         both = [name for name in before if name in after]
@@ -149,7 +152,7 @@ def read_run(folder: Path) -> Run:
     if judged is not None and not evaluations:  # only the records were kept
         evaluations = {
             0: {name: score.baseline for name, score in scores.items()},
-            best: {name: score.rate for name, score in scores.items()},
+            judged.shown_step: {name: score.rate for name, score in scores.items()},
         }
     state = identity.state
     return Run(
@@ -161,6 +164,8 @@ def read_run(folder: Path) -> Run:
         criteria=judged.criteria if judged else verdict.Criteria(),
         scores=scores,
         best_step=best,
+        learned_step=judged.learned.step if judged and judged.learned else None,
+        evaluation=run_dir.shown_evaluation(folder, judged) if judged else step_folder(folder, best),
         losses=[
             (line["step"], line["loss"]) for line in metrics if math.isfinite(line.get("loss", math.nan))
         ],
@@ -222,7 +227,7 @@ def _group(runs: Sequence[Run]) -> Group:
         unjudged = [run for run in kept if run.scores[name].change_interval is None]
         systems = [
             read_counts(step_folder(kept[0].folder, 0) / f"{name}.jsonl", metric),
-            *(read_counts(step_folder(run.folder, run.best_step) / f"{name}.jsonl", metric) for run in kept),
+            *(read_counts(run.evaluation / f"{name}.jsonl", metric) for run in kept),
             *(read_counts(step_folder(run.folder, 0) / f"{name}.jsonl", metric) for run in unjudged),
         ]
         drawn = resample(systems)
@@ -246,8 +251,8 @@ def _group(runs: Sequence[Run]) -> Group:
 
 
 def _hypotheses(run: Run, name: str) -> bool:
-    steps = (0, run.best_step)
-    return name in run.scores and all((step_folder(run.folder, s) / f"{name}.jsonl").exists() for s in steps)
+    folders = step_folder(run.folder, 0), run.evaluation
+    return name in run.scores and all((folder / f"{name}.jsonl").exists() for folder in folders)
 
 
 def _pairs(rates: Sequence[float], drawn: np.ndarray) -> list[tuple[float, float, float]]:

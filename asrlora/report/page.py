@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from asrlora.record.run_dir import read_log, read_rates, read_run, write_atomic
+from asrlora.record.diagnosis import next_command
+from asrlora.record.run_dir import read_log, read_rates, read_run, shown_evaluation, write_atomic
 from asrlora.record.schema import SetVerdict, Verdict, read
 from asrlora.report import alignment, figures
 from asrlora.report.templates import render
@@ -45,11 +46,14 @@ def write_report(run: Path) -> Path:
     judged = read(run / "verdict.json", Verdict)
     identity = read_run(run)
     metric = judged.metric
-    pairs = {name: alignment.read_pair(run, name, judged.best_step, metric) for name in judged.sets()}
+    evaluation = shown_evaluation(run, judged)
+    pairs = {name: alignment.read_pair(run, name, evaluation, metric) for name in judged.sets()}
     page = render(
         "report.html",
         run=identity,
         judged=judged,
+        shown=judged.learned or judged,
+        next_command=next_command(run, judged),
         metric=metric.upper(),
         units=KEYS[metric][1].replace("_", " "),
         rows=list(_rows(judged)),
@@ -61,7 +65,7 @@ def write_report(run: Path) -> Path:
         pairs=pairs,
         speakers={name: _breakdown(pair, breakdown.by_speaker, metric) for name, pair in pairs.items()},
         durations={name: _breakdown(pair, breakdown.by_duration, metric) for name, pair in pairs.items()},
-        recall=_recall(run, alignment.read_pair(run, "domain", judged.best_step, "wer")),
+        recall=_recall(run, alignment.read_pair(run, "domain", evaluation, "wer")),
         audio=lambda name, utterance: _embedded(alignment.excerpt(run, name, utterance)),
     )
     write_atomic(run / "report.html", page)
@@ -70,16 +74,14 @@ def write_report(run: Path) -> Path:
 
 def shown(run: Path, judged: Verdict) -> dict[str, list[str]]:
     """Set -> ids of the utterances that the report shows word by word, and whose audio it can use."""
-    return {
-        name: alignment.read_pair(run, name, judged.best_step, judged.metric).shown()
-        for name in judged.sets()
-    }
+    evaluation = shown_evaluation(run, judged)
+    return {name: alignment.read_pair(run, name, evaluation, judged.metric).shown() for name in judged.sets()}
 
 
 def _rows(judged: Verdict) -> Iterator[Row]:
-    metric, criteria = judged.metric, judged.criteria
+    metric, criteria, shown = judged.metric, judged.criteria, judged.learned or judged
     parts = {selection.CHOSEN_ON: judged.domain_chosen_on, selection.REPORT: judged.domain_report}
-    for name, section in (judged.sets() | parts).items():
+    for name, section in (shown.sets() | ({} if judged.learned else parts)).items():
         if section is None:
             continue
         limit = -criteria.min_domain_reduction if section.has_reduction else criteria.max_heldout_regression
@@ -95,7 +97,7 @@ def _rows(judged: Verdict) -> Iterator[Row]:
             change=change,
             ends=ends,
             limit=100 * limit,
-            judgement=judged.judgements.get(name),
+            judgement=shown.judgements.get(name),
             picture=figures.interval(change, ends, 100 * limit),
         )
 
@@ -109,7 +111,7 @@ def _curves(run: Path, judged: Verdict) -> list[str]:
         limit = section.baseline(metric) + judged.criteria.max_heldout_regression
         points = [(step, rates[step][name]) for step in rates if name in rates[step]]
         shown = None if name == "domain" else limit
-        found.append(figures.curve(name, points, judged.best_step, shown, metric.upper()))
+        found.append(figures.curve(name, points, judged.shown_step, shown, metric.upper()))
     metrics = read_log(run / "metrics.jsonl")
     losses = [(entry["step"], entry["loss"]) for entry in metrics if "loss" in entry]
     return [*found, figures.loss(losses)] if losses else found

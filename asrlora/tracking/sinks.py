@@ -16,7 +16,7 @@ from asrlora.score.metric import Metric, tally
 from asrlora.tracking import tensorboard, wandb
 
 Line = Mapping[str, Any]  # a scored utterance
-Pairs = Sequence[tuple[Line, Line]]  # the same utterance by the baseline and by the best step
+Pairs = Sequence[tuple[Line, Line]]  # the same utterance by the baseline and by the step shown
 Waves = Mapping[str, tuple[Any, int]]  # samples and their rate, by utterance id
 Sink = wandb.WandbSink | tensorboard.TensorBoardSink  # nothing that becomes of one may end the run
 

@@ -215,7 +215,7 @@ class WandbSink:
         audio: Mapping[str, tuple[Any, int]],
         metric: Metric,
     ) -> None:
-        """A table of baseline and best step side by side, and some audio.
+        """A table of both hypotheses side by side, and some audio.
 
         The audio is beside the table: in it W&B would not keep it offline.
         """
@@ -257,7 +257,7 @@ class WandbSink:
 
 
 def summary(judged: Verdict) -> dict[str, Any]:
-    """Verdict, rates and changes with their intervals, as W&B's summary has them."""
+    """Verdict, rates and changes with intervals for W&B's summary; `learned/` of a step that was not kept."""
     metric = judged.metric
     found: dict[str, Any] = {
         "verdict": judged.verdict,
@@ -265,7 +265,11 @@ def summary(judged: Verdict) -> dict[str, Any]:
         "best_step": judged.best_step,
         "metric": metric,
     }
-    for name, one in judged.sets().items():
+    sets = judged.sets()
+    if judged.learned:
+        found["learned_step"] = judged.learned.step
+        sets |= {f"learned/{name}": one for name, one in judged.learned.sets().items()}
+    for name, one in sets.items():
         change = "reduction" if one.has_reduction else "regression"
         for rate in (metric, "wer"):
             found |= {f"{name}/baseline_{rate}": one.baseline(rate), f"{name}/tuned_{rate}": one.tuned(rate)}

@@ -49,7 +49,13 @@ def guardrails(speech: Speech) -> str:
 
 @pytest.fixture(scope="module")
 def run(speech: Speech, guardrails: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("scripted") / "run"
+    return scripted_run(speech, guardrails, tmp_path_factory.mktemp("scripted") / "run", WRONG)
+
+
+def scripted_run(
+    speech: Speech, guardrails: str, folder: Path, wrong_at: dict[str, tuple[float, ...]], **settings: Any
+) -> Path:
+    """A run whose evaluations find these shares of utterances wrong."""
     honest, heard = evaluate.assemble, Counter[str]()
     far = {json.loads(line)["id"] for line in Path(guardrails.split(",")[1]).read_text().splitlines()}
 
@@ -60,7 +66,7 @@ def run(speech: Speech, guardrails: str, tmp_path_factory: pytest.TempPathFactor
         wrong = {
             i
             for part, members in halves.items()
-            for i in sorted(members)[: round(WRONG[part][heard[name]] * len(members))]
+            for i in sorted(members)[: round(wrong_at[part][heard[name]] * len(members))]
         }
         heard[name] += 1
         return honest(shards, [(i, "" if i in wrong else text) for i, text in texts.items()], *more)
@@ -68,7 +74,7 @@ def run(speech: Speech, guardrails: str, tmp_path_factory: pytest.TempPathFactor
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "assemble", scripted)
         patch.setattr(selection, "LARGE_ENOUGH", 30)
-        settings = {**SETTINGS, "safety_manifest_path": guardrails}
+        settings = {**SETTINGS, "safety_manifest_path": guardrails, **settings}
         assert train.main(speech.flags(folder, **settings)) == 0
     return folder
 
@@ -127,13 +133,31 @@ def test_the_report_can_be_listened_to(run: Path) -> None:
     import soundfile
 
     page, kept = (run / "report.html").read_text(), list((run / "excerpts").iterdir())
-    pair = alignment.read_pair(run, "domain", 2, "wer")
+    pair = alignment.read_pair(run, "domain", run_dir.step_folder(run, 2), "wer")
     assert pair.shown()
     assert all(alignment.excerpt(run, "domain", one) in kept for one in pair.shown())
     assert page.count('src="data:audio/mpeg;base64,') == len(kept)
     samples, rate = soundfile.read(io.BytesIO(kept[0].read_bytes()))
     assert rate == 16_000
     assert 0.02 < (samples**2).mean() ** 0.5 < 0.2  # as loud as the audio path makes it
+
+
+def test_a_run_that_forgot_ends_by_saying_what_it_learned(
+    speech: Speech, guardrails: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    wrong = {**WRONG, "far-field": (0.5, 0.9, 0.9, 0.9)}
+    run = scripted_run(speech, guardrails, tmp_path / "run", wrong, max_steps=4)
+    said = "".join(capfd.readouterr().out.split())
+    judged, identity = (run_dir.read_json(run / name) for name in ("verdict.json", "run.json"))
+    scores = run_dir.read_json(run_dir.step_folder(run, 4) / "scores.json")
+    assert (judged["best_step"], judged["learned"]["step"]) == (0, 4)
+    assert judged["learned"]["domain"]["tuned_wer"] == scores["domain"]["wer"]
+    assert "".join(f"verdict: reject. {judged['reason']}".split()) in said
+    assert said.endswith("".join(f"next: uv run asrlora strength {run}".split()))
+    assert identity["diagnosis"][0]["kind"] == "forgot"
+    pair = alignment.read_pair(run, "domain", run_dir.step_folder(run, 4), "wer")
+    assert pair.most_improved()
+    assert all(alignment.excerpt(run, "domain", one).is_file() for one in pair.shown())
 
 
 @pytest.fixture

@@ -58,6 +58,55 @@ def test_forgetting_without_any_gain_is_not_called_forgetting() -> None:
     assert kinds(curves, judged()) == ["harmed"]
 
 
+HELPED = {
+    "gradients": {1: 0.5, 2: 0.25, 3: 0.125},
+    "settings": {"trained_parameters": 36_864, "learning_rate": 1e-3, "lora_targets": "attention"},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "told", "not_told"),
+    [
+        (
+            {},
+            ["to this domain (loss 1.9", "a lower learning rate (0.001, median gradient norm 0.25)"],
+            ["replay", "targets", "more steps"],
+        ),
+        (
+            {"losses": {s: 2.0 + 0.01 * (-1) ** s for s in range(1, 101)}},
+            [
+                "higher learning rate (0.001, median gradient norm 0.25; loss ",
+                "more targets (36,864 parameters",
+            ],
+            ["a lower", "replay"],
+        ),
+        (
+            {"heldout": {0: 0.05, 50: 0.09, 100: 0.06}},
+            ["more replay (none; heldout up 4.00 points at step 50)", "fewer targets (36,864 parameters"],
+            ["more targets"],
+        ),
+        (
+            {
+                "heldout": {0: 0.05, 100: 0.09},
+                "settings": {**HELPED["settings"], "replay_path": "general.jsonl", "replay_ratio": 0.3},
+            },
+            ["more replay (a share of 0.3; heldout up 4.00 points at step 100)"],
+            ["none"],
+        ),
+        ({"epochs": 0.4}, ["more steps (0.40 epochs)"], ["replay"]),
+    ],
+)
+@pytest.mark.parametrize(("domain", "kind"), [({100: 0.31}, "harmed"), ({50: 0.31, 100: 0.30}, "no gain")])
+def test_a_run_without_any_gain_is_told_what_may_help_with_its_own_figures(
+    change: dict[str, Any], told: list[str], not_told: list[str], domain: dict[int, float], kind: str
+) -> None:
+    curves = replace(SOUND, **{**HELPED, "domain": {0: 0.30, **domain}, **change})
+    found = diagnose(curves, judged())[0]
+    assert found.kind == kind
+    assert [part for part in told if part not in found.told] == []
+    assert [part for part in not_told if part in found.told] == []
+
+
 def test_a_loss_that_goes_up_and_down_below_its_start_has_not_diverged() -> None:
     """As the demo's: batches of its domain cost four times what batches of general speech cost."""
     losses = {step: 0.3 if step <= 10 else 0.05 if 70 <= step <= 85 else 0.2 for step in range(1, 101)}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import written
-from asrlora.record import run_dir
+from asrlora.record import diagnosis, ledger, run_dir
 from asrlora.record.schema import Verdict, read
 from asrlora.score import selection
 from asrlora.storage import write_json
@@ -124,3 +124,48 @@ def test_evaluations_beside_those_of_steps_are_not_taken_for_them(run: Path, tmp
     record = run_dir.RunDirectory.reopen(folder)
     record.rewind(2)
     assert sorted(p.name for p in (folder / "eval").iterdir()) == ["step-000000", "step-000002", weaker.name]
+
+
+def points(one: dict[str, float], key: str) -> str:
+    return f"{100 * one[key]:.2f} points"
+
+
+def test_the_diagnosis_names_what_was_learned_what_it_cost_and_the_next_command(run: Path) -> None:
+    learned = run_dir.read_json(run / "verdict.json")["learned"]
+    found = {one.kind: one.told for one in diagnosis.of_run(run)}
+    assert list(found) == ["forgot", "overfitted"]
+    assert found["forgot"] == (
+        f"step 4 lowered domain WER by {points(learned['domain'], 'reduction')} and heldout rose by"
+        f" {points(learned['heldout'], 'regression')}, {points(learned['missed'], 'heldout')} too many; see"
+        f" at which strength below 1 it passes: uv run asrlora strength {run}"
+    )
+
+
+def test_the_next_command_can_be_pasted(run: Path) -> None:
+    judged = read(run / "verdict.json", Verdict)
+    command = "uv run asrlora strength 'outputs/my run'"
+    assert diagnosis.next_command(Path("outputs/my run"), judged) == command
+    assert diagnosis.next_command(Path("outputs/my run"), judged.changed(learned=None)) is None
+
+
+def test_the_ledger_has_the_learned_step_and_its_cost(run: Path) -> None:
+    learned = run_dir.read_json(run / "verdict.json")["learned"]
+    cells = ledger.row(run).split(" | ")
+    tuned, heldout = (cells[ledger.COLUMNS.index(name)] for name in ("Tuned WER", "Heldout WER"))
+    assert tuned.startswith(f"{learned['domain']['tuned_wer']:.2%} [")
+    assert f" → {learned['heldout']['tuned_wer']:.2%} [" in heldout
+    assert tuned.endswith("(step 4, not kept)")
+    assert heldout.endswith("(step 4, not kept)")
+
+
+def test_a_repeated_run_is_compared_by_what_it_learned(run: Path, tmp_path: Path) -> None:
+    again = with_best(run, tmp_path / "again", 0)
+    written.judge(again)
+    assert ledger.compare(run, again) == []
+    record = run_dir.read_json(again / "verdict.json")
+    record["learned"]["domain"]["tuned_wer"] += 0.01
+    write_json(again / "verdict.json", record)
+    assert [line.split(":")[0] for line in ledger.compare(run, again)] == ["domain tuned_wer"]
+    del record["learned"]  # of an earlier version
+    write_json(again / "verdict.json", record)
+    assert ledger.compare(run, again) == []
