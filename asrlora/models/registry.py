@@ -3,7 +3,6 @@
 A new family is a module that provides what family.py asks for, and a line in FAMILIES.
 """
 
-import functools
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from asrlora.data.plan import Cost, Seconds, by_length
+from asrlora.data.plan import Cost, by_length
 from asrlora.errors import UserError
 from asrlora.models.hub import find_model, read_config
 
@@ -30,11 +29,8 @@ def by_audio(config: Mapping[str, Any]) -> Cost:
 
 def by_window(config: Mapping[str, Any]) -> Cost:
     """The cost of utterances to Whisper, which computes on its whole window (30 s) whatever is in it."""
-    return functools.partial(_window, POSITION * float(config.get("max_source_positions", 1500)))
-
-
-def _window(window: float, seconds: Seconds) -> Seconds:
-    return np.full(len(seconds), window)
+    window = POSITION * float(config.get("max_source_positions", 1500))
+    return lambda seconds: np.full(len(seconds), window)
 
 
 @dataclass(frozen=True)

@@ -190,11 +190,8 @@ def write_index(folder: Path, samples: Iterable[Sample], tars: Sequence[str] = (
         # the same bytes, to readers
         with atomic_file(folder / name) as file:
             file.write(data)
-    return {name: _facts(data) for name, data in files.items()}
-
-
-def _facts(data: bytes | bytearray) -> FileFacts:
-    return FileFacts(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    return {name: FileFacts(bytes=len(data), sha256=digests[name]) for name, data in files.items()}
 
 
 def open_index(folder: Path, facts: Mapping[str, FileFacts], tars: Sequence[str] = ()) -> Index:
