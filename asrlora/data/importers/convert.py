@@ -345,10 +345,7 @@ def _shape(audio: Path | bytes, found: Found, tally: _Tally) -> tuple[int, int]:
     counted = next((time.name for time in record.times if time.unit == "samples"), None)
     if record.channels is None and record.rate is None and counted is None:
         return 1, 1
-    try:
-        channels, rate = decode.shape(audio)
-    except ValueError as error:
-        raise LeftOut("whose audio cannot be read", f"it {error}") from None
+    channels, rate = decode.shape(audio)
     if record.rate is not None and record.rate != rate:
         if counted:
             raise ValueError(
