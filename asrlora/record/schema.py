@@ -276,6 +276,7 @@ class EvalScores(SetScores):
     """scores.json of `asrlora eval`."""
 
     metric: Metric = "wer"
+    key_terms: dict[str, Any] = {}  # as keyword_recall.summary_of_terms has it
     by_duration: dict[str, GroupScores] = {}
     by_speaker: dict[str, GroupScores] = {}
     fingerprint: dict[str, Any] = {}

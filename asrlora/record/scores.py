@@ -55,6 +55,24 @@ def score_file(
     Every utterance counts, silent recordings too: those are left out where a model is evaluated, since
     shards do not hold them.
     """
+    hypotheses, field = read_scored(path, utterances, normaliser, folder)
+    ordered = sorted(utterances, key=lambda utterance: utterance.id)
+    references = json.dumps([(u.id, u.text) for u in ordered], ensure_ascii=False)
+    fingerprint = {
+        "text": dict(normaliser.fingerprint),
+        "metric": metric,
+        "hypotheses": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "references": hashlib.sha256(references.encode()).hexdigest(),
+    }
+    return write_scores(
+        output, hypotheses, domain_words, metric, hypothesis_field=field, fingerprint=fingerprint
+    )
+
+
+def read_scored(
+    path: Path, utterances: Sequence[Utterance], normaliser: Normaliser, folder: Path
+) -> tuple[list[Hypothesis], str]:
+    """A file of hypotheses, scored and in the order of ids, and the field they were in; see `score_file`."""
     texts, field = read_hypotheses(path, utterances, folder)
     wanted = {utterance.id for utterance in utterances}
     missing, foreign = sorted(wanted - texts.keys()), sorted(texts.keys() - wanted)
@@ -70,14 +88,4 @@ def score_file(
             " the manifest that was transcribed?"
         )
     ordered = sorted(utterances, key=lambda utterance: utterance.id)
-    hypotheses = [score(u.id, u.text, texts[u.id], normaliser, u.speaker, u.duration) for u in ordered]
-    references = json.dumps([(u.id, u.text) for u in ordered], ensure_ascii=False)
-    fingerprint = {
-        "text": dict(normaliser.fingerprint),
-        "metric": metric,
-        "hypotheses": hashlib.sha256(path.read_bytes()).hexdigest(),
-        "references": hashlib.sha256(references.encode()).hexdigest(),
-    }
-    return write_scores(
-        output, hypotheses, domain_words, metric, hypothesis_field=field, fingerprint=fingerprint
-    )
+    return [score(u.id, u.text, texts[u.id], normaliser, u.speaker, u.duration) for u in ordered], field

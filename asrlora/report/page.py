@@ -138,8 +138,9 @@ def _breakdown(
     return [Part(name, old[name][metric], new[name][metric], old[name]["utterances"]) for name in names]
 
 
-def _recall(run: Path, pair: alignment.Pair) -> tuple[Part, list[Part]] | None:
-    """Recall of all domain words together, and of those that were said most; None without any."""
+def _recall(run: Path, pair: alignment.Pair) -> tuple[Part, list[Part], list[str]] | None:
+    """Recall of all domain words together, and of those that were said most; what there is to say of all,
+    before and after, precision and intervals too. None without any."""
     path = run / "domain_words.txt"
     listed = frozenset(path.read_text(encoding="utf-8").split()) if path.exists() else frozenset()
     old, new = (
@@ -153,7 +154,12 @@ def _recall(run: Path, pair: alignment.Pair) -> tuple[Part, list[Part]] | None:
     for word in said:
         (before, count), (after, _) = old.by_word[word], new.by_word[word]
         each.append(Part(word, before / count, after / count, count))
-    return Part(f"all {len(listed):,} words", old.recall, new.recall, old.occurrences), each
+    terms = frozenset((word,) for word in listed)
+    described = []
+    for side in (pair.before, pair.after):
+        texts = {i: (line["reference"], line["hypothesis"]) for i, line in side.items()}
+        described.append(keyword_recall.describe(keyword_recall.summary_of_terms(texts, terms)))
+    return Part(f"all {len(listed):,} words", old.recall, new.recall, old.occurrences), each, described
 
 
 def _embedded(excerpt: Path) -> str | None:

@@ -4,6 +4,7 @@ import pytest
 
 from asrlora.errors import UserError
 from asrlora.score import breakdown, keyword_recall, text
+from asrlora.score.scoring import Hypothesis, score
 
 ENGLISH = text.normaliser(None, "en")
 
@@ -77,3 +78,80 @@ def test_a_breakdown_is_of_sums_and_leaves_nobody_out() -> None:
 @pytest.mark.parametrize(("seconds", "band"), [(0, "0-5 s"), (9.9, "5-10 s"), (15, "15-20 s"), (99, "20+ s")])
 def test_bands(seconds: float, band: str) -> None:
     assert breakdown.band(seconds) == band
+
+
+# --- key terms
+
+
+TERMS = frozenset({("new", "york"), ("new",), ("bodoni",), ("york", "minster")})
+COUNTED = [
+    # reference, hypothesis, occurrences, hits, written, other errors, other words
+    ("in new york today", "in new york today", 1, 1, 1, 0, 2),
+    ("in new york today", "in newark today", 1, 0, 0, 0, 2),
+    ("in new york today", "in new or york today", 1, 0, 1, 1, 2),  # both words are right, but apart
+    ("a new york minster", "a new york minster", 1, 1, 1, 0, 2),  # the first that begins
+    ("by bodoni", "by body", 1, 0, 0, 0, 1),
+    ("by body", "by bodoni", 0, 0, 1, 1, 2),  # a term that nobody said is an error of another word
+    ("by", "by bodoni", 0, 0, 1, 1, 1),
+    ("", "bodoni wrote", 0, 0, 1, 2, 0),
+    ("bodoni", "", 1, 0, 0, 0, 0),
+]
+
+
+@pytest.mark.parametrize("case", COUNTED)
+def test_terms_are_counted_whole_and_other_words_apart(
+    case: tuple[str, str, int, int, int, int, int],
+) -> None:
+    reference, hypothesis, *expected = case
+    found = keyword_recall.count_terms(reference, hypothesis, TERMS)
+    assert [
+        found.occurrences, found.hits, found.written, found.other_errors, found.other_words
+    ] == expected  # fmt: skip
+
+
+def scored(*pairs: tuple[str, str]) -> list[Hypothesis]:
+    return [score(str(n), *pair, ENGLISH, None, 1.0) for n, pair in enumerate(pairs)]
+
+
+def test_the_summary_of_terms_has_intervals_around_its_rates() -> None:
+    pairs = [("by Bodoni", "by Bodoni"), ("by Bodoni", "by body"), ("a word", "a bodoni")] * 20
+    texts = {h.id: (h.reference, h.hypothesis) for h in scored(*pairs)}
+    entry = keyword_recall.summary_of_terms(texts, frozenset({("bodoni",)}))
+    assert (entry["recall"], entry["precision"]) == (0.5, 0.5)
+    for name in ("recall", "precision"):
+        low, high = entry[f"{name}_interval"]
+        assert 0.3 < low < 0.5 < high < 0.7
+    assert (entry["other_errors"], entry["other_words"]) == (20, 80)
+    nothing = keyword_recall.summary_of_terms({"0": ("a", "a")}, frozenset({("bodoni",)}))
+    assert (nothing["recall"], nothing["precision"], nothing["recall_interval"]) == (None, None, None)
+    assert "none was said, none was written" in keyword_recall.describe(nothing)
+
+
+def test_terms_of_which_normalising_leaves_nothing_are_refused() -> None:
+    assert keyword_recall.normalised(["New York", "COLOUR"], ENGLISH) == {("new", "york"), ("color",)}
+    with pytest.raises(UserError, match="nothing is left of 'um'"):
+        keyword_recall.normalised(["um"], ENGLISH)
+
+
+def test_words_that_are_mostly_right_are_not_proposed() -> None:
+    hypotheses = scored(
+        ("Marquand, and Bodoni.", "mark and bodoni"),
+        ("So Marquand's printer", "so marquands printer"),
+        ("Marquand wrote to Subiaco", "mark one wrote to subject"),
+        ("Bodoni wrote", "body wrote"),
+        ("Bodoni wrote", "bodoni rode"),
+        ("the sea 1234", "a see 12"),
+    )
+    found = [(one.text, one.wrong, one.said) for one in keyword_recall.propose(hypotheses, ENGLISH)]
+    assert found == [("Marquand", 3, 3), ("Subiaco", 1, 1)], "Bodoni is right in two of three"
+
+
+def test_the_boost_is_the_best_within_the_limit() -> None:
+    def counts(hits: int, others: int) -> keyword_recall.TermCounts:
+        return keyword_recall.TermCounts(20, hits, hits, others, 1000)
+
+    plain = {0.0: counts(10, 50)}
+    assert keyword_recall.best_boost({**plain, 1.0: counts(14, 52), 2.0: counts(18, 54)}, 0.003) == 1.0
+    assert keyword_recall.best_boost({**plain, 1.0: counts(14, 52), 2.0: counts(18, 53)}, 0.003) == 2.0
+    assert keyword_recall.best_boost({**plain, 1.0: counts(14, 52), 2.0: counts(14, 51)}, 0.003) == 2.0
+    assert keyword_recall.best_boost({**plain, 1.0: counts(10, 40)}, 0.003) == 0.0
