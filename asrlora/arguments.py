@@ -73,6 +73,23 @@ def add_allow_outside(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--allow-outside", action="store_true", help=ALLOW_OUTSIDE)
 
 
+def add_key_terms(parser: argparse.ArgumentParser) -> None:
+    """Adds --key-terms and --key-terms-boost."""
+    parser.add_argument(
+        "--key-terms",
+        type=Path,
+        metavar="FILE",
+        help="names and words that decoding is drawn to, one a line, with a weight after a tab if need be;"
+        " see docs/guide/key_terms.md",
+    )
+    parser.add_argument(
+        "--key-terms-boost",
+        type=float,
+        metavar="X",
+        help="how strongly, in nats (default: the list's own, else 2)",
+    )
+
+
 def add_decoding(parser: argparse.ArgumentParser) -> None:
     """Adds --language and --num-beams."""
     parser.add_argument("--language", default="en", help="of multilingual Whisper models (default: en)")

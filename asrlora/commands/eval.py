@@ -4,11 +4,12 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asrlora.arguments import Parser, add_allow_outside, add_decoding, add_metric, add_scoring
+from asrlora.arguments import Parser, add_allow_outside, add_decoding, add_key_terms, add_metric, add_scoring
 from asrlora.errors import UserError
 
 if TYPE_CHECKING:
     from asrlora.data.manifest import Utterance
+    from asrlora.models.key_terms import TermList
     from asrlora.record.schema import EvalScores
     from asrlora.score.metric import Chosen, Metric
 
@@ -43,6 +44,7 @@ def add_arguments(parser: Parser) -> None:
         "--matmul-precision", choices=("highest", "high"), help="of fp32 products on a GPU (default: highest)"
     )
     add_decoding(parser)
+    add_key_terms(parser)
     add_allow_outside(parser)
 
 
@@ -50,13 +52,18 @@ def _eval(args: argparse.Namespace) -> int:
     from asrlora.console import console
     from asrlora.data import manifest
     from asrlora.data.audit.texts import other_languages, spaces
+    from asrlora.models import key_terms
     from asrlora.score import keyword_recall, metric, text
 
     if args.hypotheses and args.adapter_dir:
         raise UserError("--hypotheses and --adapter-dir exclude each other; nothing is decoded")
     if args.domain_words and args.general_text:
         raise UserError("--domain-words and --general-text exclude each other; give one")
+    if args.hypotheses and (args.key_terms or args.key_terms_boost is not None):
+        raise UserError("--hypotheses and --key-terms exclude each other; nothing is decoded")
+    terms = key_terms.chosen(args.key_terms, args.key_terms_boost)
     normaliser = text.normaliser(args.text_normaliser, args.language)
+    keyword_recall.normalised([term.text for term in terms.terms] if terms else [], normaliser)
     chosen = metric.choose(args.metric, args.language)
     utterances = manifest.read_manifest(args.manifest_path, args.allow_outside)
     if others := other_languages(utterances, args.language):
@@ -69,7 +76,7 @@ def _eval(args: argparse.Namespace) -> int:
         scores = _score(args, utterances, normaliser, chosen.name, words)
         source = f"the field {scores.hypothesis_field}"
     else:
-        decoded = _decode(args, utterances, chosen.name, words)
+        decoded = _decode(args, utterances, chosen.name, words, terms)
         if decoded is None:
             return 0  # one of several processes; the first one prints
         scores, source = decoded, f"{decoded.rtfx:,.0f} audio-s/s"
@@ -102,7 +109,11 @@ def _score(
 
 
 def _decode(
-    args: argparse.Namespace, utterances: "list[Utterance]", metric: "Metric", words: frozenset[str]
+    args: argparse.Namespace,
+    utterances: "list[Utterance]",
+    metric: "Metric",
+    words: frozenset[str],
+    terms: "TermList | None",
 ) -> "EvalScores | None":
     """Has the model write hypotheses, and scores them; None in other processes than the first."""
     from asrlora.engine.launcher import check_processes
@@ -125,6 +136,7 @@ def _decode(
         args.num_beams,
         args.load_in_4bit,
         args.matmul_precision,
+        terms,
     )
 
 
@@ -156,6 +168,7 @@ def _print_breakdown(scores: "EvalScores") -> None:
     from rich.table import Table
 
     from asrlora.console import console
+    from asrlora.score import keyword_recall
     from asrlora.score.metric import KEYS
 
     if found := scores.domain_words:
@@ -163,6 +176,8 @@ def _print_breakdown(scores: "EvalScores") -> None:
         console.print(
             f"domain words: {share} ({found.hits} of {found.occurrences} times, {found.words} words)"
         )
+    if scores.key_terms:
+        console.print(f"key terms: {keyword_recall.describe(scores.key_terms)}")
     speakers = sorted(scores.by_speaker.items(), key=lambda item: (-item[1].errors, item[0]))
     name = scores.metric
     counted = ("errors", KEYS[name][1], "utterances")

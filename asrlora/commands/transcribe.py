@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from asrlora.arguments import Parser, add_decoding
+from asrlora.arguments import Parser, add_decoding, add_key_terms
 from asrlora.errors import UserError
 
 
@@ -21,21 +21,26 @@ def add_arguments(parser: Parser) -> None:
         help="text (default), or with times: JSON lines with segments, or subtitles of one file",
     )
     add_decoding(parser)
+    add_key_terms(parser)
 
 
 def _transcribe(args: argparse.Namespace) -> int:
+    from asrlora.models import key_terms
     from asrlora.models.hub import check_found
 
     _check_audio(args.audio)
     form = args.output_format
     if form in ("srt", "vtt") and len(args.audio) > 1:
         raise UserError(f"--output-format {form}: subtitles are of one file; give one, or jsonl for several")
+    terms = key_terms.chosen(args.key_terms, args.key_terms_boost)
     check_found(args.model_id, args.adapter_dir)
     from asrlora.console import stderr
     from asrlora.engine.inference import transcribe_files
     from asrlora.record import transcripts
 
-    for found in transcribe_files(args.model_id, args.adapter_dir, args.audio, args.language, args.num_beams):
+    for found in transcribe_files(
+        args.model_id, args.adapter_dir, args.audio, args.language, args.num_beams, terms
+    ):
         if found.note:
             stderr.print(f"{found.path} is {found.note}")
         if form == "text":

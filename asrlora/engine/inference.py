@@ -4,7 +4,8 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,18 @@ from asrlora.engine import runtime as runtimes
 from asrlora.engine.evaluate import evaluate, fingerprint
 from asrlora.engine.training_set import cached, label
 from asrlora.errors import UserError
-from asrlora.models import adapters, registry
+from asrlora.models import adapters, key_terms, registry
 from asrlora.models.family import Base
 from asrlora.models.hub import BASE_FILE, adapter_settings, base_of, lasting_name, trained_on
+from asrlora.models.key_terms import TermList
 from asrlora.models.pretrained import No4BitError
 from asrlora.record.schema import EvalScores
 from asrlora.record.scores import write_scores
 from asrlora.record.transcripts import Transcript
+from asrlora.score import keyword_recall, text
 from asrlora.score import metric as metrics
-from asrlora.score import text
+from asrlora.score.scoring import Hypothesis
+from asrlora.score.text import Normaliser
 from asrlora.storage import atomic_folder
 
 DEMO_BASE = Path(__file__).parents[1] / "demo" / "base"
@@ -44,6 +48,7 @@ def open_model(
     num_beams: int = 1,
     in_4bit: bool | None = None,
     matmul_precision: str | None = None,
+    terms: TermList | None = None,
 ) -> tuple[Any, Base]:
     """The model to use on this process's device, its adapter active, and its base.
 
@@ -63,6 +68,8 @@ def open_model(
         if trained.get("weights") != "nf4":
             raise
         raise UserError(f"--adapter-dir {adapter} was trained on its base in 4 bits: {error}") from None
+    if terms is not None:
+        base = key_terms.attach(base, terms)
     base.model.to(runtimes.device())
     return (adapters.load(base, adapter) if adapter else base.model), base
 
@@ -105,12 +112,14 @@ def evaluate_manifest(
     num_beams: int = 1,
     in_4bit: bool | None = None,
     matmul_precision: str | None = None,
+    terms: TermList | None = None,
 ) -> EvalScores | None:
     """Collective. Writes hypotheses.jsonl and scores.json into `output`; returns the scores, on rank 0."""
     normaliser = text.normaliser(text_normaliser, language)
+    listed = keyword_recall.normalised([one.text for one in terms.terms] if terms else [], normaliser)
     runtime = runtimes.start()
     with runtime.watched():
-        model, base = open_model(model_id, adapter, language, num_beams, in_4bit, matmul_precision)
+        model, base = open_model(model_id, adapter, language, num_beams, in_4bit, matmul_precision, terms)
         longform.check(base, {u.id: u.duration for u in utterances})
         data = cached(runtime, "shards", utterances)
         if runtime.is_main:
@@ -126,6 +135,7 @@ def evaluate_manifest(
         runtime.close()
     if not runtime.is_main:
         return None
+    pairs = {h.id: (h.reference, h.hypothesis) for h in found.hypotheses}
     return write_scores(
         output,
         found.hypotheses,
@@ -133,6 +143,7 @@ def evaluate_manifest(
         metric,
         **found.degenerate,
         **found.windows,
+        **({"key_terms": keyword_recall.summary_of_terms(pairs, listed)} if listed else {}),
         left_out=data.rejected,
         audio_seconds=round(data.seconds, 2),
         seconds=round(seconds, 2),
@@ -163,6 +174,39 @@ def audit_model(config: RunConfig, found: Audit, data: Mapping[str, reader.Shard
     return found.plus(compare_styles(style(labels.texts.values()), written))
 
 
+Write = Callable[[Collection[str], TermList | None], list[Hypothesis]]
+
+
+def writer(
+    model_id: str | None,
+    adapter: Path | None,
+    language: str,
+    num_beams: int,
+    utterances: list[Utterance],
+    batch_seconds: float,
+    normaliser: Normaliser,
+    terms: TermList | None,
+) -> Write:
+    """Loads a model once. Gives what writes hypotheses of the utterances with such ids, with a list of terms
+    or without. Raises UserError where the model cannot write `terms`."""
+    runtime = runtimes.start()
+    model, base = open_model(model_id, adapter, language, num_beams, terms=terms)
+    plain = replace(base, key_terms=None)
+    longform.check(base, {u.id: u.duration for u in utterances})
+    data = cached(runtime, "shards", utterances)
+
+    def write(ids: Collection[str], terms: TermList | None) -> list[Hypothesis]:
+        some = data.subset([n for n, sample in enumerate(data.samples) if sample.id in ids])
+        drawn = key_terms.attach(plain, terms) if terms else plain
+        label = f"boost {terms.boost:g}" if terms else "without terms"
+        with progress(label, some.seconds) as advance:
+            found = evaluate(runtime, model, drawn, some, batch_seconds, normaliser, advance)
+        assert found is not None, "nothing asks this to stop"
+        return found.hypotheses
+
+    return write
+
+
 def _read(path: Path) -> audio.Pcm:
     """A file by the audio path; notes about its faults go to stderr. Raises UserError."""
     try:
@@ -176,10 +220,15 @@ def _read(path: Path) -> audio.Pcm:
 
 
 def transcribe_files(
-    model_id: str | None, adapter: Path | None, paths: list[Path], language: str = "en", num_beams: int = 1
+    model_id: str | None,
+    adapter: Path | None,
+    paths: list[Path],
+    language: str = "en",
+    num_beams: int = 1,
+    terms: TermList | None = None,
 ) -> Iterator[Transcript]:
     """Yields file by file; silence gives no segment, and so an empty text."""
-    model, base = open_model(model_id, adapter, language, num_beams)
+    model, base = open_model(model_id, adapter, language, num_beams, terms=terms)
     longform.check(base, {str(path): audio_length(path) for path in paths})
     for path in paths:
         pcm = _read(path)

@@ -18,6 +18,7 @@ import torch
 from asrlora.data.audio import SAMPLE_RATE
 from asrlora.data.loader import FRAMES
 from asrlora.data.plan import Cost
+from asrlora.models.key_terms import Trie
 from asrlora.score.characters import names
 
 IGNORED = -100  # cross entropy's mark for padding
@@ -152,6 +153,7 @@ class Base:
     check: Callable[["Base", float, list[int]], None] = accept
     frames: Callable[["Base", int], int] | None = None  # of CTC models: encoder frames of so many samples
     decoder: Decoder | None = None  # of models that have one
+    key_terms: Trie | None = None  # to which decoding is drawn
 
 
 def padded_samples(seconds: float) -> int:

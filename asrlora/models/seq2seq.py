@@ -5,13 +5,17 @@ Base.decoder. The loss does not count the prompt. Shapes as in family.py; P toke
 """
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
 
 from asrlora.models.family import IGNORED, Base, Decoded, Decoder, Features, Lengths, spell
+from asrlora.models.key_terms import START, State, Trie
 
 AUTO_CLASS = "AutoModelForSpeechSeq2Seq"
 
@@ -77,13 +81,72 @@ class _Choices(LogitsProcessor):  # type: ignore[misc]  # Transformers has no ty
         return torch.where(over[:, None], only_end, scores)
 
 
+class _KeyTerms(LogitsProcessor):  # type: ignore[misc]  # Transformers has no types
+    """Adds the bonus of key terms; `blocked` holds the places of each utterance where no term begins."""
+
+    def __init__(self, base: Base, trie: Trie, blocked: Sequence[frozenset[int]]) -> None:
+        self.trie, self.blocked = trie, blocked
+        self.prompt, self.beams = len(decoder(base).prompt), base.num_beams
+        self.states: dict[tuple[int, ...], State] = {}  # by utterance and tokens: beams change places
+        self.swayed: list[list[bool]] = []  # by place and row: whether the bonus decided
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Ids (B, P + tokens so far) and scores (B, V) to scores (B, V)."""
+        states, rows = {}, []
+        for row, tokens in enumerate(input_ids[:, self.prompt :].tolist()):
+            blocked, place = self.blocked[row // self.beams], len(tokens)
+            key = (row // self.beams, *tokens)
+            state = START
+            if tokens:
+                state = self.trie.step(self.states[key[:-1]], tokens[-1], place - 1, blocked).state
+            states[key] = state
+            if self.beams > 1:
+                rows.append(self.trie.gains(state))
+            else:
+                rows.append(self.trie.preference(state, place, blocked))
+        self.states = states
+        biased = scores + torch.from_numpy(np.stack(rows)).to(scores)
+        self.swayed.append((biased.argmax(1) != scores.argmax(1)).tolist())
+        return biased
+
+
 def transcribe(model: Any, base: Base, features: Features, seconds: list[float]) -> list[Decoded]:
-    """Greedy hypotheses, or by beam search over base.num_beams."""
+    """Greedy hypotheses, or by beam search over base.num_beams.
+
+    Where a greedy hypothesis has begun a key term for its bonus and not completed it, the utterance is
+    decoded again with no term beginning there, until none is left.
+    """
+    blocked = [frozenset[int]()] * len(seconds)
+    found, places = _generate(model, base, features, seconds, blocked)
+    again = {row: place for row, place in enumerate(places) if place is not None}
+    while again:
+        rows = list(again)
+        for row, place in again.items():
+            blocked[row] |= {place}
+        some = {name: one[rows] for name, one in features.items()}
+        lengths, without = [seconds[row] for row in rows], [blocked[row] for row in rows]
+        repeated, places = _generate(model, base, some, lengths, without)
+        for row, one in zip(rows, repeated, strict=True):
+            # what decided where to begin again has decided this hypothesis
+            found[row] = replace(one, margin=min(one.margin, found[row].margin))
+        again = {row: place for row, place in zip(rows, places, strict=True) if place is not None}
+    return found
+
+
+def _generate(
+    model: Any, base: Base, features: Features, seconds: list[float], blocked: Sequence[frozenset[int]]
+) -> tuple[list[Decoded], list[int | None]]:
+    """Hypotheses, and where each has begun a key term that it does not complete."""
     how = decoder(base)
     prompt, limits = how.prompt, [how.token_limit(base, one) for one in seconds]
     config, device = base.model.config, base.model.device
     of_beams = torch.tensor(limits, device=device).repeat_interleave(base.num_beams)
     choices = _Choices(of_beams, len(prompt), config.eos_token_id)
+    plain = _Choices(of_beams, len(prompt), config.eos_token_id)  # whether the bonus decided is a choice too
+    terms = _KeyTerms(base, base.key_terms, blocked) if base.key_terms else None
+    greedy = base.num_beams == 1  # beams change places, and with them the rows of the margins
+    # beams that their limit ends pay back, too
+    processors = [choices] if terms is None else [plain, terms, choices] if greedy else [choices, terms]
     settings = GenerationConfig(
         do_sample=False,
         num_beams=base.num_beams,
@@ -99,17 +162,28 @@ def transcribe(model: Any, base: Base, features: Features, seconds: list[float])
         getattr(model, "get_base_model", lambda: model)(),  # adapters are in the base's own layers
         **features,
         decoder_input_ids=torch.tensor(prompt, device=device).expand(len(limits), -1),
-        logits_processor=LogitsProcessorList([choices]),
+        logits_processor=LogitsProcessorList(processors),
         generation_config=settings,
     )
     cut = [row[len(prompt) :][:limit] for row, limit in zip(ids.tolist(), limits, strict=True)]
     texts = base.tokenizer.batch_decode(cut, skip_special_tokens=True)
-    greedy = base.num_beams == 1  # beams change places, and with them the rows of the margins
-    margins = choices.margins.tolist() if greedy else [math.inf] * len(limits)
-    return [
+    closest = torch.minimum(choices.margins, plain.margins)
+    margins = closest.tolist() if greedy else [math.inf] * len(limits)
+    found = [
         Decoded(text.strip(), margin, config.eos_token_id not in row)
         for text, margin, row in zip(texts, margins, cut, strict=True)
     ]
+    if terms is None or not greedy:
+        return found, [None] * len(found)
+    swayed = zip(*terms.swayed, strict=True)
+    return found, [
+        terms.trie.unfinished(_up_to(row, config.eos_token_id), by_bonus, places)
+        for row, by_bonus, places in zip(cut, swayed, blocked, strict=True)
+    ]
+
+
+def _up_to(tokens: list[int], end: int) -> list[int]:
+    return tokens[: tokens.index(end)] if end in tokens else tokens
 
 
 def decoder(base: Base) -> Decoder:

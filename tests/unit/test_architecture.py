@@ -31,7 +31,7 @@ score.bootstrap report.groups record.run_dir record.schema record.judge record.s
 report.publication_figures record.status allocation record.transcripts data.windows record.ledger
 tracking.sinks tracking.wandb tracking.tensorboard report.page commands config sweep.sweep_file
 sweep.slurm sweep.trials sweep.runner sweep.phases
-models.registry models.hub train cli demo.corpus demo.demo""".split()
+models.registry models.hub models.key_terms train cli demo.corpus demo.demo""".split()
 
 
 def imports(path: Path) -> set[str]:
