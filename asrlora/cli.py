@@ -22,6 +22,7 @@ COMMANDS = {
     "status": "the progress of runs, read from their files",
     "track": "Weights & Biases: send what waits, make a workspace",
     "transcribe": "print the texts of audio files",
+    "terms": "names and words that decoding is drawn to: propose them, tune the boost",
     "export": "an adapter to use elsewhere, or merged into its base",
     "ledger": "draw the run matrix from run records",
     "sweep": "many trials from one file; see docs/guide/sweeps.md",
