@@ -154,7 +154,7 @@ def test_a_run_that_forgot_ends_by_saying_what_it_learned(
     assert judged["learned"]["domain"]["tuned_wer"] == scores["domain"]["wer"]
     assert "".join(f"verdict: reject. {judged['reason']}".split()) in said
     assert said.endswith("".join(f"next: uv run asrlora strength {run}".split()))
-    assert identity["diagnosis"][0]["kind"] == "forgot"
+    assert "forgot" in {one["kind"] for one in identity["diagnosis"]}
     pair = alignment.read_pair(run, "domain", run_dir.step_folder(run, 4), "wer")
     assert pair.most_improved()
     assert all(alignment.excerpt(run, "domain", one).is_file() for one in pair.shown())
