@@ -13,6 +13,7 @@ BENCHMARKS = {
     "data": "shards, plan and loader, in ratios (7 minutes)",
     "engine": "checkpoints and resuming, on the demo (3 minutes)",
     "verdict": "how often the verdict is right where the truth is known (5 minutes)",
+    "rescue": "how often a rescue ends in a false accept, where the truth is known (5 minutes)",
     "eval": "evaluation against Transformers' pipeline (6 minutes)",
     "together": "two trials at once against each alone (6 minutes)",
 }

@@ -1,6 +1,6 @@
 """Scored utterances: the lines of eval/step-NNNNNN/*.jsonl and hypotheses.jsonl, and what sums them up."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,6 +37,12 @@ class Hypothesis:
     def tally(self, metric: Metric) -> wer.Tally:
         """Errors and length in the metric's units."""
         return tally(vars(self), metric)
+
+    @classmethod
+    def of(cls, line: Mapping[str, Any]) -> "Hypothesis":
+        """From what `line` gave."""
+        words = wer.Counts(*(line[name] for name in ("substitutions", "deletions", "insertions", "words")))
+        return cls(**{"mixed_errors": words.tally.errors, "mixed_units": words.words, **line})
 
     def line(self) -> dict[str, Any]:
         """As a file holds it: mixed units only where they are not the words."""

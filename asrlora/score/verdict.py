@@ -123,6 +123,12 @@ def learned(
     return found, reason
 
 
+def sections(domain: Comparison | None, guardrails: Mapping[str, Comparison]) -> dict[str, Any]:
+    """Comparisons with the base as JSON files hold them."""
+    losses = {name: _loss(one) for name, one in guardrails.items()}
+    return {"domain": domain and _gain(domain), "guardrails": losses}
+
+
 def by_intervals(reduction: Interval, regressions: Collection[Interval], criteria: Criteria) -> str:
     """The verdict of a run that was judged already, under other criteria: from the intervals of its domain's
     reduction and its guardrails' regressions, fractions."""
