@@ -18,6 +18,7 @@ COMMANDS = {
     "bench": "measure speed on this machine",
     "eval": "hypotheses and WER of a model on a manifest",
     "verdict": "judge a run again from its files",
+    "strength": "weaken an adapter until it keeps what the base could",
     "compare": "runs side by side: one HTML page and a table",
     "status": "the progress of runs, read from their files",
     "track": "Weights & Biases: send what waits, make a workspace",

@@ -22,8 +22,9 @@ Seconds = Annotated[float, Field(gt=0)]
 # settings that may change when a run is resumed
 RESUMABLE_SETTINGS = set(
     """resume save_interval keep_checkpoints max_minutes wandb_mode wandb_artifact tensorboard allow_outside
-    expect_baseline baseline_tolerance report_audio heartbeat_timeout work_timeout""".split()
+    expect_baseline baseline_tolerance report_audio rescue heartbeat_timeout work_timeout""".split()
 )
+RESCUE_CHECKPOINTS = 5  # that `--rescue auto` averages at most
 # names that a further guardrail cannot take: other sets, and other keys of scores.json
 RESERVED_NAMES = set(
     """train replay domain domain_chosen_on domain_report heldout scores step seconds metric
@@ -201,6 +202,11 @@ class RunConfig(pydantic.BaseModel):
         None, description="steps between checkpoints; there is always one after an evaluation"
     )
     keep_checkpoints: Count = Field(2, description="older checkpoints are deleted")
+    rescue: Literal["never", "auto"] = Field(
+        "never",
+        description="auto: if the run is not accepted because of what it forgot, try its adapter at part of"
+        " its strength, and averaged over the last five checkpoints, which are kept for it",
+    )
     resume: Literal["never", "auto"] = Field(
         "never", description="auto: resume the run in --output-dir if there is one, else start it"
     )
@@ -286,6 +292,11 @@ class RunConfig(pydantic.BaseModel):
     def saves_at(self, step: int) -> bool:
         """After every evaluation, and every save_interval steps."""
         return self.evaluates_at(step) or (self.save_interval is not None and step % self.save_interval == 0)
+
+    @property
+    def checkpoints_kept(self) -> int:
+        """How many checkpoints stay on the disk: a rescue averages the last ones."""
+        return max(self.keep_checkpoints, RESCUE_CHECKPOINTS if self.rescue == "auto" else 0)
 
     def differences(self, other: dict[str, Any]) -> list[str]:
         """Which settings differ from those of the run to resume, though they must not: one sentence each.

@@ -163,7 +163,8 @@ def _train(config: RunConfig, inputs: Inputs, runtime: "Runtime") -> int:
             return _preempt(run, runtime, step)
 
     # 5. the verdict and the report
-    finish(config, run, runtime)
+    if not finish(config, run, runtime):
+        return _preempt(run, runtime, config.max_steps)
     runtime.close()
     return 0
 

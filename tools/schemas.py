@@ -11,6 +11,7 @@ FOLDER = Path(__file__).parents[1] / "docs" / "reference" / "schemas"
 FILES: dict[str, type[schema.Record]] = {
     "run": schema.RunRecord,
     "verdict": schema.Verdict,
+    "rescue": schema.RescueRecord,
     "scores": schema.Scores,
     "eval_scores": schema.EvalScores,
     "progress": schema.ProgressRecord,

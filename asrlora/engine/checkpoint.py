@@ -244,7 +244,7 @@ class Checkpoints:
         start, strategy, best_step = time.monotonic(), self.runtime.strategy, self.selection.best_step
         state = State(step, best_step, self.selection.best_wer, strategy.updates, strategy.nonfinite)
         self.recorder.sync_logs()
-        save(self.folder, Checkpoint(state, adapter, moments), self.config.keep_checkpoints)
+        save(self.folder, Checkpoint(state, adapter, moments), self.config.checkpoints_kept)
         self.recorder.book("checkpoints")
         # After the checkpoint: an adapter_best that is newer than it could not be accounted for.
         if best_step == step:

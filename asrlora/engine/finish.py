@@ -1,11 +1,14 @@
 """The end of a run: its verdict, its report, and what W&B gets of them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from asrlora.config import RunConfig
+from asrlora.console import console
 from asrlora.data import audio
 from asrlora.data.audio import Pcm
 from asrlora.data.shards.reader import Shards
+from asrlora.engine import rescue
 from asrlora.engine.run import Run
 from asrlora.engine.runtime import Runtime
 from asrlora.record import diagnosis, run_dir
@@ -18,25 +21,42 @@ from asrlora.tracking import sinks
 AUDIO_EXAMPLES = 8  # utterances of each set whose audio goes to W&B, the most changed ones
 
 
-def finish(config: RunConfig, run: Run, runtime: Runtime) -> None:
-    """Collective. Judges the run from its files, writes the report, and ends the record.
+def finish(config: RunConfig, run: Run, runtime: Runtime) -> bool:
+    """Collective. Judges the run from its files, rescues it where that is asked for, writes the report, and
+    ends the record.
 
-    Raises RuntimeError where training has changed the base, or the best adapter does not reload.
+    False where a rank was asked to stop during a rescue. Raises RuntimeError where training has changed the
+    base, or the best adapter does not reload.
     """
-    runtime.collectives.on_main("the verdict and the report", lambda: _finish(config, run))
+    on_main = runtime.collectives.on_main
+    on_main("the verdict", lambda: _judge(config, run))
+    if config.rescue == "auto":
+        record = run.recorder.record if runtime.is_main else None
+        if not rescue.rescue_run(runtime, config, record, run.evaluator.sets):
+            return False
+    on_main("the report", lambda: _report(config, run))
+    return True
 
 
-def _finish(config: RunConfig, run: Run) -> None:
+def _judge(config: RunConfig, run: Run) -> None:
     """Only rank 0, as all below."""
+    if not rescue.is_rescued(config.output_dir):  # by an attempt that did not come to its end
+        run.checkpoints.check_best()
+        judge_run(config.output_dir)
+    run.recorder.book("verdict")
+
+
+def _report(config: RunConfig, run: Run) -> None:
     recorder, folder = run.recorder, config.output_dir
-    run.checkpoints.check_best()
-    judged = judge_run(folder)
-    recorder.book("verdict")
+    judged = run_dir.read_verdict(folder)
+    assert judged is not None
+    if config.rescue == "auto":
+        recorder.book("rescue")
     stages = {name: round(seconds, 1) for name, seconds in recorder.stages.items()}
     recorder.record.update(stage_seconds=stages, diagnosis=diagnosis.of_run(folder))
     recorder.message(f"verdict: {judged.verdict}. {judged.reason}")
     if config.report_audio:
-        _keep_excerpts(config, run, judged)
+        keep_excerpts(folder, run.evaluator.sets, judged)
     recorder.message(f"report: {page.write_report(folder)}")
     if command := diagnosis.next_command(folder, judged):
         recorder.message(f"next: {command}")
@@ -47,14 +67,14 @@ def _finish(config: RunConfig, run: Run) -> None:
     recorder.record.end("complete", run.selection.stopped)  # last: a resumed attempt would stop here
 
 
-def _keep_excerpts(config: RunConfig, run: Run, judged: Verdict) -> None:
-    """The audio that the report plays: a report drawn again later has no shards at hand."""
+def keep_excerpts(folder: Path, sets: Mapping[str, Shards], judged: Verdict) -> None:
+    """The audio that the report of a run plays: a report drawn again later has no shards at hand."""
     if not audio.writes_mp3():
-        run.recorder.message("the report is without audio: libsndfile cannot write MP3 here")
+        console.print("the report is without audio: libsndfile cannot write MP3 here")
         return
-    for name, ids in page.shown(config.output_dir, judged).items():
-        for identity, pcm in _read(run.evaluator.sets[name], ids).items():
-            path = alignment.excerpt(config.output_dir, name, identity)
+    for name, ids in page.shown(folder, judged).items():
+        for identity, pcm in _read(sets[name], ids).items():
+            path = alignment.excerpt(folder, name, identity)
             write_atomic(path, audio.encode_mp3(pcm[: page.EXCERPT_SECONDS * audio.SAMPLE_RATE]))
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from asrlora.errors import UserError
 from asrlora.record import run_dir
 from asrlora.record.run_dir import read_hypotheses, step_folder, tallies
-from asrlora.record.schema import Scores, Verdict, read
-from asrlora.score import bootstrap, mapsswe, selection, verdict
+from asrlora.record.schema import Rescued, RunRecord, Scores, Verdict, read
+from asrlora.score import bootstrap, mapsswe, rescue, selection, verdict
 from asrlora.score.metric import Metric, units
 from asrlora.score.wer import Tally
 from asrlora.storage import write_json
@@ -21,10 +21,18 @@ def judge_run(run: Path, resample_by: str | None = None) -> Verdict:
     `resample_by` is the run's own setting unless given. Raises UserError when the baseline and the
     best step were scored with different fingerprints, on different sets or against different references.
     """
-    identity = run_dir.read_run(run)
+    found = judge(run, run_dir.read_run(run), resample_by)
+    write_json(run / "verdict.json", found.as_json())
+    return found
+
+
+def judge(run: Path, identity: RunRecord, resample_by: str | None = None) -> Verdict:
+    """What verdict.json would be of a run whose run.json is `identity`."""
+    by = resample_by or identity.config.resample_by
+    if identity.rescue:
+        return _judge_rescue(run, identity, identity.rescue, by)
     best, metric, config = identity.best_step, identity.metric, identity.config
-    by = resample_by or config.resample_by
-    fingerprint, names = _check_comparable(run, best)
+    fingerprint, names = _check_comparable(run, step_folder(run, best))
 
     def compared(name: str, only: Collection[str] | None = None, step: int = best) -> bootstrap.Comparison:
         """The base against a step on one set."""
@@ -48,13 +56,34 @@ def judge_run(run: Path, resample_by: str | None = None) -> Verdict:
     )
     more = {}
     if best == 0 and (step := _lowest(run, metric, halves.get(selection.CHOSEN_ON))):
-        _check_comparable(run, step)
+        _check_comparable(run, step_folder(run, step))
         costs = {name: compared(name, step=step) for name in guarded}
         if learned := verdict.learned(step, compared("domain", step=step), costs, config.criteria):
             more["learned"], judged["reason"] = learned
-    found = Verdict.model_validate({**judged, "best_step": best, **more, "fingerprint": fingerprint})
-    write_json(run / "verdict.json", found.as_json())
-    return found
+    return Verdict.model_validate({**judged, "best_step": best, **more, "fingerprint": fingerprint})
+
+
+def _judge_rescue(run: Path, identity: RunRecord, chosen: Rescued, by: str) -> Verdict:
+    """The verdict on a weaker or averaged adapter, on the utterances that had no say in its choice."""
+    old, new = step_folder(run, 0), run / "eval" / chosen.evaluation
+    fingerprint, names = _check_comparable(run, new)
+    choosing, judging = rescue.split({name: read_hypotheses(old / f"{name}.jsonl") for name in names})
+
+    def compared(name: str, of: Mapping[str, Collection[str]]) -> bootstrap.Comparison:
+        """The base against the adapter on half of a set."""
+        return compare_files(old / f"{name}.jsonl", new / f"{name}.jsonl", by, of[name], identity.metric)
+
+    guardrails = {name: compared(name, judging) for name in judging.keys() - {"domain", selection.REPORT}}
+    judged = verdict.judge(
+        compared("domain" if "domain" in judging else selection.REPORT, judging),
+        guardrails.pop("heldout", None),
+        identity.config.criteria,
+        further=guardrails,
+        chosen_on=compared("domain", choosing),
+    )
+    judged["reason"] = f"{chosen.describe()}: {judged['reason']}"
+    more = {"best_step": chosen.step, "rescue": chosen.as_json(), "fingerprint": fingerprint}
+    return Verdict.model_validate({**judged, **more})
 
 
 def _lowest(run: Path, metric: Metric, choosing: Collection[str] | None) -> int:
@@ -68,25 +97,26 @@ def _lowest(run: Path, metric: Metric, choosing: Collection[str] | None) -> int:
     return min(rates, key=lambda step: (rates[step], step))
 
 
-def _check_comparable(run: Path, step: int) -> tuple[dict[str, Any], list[str]]:
-    """The fingerprint and the names of the sets that step 0 and `step` share.
+def _check_comparable(run: Path, new: Path) -> tuple[dict[str, Any], list[str]]:
+    """The fingerprint and the names of the sets that step 0 and another evaluation of the run share.
 
     Raises UserError where they differ.
     """
-    old, new = step_folder(run, 0), step_folder(run, step)
-    before, after = (read(folder / "scores.json", Scores).fingerprint for folder in (old, new))
-    _check_same(run, step, before, after)
-    names = [sorted(path.stem for path in folder.glob("*.jsonl")) for folder in (old, new)]
-    _check_same(run, step, *({f"set {name}": "there" for name in found} for found in names))
+    folders = (step_folder(run, 0), new)
+    before, after = (read(folder / "scores.json", Scores).fingerprint for folder in folders)
+    _check_same(run, new, before, after)
+    names = [sorted(path.stem for path in folder.glob("*.jsonl")) for folder in folders]
+    _check_same(run, new, *({f"set {name}": "there" for name in found} for found in names))
     return before, names[0]
 
 
-def _check_same(run: Path, step: int, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
-    """Raises UserError that names the first key in which step 0 and the best step differ."""
+def _check_same(run: Path, new: Path, before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Raises UserError that names the first key in which step 0 and another evaluation differ."""
     for name in sorted(before.keys() | after.keys()):
         if before.get(name) != after.get(name):
+            what = f"step {int(new.name[5:])}" if new.name.startswith("step-") else new.name
             raise UserError(
-                f"{run}: step 0 and step {step} differ in {name} ({before.get(name)} and"
+                f"{run}: step 0 and {what} differ in {name} ({before.get(name)} and"
                 f" {after.get(name)}); they cannot be compared"
             )
 

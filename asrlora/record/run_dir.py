@@ -220,7 +220,7 @@ def evaluations(run: Path) -> dict[int, Path]:
 
 def shown_evaluation(run: Path, judged: Verdict) -> Path:
     """Where the evaluation is that readers are shown against the base."""
-    return step_folder(run, judged.shown_step)
+    return run / "eval" / judged.rescue.evaluation if judged.rescue else step_folder(run, judged.shown_step)
 
 
 def read_run(folder: Path) -> RunRecord:

@@ -158,6 +158,28 @@ class Learned(Record):
         return _sets(self)
 
 
+class Rescued(Record):
+    """That a run's best adapter is not that of a step as it was trained."""
+
+    evaluation: str  # the folder below eval/ that the verdict is on
+    step: int
+    strength: float
+    averaged: tuple[int, ...] = ()  # steps whose checkpoints were averaged
+    choosing: dict[str, int]  # utterances that chose it, by set
+    judging: dict[str, int]  # utterances that the verdict is on
+
+    def describe(self) -> str:
+        """What the adapter is, and on what it was chosen and judged."""
+        what = f"step {self.step}"
+        if self.averaged:
+            what = f"the mean of steps {', '.join(map(str, self.averaged))}"
+        chosen, judged = (
+            ", ".join(f"{count:,} of {name}" for name, count in of.items())
+            for of in (self.choosing, self.judging)
+        )
+        return f"{what} at strength {self.strength:g}, chosen on {chosen}, judged on other {judged}"
+
+
 class Verdict(Record):
     """verdict.json."""
 
@@ -174,6 +196,7 @@ class Verdict(Record):
     criteria: Criteria
     best_step: int
     learned: Learned | None = None  # where best_step is 0 for a guardrail's sake
+    rescue: Rescued | None = None
     fingerprint: dict[str, Any] = {}
 
     @property
@@ -390,11 +413,34 @@ class RunRecord(Record):
     diagnosis: list[Diagnosis] = []
     wandb_unsent: bool = False
     archived: Archived | None = None
+    rescue: Rescued | None = None
 
     @property
     def diagnoses(self) -> str:
         """All of them in one line."""
         return "; ".join(f"{one.kind}: {one.told}" for one in self.diagnosis)
+
+
+class Tried(Record):
+    """One candidate of a rescue against the base, on the half of each set that chooses."""
+
+    evaluation: str  # its folder below eval/
+    step: int
+    strength: float
+    averaged: tuple[int, ...] = ()  # steps whose checkpoints were averaged
+    margin: float | None  # standard errors by which it meets all criteria; None: it does not
+    domain: SetVerdict | None  # None: ruled out before the domain was evaluated
+    guardrails: dict[str, SetVerdict]  # heldout and those beside it
+
+
+class RescueRecord(Record):
+    """rescue.json: what was tried to make a run that had forgotten an accepted one."""
+
+    outcome: str  # a sentence
+    installed: str | None = None  # the evaluation of the adapter that is now adapter_best/
+    evaluations: int = 0
+    seconds: float = 0.0
+    tried: list[Tried] = []  # the adapter at full strength first
 
 
 class ProgressRecord(Record):

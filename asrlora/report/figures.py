@@ -41,6 +41,7 @@ STYLE: dict[Any, Any] = {
 }
 
 Points = Sequence[tuple[int, float]]  # (step, value; an error rate is a fraction)
+Strength = tuple[float, bool, float, tuple[float, float]]  # (strength, averaged, change, its interval)
 
 
 def loss(entries: Points) -> str:
@@ -83,6 +84,24 @@ def curve(name: str, points: Points, circled: int, limit: float | None, label: s
     listed = ", ".join(f"{value:.2f} % at step {step}" for step, value in zip(steps, values, strict=True))
     bound = f" The limit is {100 * limit:.2f} %." if limit is not None else ""
     return finish(f"{name} {label} by step: {listed}.{bound} Step {circled} is circled.")
+
+
+def strengths(name: str, tried: Sequence[Strength], limit: float, label: str = "WER") -> str:
+    """The change of a set's error rate by an adapter's strength, with 95 % intervals, and its limit."""
+    axes, finish = _axes("strength", f"{name} {label}, change in points")
+    axes.axhline(100 * limit, color=LIMIT, linewidth=1.2, linestyle=(0, (4, 3)))
+    line = sorted((at, change) for at, averaged, change, _ in tried if not averaged)
+    axes.plot([0, *(at for at, _ in line)], [0, *(100 * change for _, change in line)], color=AFTER)
+    listed = []
+    for at, averaged, change, (low, high) in tried:
+        axes.plot([at, at], [100 * low, 100 * high], color=AFTER, linewidth=1.2, alpha=0.6)
+        inside = "none" if averaged else AFTER
+        axes.plot([at], [100 * change], "o", color=AFTER, markersize=5, markerfacecolor=inside)
+        listed.append(f"{100 * change:+.2f} at {at:g}{' (mean of checkpoints)' if averaged else ''}")
+    return finish(
+        f"Change of {name} {label} by strength, in points: {', '.join(listed)}; at most {100 * limit:+.2f}"
+        " passes."
+    )
 
 
 def running(name: str, before: dict[str, Line], after: dict[str, Line], label: str = "WER") -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from asrlora.record.diagnosis import next_command
 from asrlora.record.run_dir import read_log, read_rates, read_run, shown_evaluation, write_atomic
-from asrlora.record.schema import SetVerdict, Verdict, read
+from asrlora.record.schema import RescueRecord, SetVerdict, Verdict, read
 from asrlora.report import alignment, figures
 from asrlora.report.templates import render
 from asrlora.score import breakdown, keyword_recall, selection
@@ -58,6 +58,7 @@ def write_report(run: Path) -> Path:
         units=KEYS[metric][1].replace("_", " "),
         rows=list(_rows(judged)),
         curves=_curves(run, judged),
+        rescue=_rescue(run, judged),
         running={
             name: figures.running(name, pair.before, pair.after, metric.upper())
             for name, pair in pairs.items()
@@ -115,6 +116,27 @@ def _curves(run: Path, judged: Verdict) -> list[str]:
     metrics = read_log(run / "metrics.jsonl")
     losses = [(entry["step"], entry["loss"]) for entry in metrics if "loss" in entry]
     return [*found, figures.loss(losses)] if losses else found
+
+
+def _rescue(run: Path, judged: Verdict) -> str | None:
+    """What a rescue tried, as HTML; None where there was none."""
+    path = run / "rescue.json"
+    if not path.exists():
+        return None
+    found, criteria, metric = read(path, RescueRecord), judged.criteria, judged.metric.upper()
+    limits = {"domain": -criteria.min_domain_reduction}
+    if found.tried:
+        limits |= dict.fromkeys(found.tried[0].guardrails, criteria.max_heldout_regression)
+    pictures = []
+    for name, limit in limits.items() if found.tried else ():
+        sections = [(one, one.domain if name == "domain" else one.guardrails[name]) for one in found.tried]
+        points = [
+            (one.strength, bool(one.averaged), section.change, section.change_interval)
+            for one, section in sections
+            if section is not None
+        ]
+        pictures.append(figures.strengths(name, points, limit, metric))
+    return render("rescue.html", found=found, figures=pictures, names=list(limits), metric=metric)
 
 
 @dataclass(frozen=True)
