@@ -138,6 +138,9 @@ class RunConfig(pydantic.BaseModel):
         None, description="general data mixed into the training set (manifest or shards), against forgetting"
     )
     replay_ratio: float = Field(0.2, gt=0, lt=1, description="share of replayed utterances in every epoch")
+    replay_share: float | None = Field(
+        None, gt=0, lt=1, description="share of replayed audio in every epoch, in place of --replay-ratio"
+    )
     augment_speed: Numbers = Field((), description="speeds drawn from, such as 0.9,1.0,1.1")
     augment_noise_snr: Numbers = Field((), description="white noise, dB below the speech, such as 10,30")
     augment_time_masks: int = Field(
@@ -242,6 +245,10 @@ class RunConfig(pydantic.BaseModel):
             raise ValueError("batch_size and batch_seconds exclude each other; give one")
         if self.domain_words is not None and self.general_text is not None:
             raise ValueError("domain_words and general_text exclude each other; give one")
+        if self.replay_share is not None and "replay_ratio" in self.model_fields_set:
+            raise ValueError("replay_ratio and replay_share exclude each other; give one")
+        if self.replay_share is not None and self.replay_path is None:
+            raise ValueError("replay_share is a share of --replay-path, which is not given; give both")
         if self.min_seconds >= self.max_seconds:
             raise ValueError(
                 f"min_seconds ({self.min_seconds:g}) must be below max_seconds ({self.max_seconds:g})"

@@ -139,6 +139,13 @@ def mix(ours: int, replay: int, ratio: float, *, seed: int, epoch: int) -> Membe
     return np.concatenate([np.arange(ours), ours + drawn])
 
 
+def ratio_of_share(share: float, ours: float, replay: float) -> float:
+    """The share of replayed utterances that makes a share of replayed audio, where our utterances last `ours`
+    seconds on average and those to replay `replay`."""
+    each = share / (1 - share) * ours / replay  # replayed utterances for each of ours
+    return each / (1 + each)
+
+
 def plan_evaluation(
     ids: Sequence[str],
     durations: Sequence[float] | Seconds,

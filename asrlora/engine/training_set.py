@@ -45,16 +45,25 @@ class Training:
     def steps(self, config: RunConfig, done: int = 0) -> Iterator[tuple[int, list[plan.Microbatch]]]:
         """(epoch, microbatches) of each optimizer step behind the first `done`; the same on every rank."""
         augment, seed, replay = augmentation(config), config.seed, len(self.samples.rows) - self.ours
+        ratio = self._replay_ratio(config)
         planned = plan.iterate_steps(
             lambda epoch: augment.durations(self.samples, epoch),
             config.max_steps,
             seed=seed,
-            members=lambda epoch: plan.mix(self.ours, replay, config.replay_ratio, seed=seed, epoch=epoch),
+            members=lambda epoch: plan.mix(self.ours, replay, ratio, seed=seed, epoch=epoch),
             microbatches_per_step=config.gradient_accumulation_steps,
             cost=self.cost,
             **config.microbatch,
         )
         return itertools.islice(planned, done, None)
+
+    def _replay_ratio(self, config: RunConfig) -> float:
+        """The share of replayed utterances in an epoch."""
+        if config.replay_share is None:
+            return config.replay_ratio
+        seconds = self.samples.durations
+        ours, replay = float(seconds[: self.ours].mean()), float(seconds[self.ours :].mean())
+        return plan.ratio_of_share(config.replay_share, ours, replay)
 
     def shares(self, config: RunConfig, done: int, rank: int, world_size: int) -> Iterator[Reading]:
         """(epoch, numbers of samples) of each microbatch of one rank, step after step."""

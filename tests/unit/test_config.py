@@ -63,6 +63,8 @@ def test_flags_win_over_the_file_and_the_saved_file_repeats_the_run(tmp_path: Pa
         (["--max-steps", "0"], "--max-steps: .*0"),
         (["--learning-rate", "nan"], "--learning-rate"),
         (["--batch-size", "2", "--batch-seconds", "8"], "exclude each other"),
+        (["--replay-ratio", "0.3", "--replay-share", "0.3", "--replay-path", "r"], "exclude each other"),
+        (["--replay-share", "0.3"], "replay_share is a share of --replay-path"),
         (["--min-seconds", "30"], "below max_seconds"),
         (["--use-dora", "--init-lora-weights", "pissa"], "do not combine"),
         (["--use-dora", "--init-lora-weights", "olora"], "do not combine"),

@@ -268,6 +268,27 @@ def test_epochs_and_what_each_filter_keeps() -> None:
     assert [(f.stops, f.numbers["epochs"]) for f in many] == [(False, 40.0)]
 
 
+# --- forgetting
+
+
+def test_training_on_the_domain_alone_is_likely_to_forget() -> None:
+    def speaking(name: str, texts: list[str]) -> list[Said]:
+        return [replace(one, text=text) for one, text in zip(said(name), itertools.cycle(texts))]
+
+    ours = ["turn to port", "let go the anchor"]
+    train, domain = speaking("t", ours), speaking("d", [*ours, "turn the anchor"])
+    general = ["the weather is fine", "turn to page nine"]
+    heldout = speaking("h", general)
+    (told,) = of(look(train, domain, heldout), "forgetting")
+    assert not told.stops
+    assert told.numbers["covered"] == {"train": 1.0, "domain": 1.0, "heldout": 3 / 8}
+    assert "100% of the running words of domain and 38% of those of heldout" in told.message
+    mixed = [*train, *speaking("g", general)]
+    assert not of(look(mixed, domain, heldout), "forgetting")
+    assert not of(look(train, domain, heldout, replay_path="r"), "forgetting")
+    assert not of(look(train, domain), "forgetting")
+
+
 # --- label style
 
 PROSE = ["Turn to port.", "The anchor is up, I think.", "Did Anna see it?", "It was I who said so."]

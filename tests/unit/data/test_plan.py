@@ -112,6 +112,18 @@ def test_replay_goes_through_its_own_epochs(ours: int, replay: int, ratio: float
         assert sorted(stream[start : start + replay]) == list(range(ours, ours + replay))
 
 
+@given(st.floats(0.05, 0.9), st.floats(0.5, 20), st.floats(0.5, 20), st.integers(200, 400))
+def test_a_share_of_replayed_audio_is_counted_in_seconds(
+    share: float, ours: float, replay: float, count: int
+) -> None:
+    ratio = plan.ratio_of_share(share, ours, replay)
+    members = plan.mix(count, 100_000, ratio, seed=1, epoch=0)
+    seconds = len(members[count:]) * replay
+    found = seconds / (seconds + count * ours)
+    one_more = (seconds + replay) / (seconds + replay + count * ours) - found
+    assert abs(found - share) <= one_more + 1e-9
+
+
 def test_only_members_are_planned() -> None:
     members = np.array([1, 5, 7, 8])
     planned = plan.plan_epoch(
