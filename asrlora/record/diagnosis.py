@@ -19,6 +19,7 @@ from asrlora.score.verdict import Criteria
 MANY_EPOCHS = 20.0  # as in the audit: past this many, an adapter has seen each sentence too often
 LOSS_ROSE = 1.5  # times its lowest smoothed value
 LOSS_MOVED = 0.02  # share of its first smoothed value
+RESCUE_FAILED = "a rescue was tried (rescue.json); try replay (--replay-path), fewer targets or a lower rate"
 WORSE_SINCE = 0.25  # share of the best reduction that was lost again
 
 
@@ -137,8 +138,11 @@ def _help(curves: Curves, limit: float) -> str:
 
 
 def next_command(run: Path, judged: Verdict) -> str | None:
-    """What to run next on a run that learned the domain and broke a guardrail; None for others."""
-    return f"uv run asrlora strength {shlex.quote(str(run))}" if judged.learned else None
+    """What to run next on a run that learned the domain and broke a guardrail; None for others, and where
+    that was tried."""
+    if not judged.learned or (run / "rescue.json").exists():
+        return None
+    return f"uv run asrlora strength {shlex.quote(str(run))}"
 
 
 def _forgot(curves: Curves, judged: Verdict | None, limit: float) -> str | None:
@@ -147,10 +151,11 @@ def _forgot(curves: Curves, judged: Verdict | None, limit: float) -> str | None:
             f"{name} rose by {_points(learned.sets()[name].regression)}, {_points(miss)} too many"
             for name, miss in learned.missed.items()
         ]
+        command = next_command(curves.run, judged)
+        advice = f"see at which strength below 1 it passes: {command}" if command else RESCUE_FAILED
         return (
             f"step {learned.step} lowered domain {curves.metric.upper()} by"
-            f" {_points(learned.domain.reduction)} and {' and '.join(costs)}; see at which strength below 1"
-            f" it passes: {next_command(curves.run, judged)}"
+            f" {_points(learned.domain.reduction)} and {' and '.join(costs)}; {advice}"
         )
     for step in sorted(curves.heldout):
         past = curves.heldout[step] - curves.heldout.get(0, math.inf)
