@@ -218,9 +218,14 @@ def evaluations(run: Path) -> dict[int, Path]:
     return {int(step): path for step, path in found.items() if step.isdecimal()}
 
 
+def best_evaluation(run: Path, judged: Verdict) -> Path:
+    """Where the evaluation of adapter_best/ is."""
+    return run / "eval" / judged.rescue.evaluation if judged.rescue else step_folder(run, judged.best_step)
+
+
 def shown_evaluation(run: Path, judged: Verdict) -> Path:
     """Where the evaluation is that readers are shown against the base."""
-    return run / "eval" / judged.rescue.evaluation if judged.rescue else step_folder(run, judged.shown_step)
+    return step_folder(run, judged.learned.step) if judged.learned else best_evaluation(run, judged)
 
 
 def read_run(folder: Path) -> RunRecord:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from asrlora.errors import UserError
 from asrlora.record import run_dir
-from asrlora.record.schema import RunRecord, TrialAttempt, TrialRecord, Verdict, read
+from asrlora.record.schema import RunRecord, Scores, TrialAttempt, TrialRecord, Verdict, read
 from asrlora.score import bootstrap, verdict
 from asrlora.score.metric import Metric
 from asrlora.score.wer import Tally
@@ -100,13 +100,24 @@ def _completed(trial: Trial, identity: RunRecord, criteria: Criteria) -> TrialSt
     judged = restate(read(trial.folder / "verdict.json", Verdict), criteria)
     reason, metric = identity.reason or "", judged.metric
     sets = {name: one for name, one in judged.sets().items() if name in ("domain", "heldout")}
+    baseline = {name: one.baseline(metric) for name, one in sets.items()}
+    tuned = {name: one.tuned(metric) for name, one in sets.items()}
+    if judged.rescue:  # judged on halves, and compared with other trials on all of the sets
+        before, after = (
+            read(folder / "scores.json", Scores).sets
+            for folder in (
+                run_dir.step_folder(trial.folder, 0),
+                run_dir.best_evaluation(trial.folder, judged),
+            )
+        )
+        baseline, tuned = ({name: of[name].rate(metric) for name in sets} for of in (before, after))
     return TrialStatus(
         trial=trial,
         state="pruned" if reason.startswith(PRUNED) else "complete",
         step=judged.best_step,
         max_steps=identity.config.max_steps,
-        baseline={name: one.baseline(metric) for name, one in sets.items()},
-        tuned={name: one.tuned(metric) for name, one in sets.items()},
+        baseline=baseline,
+        tuned=tuned,
         judged=judged,
         why="; ".join(filter(None, (reason, identity.diagnoses))),
         metric=metric,
@@ -193,7 +204,7 @@ def _ties(best: TrialStatus, other: TrialStatus) -> bool:
 
 def _counts(one: TrialStatus) -> dict[str, Tally]:
     assert one.judged is not None
-    folder = run_dir.step_folder(one.trial.folder, one.judged.best_step)
+    folder = run_dir.best_evaluation(one.trial.folder, one.judged)
     return run_dir.read_counts(folder / "domain.jsonl", one.metric)
 
 

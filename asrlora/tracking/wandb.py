@@ -266,6 +266,8 @@ def summary(judged: Verdict) -> dict[str, Any]:
         "metric": metric,
     }
     sets = judged.sets()
+    if judged.rescue:
+        found["strength"] = judged.rescue.strength
     if judged.learned:
         found["learned_step"] = judged.learned.step
         sets |= {f"learned/{name}": one for name, one in judged.learned.sets().items()}
