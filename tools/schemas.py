@@ -4,18 +4,20 @@ import json
 from pathlib import Path
 
 from asrlora.record import schema
+from asrlora.record.rescue_record import RescueRecord
 from asrlora.sweep.phases import Outcome
 from asrlora.sweep.pruning import PruningRules
+from asrlora.sweep.trials import TrialRecord
 
 FOLDER = Path(__file__).parents[1] / "docs" / "reference" / "schemas"
 FILES: dict[str, type[schema.Record]] = {
     "run": schema.RunRecord,
     "verdict": schema.Verdict,
-    "rescue": schema.RescueRecord,
+    "rescue": RescueRecord,
     "scores": schema.Scores,
     "eval_scores": schema.EvalScores,
     "progress": schema.ProgressRecord,
-    "trial": schema.TrialRecord,
+    "trial": TrialRecord,
     "outcome": Outcome,
     "prune": PruningRules,
 }

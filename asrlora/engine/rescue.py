@@ -25,7 +25,8 @@ from asrlora.errors import UserError
 from asrlora.models import adapters, registry, strength
 from asrlora.models.family import Base
 from asrlora.record import judge, run_dir
-from asrlora.record.schema import Rescued, RescueRecord, Scores, Verdict, read
+from asrlora.record.rescue_record import RescueRecord
+from asrlora.record.schema import Rescued, Scores, Verdict, read
 from asrlora.score import bootstrap, keyword_recall, metric, rescue, text, verdict
 from asrlora.score.rescue import Candidate
 from asrlora.score.scoring import Hypothesis, summary

@@ -421,28 +421,6 @@ class RunRecord(Record):
         return "; ".join(f"{one.kind}: {one.told}" for one in self.diagnosis)
 
 
-class Tried(Record):
-    """One candidate of a rescue against the base, on the half of each set that chooses."""
-
-    evaluation: str  # its folder below eval/
-    step: int
-    strength: float
-    averaged: tuple[int, ...] = ()  # steps whose checkpoints were averaged
-    margin: float | None  # standard errors by which it meets all criteria; None: it does not
-    domain: SetVerdict | None  # None: ruled out before the domain was evaluated
-    guardrails: dict[str, SetVerdict]  # heldout and those beside it
-
-
-class RescueRecord(Record):
-    """rescue.json: what was tried to make a run that had forgotten an accepted one."""
-
-    outcome: str  # a sentence
-    installed: str | None = None  # the evaluation of the adapter that is now adapter_best/
-    evaluations: int = 0
-    seconds: float = 0.0
-    tried: list[Tried] = []  # the adapter at full strength first
-
-
 class ProgressRecord(Record):
     """progress.json: how far a run has come."""
 
@@ -464,23 +442,3 @@ class ProgressRecord(Record):
     def trained(self) -> bool:
         """Whether there was a step."""
         return "loss" in self.model_fields_set
-
-
-class TrialAttempt(Record):
-    """One process that ran a trial of a sweep, and how it ended."""
-
-    owner: str
-    started: str = ""
-    ended: str | None = None
-    restart: int = 0  # by Slurm, counted from 0
-    cause: str | None = None  # complete, preempted, failed, …: see sweep/trials.py
-    told: str = ""  # its last error
-    code: int | None = None  # exit code
-
-
-class TrialRecord(Record):
-    """trial.json, in the run directory of a trial: who has run it."""
-
-    id: str = ""
-    settings: dict[str, Any] = {}  # what sets it apart within its phase
-    attempts: list[TrialAttempt] = []

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from asrlora.record.diagnosis import next_command
+from asrlora.record.rescue_record import RescueRecord
 from asrlora.record.run_dir import read_log, read_rates, read_run, shown_evaluation, write_atomic
-from asrlora.record.schema import RescueRecord, SetVerdict, Verdict, read
+from asrlora.record.schema import SetVerdict, Verdict, read
 from asrlora.report import alignment, figures
 from asrlora.report.templates import render
 from asrlora.score import breakdown, keyword_recall, selection

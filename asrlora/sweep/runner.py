@@ -18,11 +18,19 @@ import psutil
 from asrlora import allocation
 from asrlora.console import console
 from asrlora.record.run_dir import gave_up, utc_now
-from asrlora.record.schema import TrialAttempt, TrialRecord
 from asrlora.storage import Lease, write_json
 from asrlora.sweep import pruning
 from asrlora.sweep.sweep_file import Phase, Sweep, Trial, command, demand
-from asrlora.sweep.trials import ATTEMPTS, DONE, LEASE, LOG, read_attempts, read_status
+from asrlora.sweep.trials import (
+    ATTEMPTS,
+    DONE,
+    LEASE,
+    LOG,
+    TrialAttempt,
+    TrialRecord,
+    read_attempts,
+    read_status,
+)
 
 PREEMPTED = os.EX_TEMPFAIL  # 75: the run is saved and can be resumed
 STOP_SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)

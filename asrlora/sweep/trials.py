@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from pydantic import Field
 
 from asrlora.errors import UserError
 from asrlora.record import run_dir
-from asrlora.record.schema import RunRecord, Scores, TrialAttempt, TrialRecord, Verdict, read
+from asrlora.record.schema import Record, RunRecord, Scores, Verdict, read
 from asrlora.score import bootstrap, verdict
 from asrlora.score.metric import Metric
 from asrlora.score.wer import Tally
@@ -17,6 +20,26 @@ from asrlora.sweep.sweep_file import Criteria, Trial
 ATTEMPTS, LOG, LEASE = "trial.json", "log.txt", "running.lock"  # in the run directory
 DONE = ("complete", "pruned")
 DORA_COST = 1.45  # times a LoRA step, measured (docs/guide/sweeps.md)
+
+
+class TrialAttempt(Record):
+    """One process that ran a trial of a sweep, and how it ended."""
+
+    owner: str
+    started: str = ""
+    ended: str | None = None
+    restart: int = 0  # by Slurm, counted from 0
+    cause: str | None = None  # complete, preempted, failed, …: see sweep/trials.py
+    told: str = ""  # its last error
+    code: int | None = None  # exit code
+
+
+class TrialRecord(Record):
+    """trial.json, in the run directory of a trial: who has run it."""
+
+    id: str = ""
+    settings: dict[str, Any] = Field(default_factory=dict)  # what sets it apart within its phase
+    attempts: list[TrialAttempt] = Field(default_factory=list)
 
 
 @dataclass(frozen=True)

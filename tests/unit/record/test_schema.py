@@ -11,6 +11,7 @@ import pytest
 from asrlora.errors import UserError
 from asrlora.record import schema
 from asrlora.storage import write_json
+from asrlora.sweep import trials
 from asrlora.sweep.pruning import PruningRules
 from conftest import ROOT
 
@@ -37,7 +38,7 @@ WRITTEN: list[tuple[type[schema.Record], dict[str, Any]]] = [
                      "far field": {**COUNTS, "wer": None, "interval": [None, 0.5]}}),
     (schema.EvalScores, {"wer": 0.25, "cer": 0.1, "by_speaker": {"a": {"wer": None, "errors": 0, "words": 0,
                                                                        "utterances": 1}}}),
-    (schema.TrialRecord, {"id": "0a", "settings": {"seed": 1}, "attempts": [{**ATTEMPT, "code": 0}]}),
+    (trials.TrialRecord, {"id": "0a", "settings": {"seed": 1}, "attempts": [{**ATTEMPT, "code": 0}]}),
     (schema.ProgressRecord, {"stage": "training", "step": 2, "loss": None, "wers": {"domain": 0.1}}),
     (PruningRules, {"rules": {"heldout_margin": 0.1, "loss_factor": None, "halving": None}, "guardrail": 0.1,
                     "peers": ["0a"]}),
