@@ -17,6 +17,8 @@ from pathlib import Path
 from asrlora.errors import PREEMPTED, USER_ERROR, UserError
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # SLURM and clouds announce the end by these
+# of mistakes and preemption; 3 and 4 are reject and inconclusive (score/verdict.py, which imports NumPy)
+PASSED_ON = {USER_ERROR, PREEMPTED, 3, 4}
 
 
 def install_launcher_hook() -> None:
@@ -48,7 +50,7 @@ def _pass_on(number: int, frame: types.FrameType | None) -> None:
 def _end_like_the_ranks(
     kind: type[BaseException], error: BaseException, trace: types.TracebackType | None
 ) -> None:
-    """The launcher's excepthook: exits with 2 or 75 where the ranks did, without a traceback."""
+    """The launcher's excepthook: exits with a code of PASSED_ON where the ranks did, without a traceback."""
     if isinstance(error, subprocess.CalledProcessError):  # of one process
         codes = {error.returncode}
     else:  # torch.distributed.elastic's ChildFailedError
@@ -56,7 +58,7 @@ def _end_like_the_ranks(
     # The launcher ends the ranks that are left by SIGTERM; and a rank that got such a signal before it
     # could save anything has lost nothing.
     ended = {code for code in codes if -code not in STOP_SIGNALS} or (codes and {PREEMPTED})
-    if ended in ({USER_ERROR}, {PREEMPTED}):
+    if len(ended) == 1 and ended <= PASSED_ON:
         sys.stdout.flush()
         os._exit(ended.pop())
     _note_killed(error)
@@ -99,5 +101,5 @@ def _record(reason: str) -> bool:
 
 
 def _keep_record(record: logging.LogRecord) -> bool:
-    """False for the launcher's log record of a rank that ended with 2 or 75: the rank has said why."""
-    return not any(f"(exitcode: {code})" in record.getMessage() for code in (USER_ERROR, PREEMPTED))
+    """False for the launcher's log record of a rank that ended with such a code: the rank has said why."""
+    return not any(f"(exitcode: {code})" in record.getMessage() for code in PASSED_ON)

@@ -1,7 +1,6 @@
 """`asrlora strength`: an adapter that forgot, at the strength at which it keeps what it learned."""
 
 import argparse
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,6 @@ SETTINGS = """model_id language manifest_path safety_manifest_path report_manife
 domain_words general_text resample_by min_domain_reduction max_heldout_regression eval_batch_seconds num_beams
 load_in_4bit matmul_precision""".split()
 STRONGEST = 1.5
-NOT_COPIED = ("wandb", "logs", ".lock", "report*")
 
 
 def add_arguments(parser: Parser) -> None:
@@ -70,11 +68,9 @@ def _strength(args: argparse.Namespace) -> int:
         held[selection.REPORT] = config.report_manifest
     sets = {name: manifest.read_manifest(path, config.allow_outside) for name, path in held.items()}
     find_model(config.model_id)
-    if is_run and args.output_dir:
-        _copy(args.source, config)
     from asrlora.engine.strength_search import search
 
-    judged = search(config, sets, args.strength, None if is_run else args.source)
+    judged = search(config, sets, args.strength, args.source)
     if judged is None:
         return 0  # one of several processes; the first one prints
     console.print(f"{judged.verdict}: {judged.reason}")
@@ -141,19 +137,3 @@ def _of_adapter(args: argparse.Namespace) -> "RunConfig":
             "allow_outside": args.allow_outside,
         },
     )
-
-
-def _copy(run: Path, config: "RunConfig") -> None:
-    """The run again, in a new directory."""
-    from asrlora.record import run_dir
-    from asrlora.storage import write_json
-
-    shutil.copytree(run, config.output_dir, ignore=shutil.ignore_patterns(*NOT_COPIED), dirs_exist_ok=True)
-    identity = run_dir.read_run(run)
-    copied = identity.changed(
-        run_id=config.output_dir.resolve().name,
-        rescue_of=identity.run_id,
-        config=config.model_dump(mode="json"),
-    )
-    write_json(config.output_dir / "run.json", copied.as_json())
-    (config.output_dir / "config.yaml").write_text(config.to_yaml())

@@ -18,8 +18,9 @@ from asrlora.record.judge import judge_run
 from asrlora.record.schema import Verdict
 from asrlora.report import page
 from asrlora.score import keyword_recall, metric
-from asrlora.storage import atomic_folder, write_atomic
+from asrlora.storage import atomic_folder, write_atomic, write_json
 
+NOT_COPIED = ("wandb", "logs", ".lock", "report*")
 GIVEN = 1  # the step under which the adapter of a folder is evaluated
 
 
@@ -27,26 +28,41 @@ def search(
     config: RunConfig,
     utterances: Mapping[str, list[Utterance]],
     strengths: Sequence[float],
-    adapter: Path | None = None,
+    source: Path,
 ) -> Verdict | None:
-    """Collective. Rescues the run in `config.output_dir`; returns its verdict, on rank 0.
+    """Collective. Rescues the run, or the adapter, in `source`; returns the verdict, on rank 0.
 
-    With `adapter`, base and adapter are evaluated first, and all of it goes into a new run directory. Only
-    `strengths` are tried where some are given.
+    In `config.output_dir`, which is the run itself, or a copy that is made of it. Of an adapter, it is a new
+    run directory, and base and adapter are evaluated first. Only `strengths` are tried where some are given.
     """
     runtime = runtimes.start()
     runtimes.set_matmul_precision(config.matmul_precision)
     folder = config.output_dir
     with runtime.watched(config.heartbeat_timeout, config.work_timeout):
         sets = {name: cached(runtime, f"shards of {name}", of) for name, of in utterances.items()}
-        if adapter is not None:
-            record = _evaluate(runtime, config, adapter, sets)
-        else:
+        if (source / "run.json").exists():
+            if source != folder:
+                runtime.collectives.on_main("copying the run", lambda: _copy(source, config))
             record = run_dir.RunDirectory.reopen(folder) if runtime.is_main else None
+        else:
+            record = _evaluate(runtime, config, source, sets)
         rescue.rescue_run(runtime, config, record, sets, strengths)
         runtime.collectives.on_main("the report", lambda: _end(folder, record, sets))
         runtime.close()
     return run_dir.read_verdict(folder) if runtime.is_main else None
+
+
+def _copy(run: Path, config: RunConfig) -> None:
+    """Only rank 0. The run again, in the new directory."""
+    shutil.copytree(run, config.output_dir, ignore=shutil.ignore_patterns(*NOT_COPIED), dirs_exist_ok=True)
+    identity = run_dir.read_run(run)
+    copied = identity.changed(
+        run_id=config.output_dir.resolve().name,
+        rescue_of=identity.run_id,
+        config=config.model_dump(mode="json"),
+    )
+    write_json(config.output_dir / "run.json", copied.as_json())
+    write_atomic(config.output_dir / "config.yaml", config.to_yaml())
 
 
 def _evaluate(
