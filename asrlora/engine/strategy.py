@@ -191,6 +191,11 @@ class ZeRO2(OneProcess):
 
     name = "ZeRO-2"
 
+    def state(self) -> tuple[Tensors, Tensors]:
+        """Collective, in every tensor: a rank that is gone by then breaks it on the others."""
+        with self.work.waiting("gathering adapter and moments"):
+            return super().state()
+
     def _backward(self, loss: torch.Tensor, last: bool) -> None:
         """In its last call DeepSpeed clips and applies the gradients; it skips that where they are not
         finite."""
