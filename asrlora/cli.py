@@ -25,6 +25,7 @@ COMMANDS = {
     "transcribe": "print the texts of audio files",
     "terms": "names and words that decoding is drawn to: propose them, tune the boost",
     "export": "an adapter to use elsewhere, or merged into its base",
+    "mix": "one adapter from several, or from the checkpoints of a run",
     "ledger": "draw the run matrix from run records",
     "sweep": "many trials from one file; see docs/guide/sweeps.md",
 }

@@ -62,7 +62,7 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
 
     Raises UserError when the disk is full or the folder cannot be written to; what was there stays.
     """
-    path = folder / f"step-{checkpoint.state.step:06d}"
+    path = at(folder, checkpoint.state.step)
     aside = path.with_name(f".{path.name}.writing")
     files = {ADAPTER: serialise(checkpoint.adapter), OPTIMIZER: serialise(checkpoint.moments)}
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
@@ -92,6 +92,11 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
             f" ({error.strerror or error}); correct that, and continue with --resume auto"
         ) from None
     return path
+
+
+def at(folder: Path, step: int) -> Path:
+    """Where the checkpoint after optimizer step `step` is."""
+    return folder / f"step-{step:06d}"
 
 
 def find(folder: Path) -> list[Path]:

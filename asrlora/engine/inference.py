@@ -55,6 +55,21 @@ def open_model(
     The base is loaded as it was when the adapter was trained. Raises UserError where that is not possible
     here, or where `in_4bit` or `matmul_precision` ask for something else.
     """
+    base = open_base(model_id, adapter, language, num_beams, in_4bit, matmul_precision)
+    if terms is not None:
+        base = key_terms.attach(base, terms)
+    return (adapters.load(base, adapter) if adapter else base.model), base
+
+
+def open_base(
+    model_id: str | None,
+    adapter: Path | None,
+    language: str = "en",
+    num_beams: int = 1,
+    in_4bit: bool | None = None,
+    matmul_precision: str | None = None,
+) -> Base:
+    """The base alone, as open_model loads it for an adapter."""
     runtimes.use_threads()
     if model_id is None:
         model_id = base_of(adapter) if adapter else str(DEMO_BASE)
@@ -68,10 +83,8 @@ def open_model(
         if trained.get("weights") != "nf4":
             raise
         raise UserError(f"--adapter-dir {adapter} was trained on its base in 4 bits: {error}") from None
-    if terms is not None:
-        base = key_terms.attach(base, terms)
     base.model.to(runtimes.device())
-    return (adapters.load(base, adapter) if adapter else base.model), base
+    return base
 
 
 def export(adapter: Path, output: Path, model_id: str | None, merge: bool) -> str:

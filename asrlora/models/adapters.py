@@ -137,7 +137,7 @@ def save(
         model.save_pretrained(aside, save_embedding_layers=False, **converted)
         (aside / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         if base is not None:
-            recorded = {**_as_loaded(base), AUDIO_KEY: audio.FINGERPRINT, SHA256_KEY: _sha256(aside)}
+            recorded = {**_as_loaded(base), AUDIO_KEY: audio.FINGERPRINT, SHA256_KEY: sha256(aside)}
             if made_from is not None:
                 recorded["made_from"] = made_from
             (aside / BASE_FILE).write_text(json.dumps(recorded, indent=1) + "\n")
@@ -152,7 +152,7 @@ def load(base: Base, folder: Path, name: str = "default", beside: Any = None) ->
     """
     adapter_settings(folder)
     now, recorded = _as_loaded(base), trained_on(folder)
-    if SHA256_KEY in recorded and recorded[SHA256_KEY] != _sha256(folder):
+    if SHA256_KEY in recorded and recorded[SHA256_KEY] != sha256(folder):
         raise UserError(
             f"--adapter-dir {folder}: {WEIGHTS} is damaged (its sha256 is not that of {BASE_FILE}); copy the"
             " adapter again, or train it again"
@@ -179,7 +179,8 @@ def load(base: Base, folder: Path, name: str = "default", beside: Any = None) ->
         raise UserError(f"--adapter-dir {folder} does not fit --model-id {base.folder} ({reason})") from None
 
 
-def _sha256(folder: Path) -> str:
+def sha256(folder: Path) -> str:
+    """Of an adapter's file of weights."""
     with open(folder / WEIGHTS, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
