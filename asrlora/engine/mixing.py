@@ -39,7 +39,7 @@ def mix_adapters(
     kind = "DoRA" if settings.use_dora else "LoRA"
     return (
         f"a {kind} adapter of rank {settings.r}; what it changes differs from the weighted sum of the"
-        f" adapters' changes by {difference:.2g} of that sum"
+        f" adapters' changes by {difference:.2g} of their size"
     )
 
 

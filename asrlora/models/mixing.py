@@ -16,7 +16,7 @@ from asrlora.models.family import Base
 from asrlora.models.hub import adapter_settings
 
 MIXED = "default"  # the name under which PEFT saves an adapter into the folder itself
-EXACT = 1e-5  # of the size of the change; fp32 gives 1e-7
+EXACT = 1e-5  # of the size of the terms; fp32 gives 1e-7
 # what adapters that are mixed may have set; anything else could be lost in the mix
 MAY_DIFFER = set(
     """alpha_pattern auto_mapping base_model_name_or_path exclude_modules inference_mode init_lora_weights
@@ -67,8 +67,8 @@ def mix(
     `folders` change it by, exactly ("cat") or as near as the method comes.
 
     `base` is freshly loaded, and check_kinds has taken the folders. Returns the PeftModel with the mix, and
-    how far the mix is from the weighted sum: the 2-norm of the difference over that of the sum. Raises
-    UserError where adapters do not fit, and RuntimeError where "cat" is not exact.
+    how far the mix is from the weighted sum: the 2-norm of the difference over that of all its terms, which
+    may cancel. Raises UserError where adapters do not fit, and RuntimeError where "cat" is not exact.
     """
     names = [f"source{number}" for number in range(len(folders))]
     model: Any = None
@@ -100,12 +100,12 @@ def _finish(layers: Iterable[Any], names: Sequence[str], weights: Sequence[float
         if MIXED in layer.lora_magnitude_vector:
             _mix_magnitudes(layer, names, weights)
         mixed = _change(layer, MIXED)
-        wanted = torch.zeros_like(mixed)
         for name, weight in zip(names, weights, strict=True):
             if name in layer.lora_A:
-                wanted += weight * _change(layer, name)
-        apart += float((mixed - wanted).square().sum())
-        size += float(wanted.square().sum())
+                term = weight * _change(layer, name)
+                mixed -= term
+                size += float(term.square().sum())
+        apart += float(mixed.square().sum())
     return (apart / size) ** 0.5 if size else float(apart > 0)
 
 

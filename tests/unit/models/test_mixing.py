@@ -67,13 +67,13 @@ def untouched() -> dict[str, torch.Tensor]:
 def apart(
     found: Mapping[str, torch.Tensor], untouched: Mapping[str, torch.Tensor], folders: list[Path]
 ) -> float:
-    """How far `found` is from W + sum w_i dW_i: the norm of the difference over that of the sum."""
+    """How far `found` is from W + sum w_i dW_i: the norm of the difference over that of all w_i dW_i."""
     parts = [merged(folder) for folder in folders]
     difference = size = 0.0
     for name, weight in untouched.items():
-        wanted = sum(w * (part[name] - weight) for w, part in zip(WEIGHTS, parts, strict=True))
-        difference += float((found[name] - weight - wanted).square().sum())
-        size += float(torch.as_tensor(wanted).square().sum())
+        terms = torch.stack([w * (part[name] - weight) for w, part in zip(WEIGHTS, parts, strict=True)])
+        difference += float((found[name] - weight - terms.sum(0)).square().sum())
+        size += float(terms.square().sum())
     return float((difference / size) ** 0.5)
 
 
@@ -115,9 +115,9 @@ def test_svd_of_full_rank_is_the_weighted_sum_and_of_a_small_one_the_nearest(
     parts, squares, sizes = [merged(folder) for folder in folders], 0.0, 0.0
     for name, weight in untouched.items():
         if weight.dim() == 2:
-            change = sum(w * (part[name] - weight) for w, part in zip(WEIGHTS, parts, strict=True))
-            values = torch.linalg.svdvals(torch.as_tensor(change)).square()
-            squares, sizes = squares + float(values[2:].sum()), sizes + float(values.sum())
+            terms = torch.stack([w * (part[name] - weight) for w, part in zip(WEIGHTS, parts, strict=True)])
+            squares += float(torch.linalg.svdvals(terms.sum(0))[2:].square().sum())
+            sizes += float(terms.square().sum())
     assert difference == pytest.approx((squares / sizes) ** 0.5, rel=1e-4)
 
 
@@ -184,6 +184,16 @@ def test_what_a_mix_would_lose_is_refused(
     (tmp_path / "adapter_config.json").write_text(json.dumps({**settings, **changes}))
     with pytest.raises(UserError, match=told):
         mixing.check_kinds([make("lora"), tmp_path], method)
+
+
+def test_adapters_that_cancel_are_no_fault(
+    make: Make, untouched: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    base = registry.load_base(str(BASE))
+    _, difference = mixing.mix(base, [make("dora"), make("dora")], [1.0, -1.0], tmp_path / "mix")
+    assert difference < 1e-6
+    for name, weight in merged(tmp_path / "mix").items():
+        assert torch.allclose(weight, untouched[name], atol=1e-5)
 
 
 def test_a_mix_that_is_not_the_sum_is_noticed(
