@@ -158,6 +158,13 @@ class RunConfig(pydantic.BaseModel):
         None, description="only modules whose name holds this word, such as encoder"
     )
     use_dora: bool = Field(False, description="weight-decomposed adapter (DoRA)")
+    ema: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="decay of an exponential moving average of the adapter, such as 0.99, which is then"
+        " evaluated and saved in its place",
+    )
     use_rslora: bool = Field(False, description="scale by alpha / sqrt(rank), for high ranks (rsLoRA)")
     init_lora_weights: str = Field(
         "default",

@@ -189,7 +189,7 @@ def _attach(config: RunConfig, run: "Run", runtime: "Runtime", base: "Base", res
     )
     run.recorder.message(f"threads: {runtime.threads.describe()}")
     optimizer = torch.optim.AdamW(trained, config.learning_rate, weight_decay=0.0)
-    runtime.strategy.prepare(model, optimizer)
+    runtime.strategy.prepare(model, optimizer, config.ema)
 
 
 def _preempt(run: "Run", runtime: "Runtime", step: int) -> int:

@@ -1,10 +1,11 @@
 """Checkpoints: all that a run needs to be resumed, on any number of processes, by DDP or ZeRO-2.
 
 `checkpoints/step-NNNNNN/` holds `adapter.safetensors` (fp32, as it is trained), `optimizer.safetensors`
-(AdamW's moments, end to end in the order of the adapter's names) and `state.json` (step, best so far,
-sha256 of the two others). The folder is written aside, synced and renamed, and `state.json` comes last of
-all: a folder without it is no checkpoint. Random numbers need no place in it: dropout, augmentation and
-the plan are drawn from (seed, step), and the learning rate is a function of the step.
+(AdamW's moments, end to end in the order of the adapter's names), with --ema `ema.safetensors` (the average,
+as the adapter), and `state.json` (step, best so far, sha256 of the others). The folder is written aside,
+synced and renamed, and `state.json` comes last of all: a folder without it is no checkpoint. Random numbers
+need no place in it: dropout, augmentation and the plan are drawn from (seed, step), and the learning rate is
+a function of the step.
 """
 
 import hashlib
@@ -33,6 +34,7 @@ from asrlora.storage import sync, to_json, write_synced
 Tensors = dict[str, torch.Tensor]
 
 ADAPTER, OPTIMIZER, STATE = "adapter.safetensors", "optimizer.safetensors", "state.json"
+EMA = "ema.safetensors"
 INITIAL = "adapter_initial"  # the folder of the adapter as initialised, where that is kept
 DAMAGE = (OSError, ValueError, KeyError, TypeError)  # what `read` raises
 
@@ -55,6 +57,12 @@ class Checkpoint:
     state: State
     adapter: Tensors  # fp32, by parameter name
     moments: Tensors  # fp32, "exp_avg" and "exp_avg_sq", each end to end in the order of the adapter's names
+    ema: Tensors | None = None  # of a run with --ema, as the adapter
+
+    @property
+    def evaluated(self) -> Tensors:
+        """The parameters whose scores are those of this step."""
+        return self.adapter if self.ema is None else self.ema
 
 
 def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -65,6 +73,8 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     path = at(folder, checkpoint.state.step)
     aside = path.with_name(f".{path.name}.writing")
     files = {ADAPTER: serialise(checkpoint.adapter), OPTIMIZER: serialise(checkpoint.moments)}
+    if checkpoint.ema is not None:
+        files[EMA] = serialise(checkpoint.ema)
     hashes = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     state = to_json({**asdict(checkpoint.state), "sha256": hashes}, indent=1) + "\n"
     try:
@@ -120,12 +130,13 @@ def read(path: Path) -> Checkpoint:
     hashes = state.pop("sha256")
     if _hashes(path) != hashes:
         raise ValueError("the sha256 of its tensors differs")
-    return Checkpoint(State(**state), load_file(path / ADAPTER), load_file(path / OPTIMIZER))
+    ema = load_file(path / EMA) if EMA in hashes else None
+    return Checkpoint(State(**state), load_file(path / ADAPTER), load_file(path / OPTIMIZER), ema)
 
 
 def _hashes(path: Path) -> dict[str, str]:
     """sha256 of the files of tensors that are on the disk."""
-    there = (name for name in (ADAPTER, OPTIMIZER) if (path / name).exists())
+    there = (name for name in (ADAPTER, OPTIMIZER, EMA) if (path / name).exists())
     return {name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in there}
 
 
@@ -217,6 +228,8 @@ class Checkpoints:
             state, strategy = found.state, self.runtime.strategy
             updates = state.step if state.updates < 0 else state.updates  # older ones do not say
             strategy.restore(found.adapter, found.moments, updates, state.nonfinite)
+            if strategy.ema:
+                strategy.ema.restore(found.evaluated)
             self.selection.best_step, self.selection.best_wer = state.best_step, state.best_wer
         self.runtime.collectives.on_main(
             "saving the adapter as initialised", lambda: self._keep_initial(resumed=found is not None)
@@ -249,7 +262,8 @@ class Checkpoints:
         start, strategy, best_step = time.monotonic(), self.runtime.strategy, self.selection.best_step
         state = State(step, best_step, self.selection.best_wer, strategy.updates, strategy.nonfinite)
         self.recorder.sync_logs()
-        save(self.folder, Checkpoint(state, adapter, moments), self.config.checkpoints_kept)
+        average = strategy.ema.state() if strategy.ema else None
+        save(self.folder, Checkpoint(state, adapter, moments, average), self.config.checkpoints_kept)
         self.recorder.book("checkpoints")
         # After the checkpoint: an adapter_best that is newer than it could not be accounted for.
         if best_step == step:
@@ -261,8 +275,9 @@ class Checkpoints:
     def _save_best(self, model: Any) -> None:
         """Reloading it on a fresh base would read and hash all of the base: that is done at the first of them
         and when the run ends, and of those between each tensor is compared."""
-        adapters.save(model, self.best, self.initial, self.base)
-        adapters.check_written(model, self.best)
+        with self.runtime.strategy.evaluated():
+            adapters.save(model, self.best, self.initial, self.base)
+            adapters.check_written(model, self.best)
 
     def check_best(self) -> None:
         """Only rank 0. Raises RuntimeError where the base has changed or the best adapter does not reload."""

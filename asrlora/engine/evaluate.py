@@ -205,7 +205,7 @@ class Evaluator:
         found: dict[str, Evaluation] = {}
         total = sum(data.seconds for data in self.sets.values())
         start = time.monotonic()
-        with self.recorder.evaluating(step, total) as advance:
+        with self.runtime.strategy.evaluated(), self.recorder.evaluating(step, total) as advance:
             for name, data in self.sets.items():
                 one = evaluate(
                     self.runtime,

@@ -60,7 +60,7 @@ def average_run(
     found = []
     for path in paths:
         try:
-            found.append(checkpoint.read(path).adapter)
+            found.append(checkpoint.read(path))
         except checkpoint.DAMAGE as error:
             raise UserError(f"{path} is damaged ({error}); choose other checkpoints by --average") from None
     model_id = model_id or base_of(run / "adapter_best")
@@ -72,13 +72,15 @@ def average_run(
             f"{run} was trained on a base with weights of sha256 {fingerprint['base']}, and that of"
             f" {base.folder} is {base.sha256}; give the base that it was trained on by --model-id"
         )
+    file = checkpoint.ADAPTER if found[0].ema is None else checkpoint.EMA
     made_from = {
         "run": str(run.absolute()),
         "checkpoints": [
-            {"step": step, "sha256": hashlib.sha256((path / checkpoint.ADAPTER).read_bytes()).hexdigest()}
+            {"step": step, "file": file, "sha256": hashlib.sha256((path / file).read_bytes()).hexdigest()}
             for step, path in zip(steps, paths, strict=True)
         ],
     }
-    model = checkpoint.as_adapter(base, config, checkpoint.average(found), run, output, made_from)
+    averaged = checkpoint.average([one.evaluated for one in found])
+    model = checkpoint.as_adapter(base, config, averaged, run, output, made_from)
     adapters.check_saved(model, base, output, model_id)
     return f"the average of {run} at steps {', '.join(map(str, steps))}"

@@ -302,7 +302,7 @@ class Search:
         """Only rank 0. The mean of checkpoints as an adapter's folder."""
         config = self.evaluations.config
         paths = (self.folder / "checkpoints" / f"step-{step:06d}" for step in steps)
-        tensors = checkpoint.average([checkpoint.read(path).adapter for path in paths])
+        tensors = checkpoint.average([checkpoint.read(path).evaluated for path in paths])
         base = registry.load_base(config.model_id, config.language, config.load_in_4bit)
         checkpoint.as_adapter(base, config, tensors, self.folder, adapter)
 

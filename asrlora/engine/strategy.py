@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
 from asrlora.engine.collectives import Collectives
+from asrlora.engine.ema import Ema
 from asrlora.engine.heartbeats import Work
 from asrlora.errors import UserError
 
@@ -67,14 +68,21 @@ class OneProcess:
         self.optimizer: Any = None
         self.updates = 0  # times that AdamW has changed the adapter; steps that were not finite are none
         self.nonfinite = 0  # steps in a row up to now whose loss or gradient was not finite
+        self.ema: Ema | None = None
         self.arrivals: GradientArrivals
         self._adapter_norm: torch.Tensor  # on the device, before the update
 
-    def prepare(self, model: Any, optimizer: torch.optim.Optimizer) -> None:
+    def prepare(self, model: Any, optimizer: torch.optim.Optimizer, ema_decay: float | None = None) -> None:
         """Collective. Wraps model and optimizer for the way this run is launched."""
         self.arrivals = GradientArrivals(model, self.work.have_gradients)
         with self.work.waiting("wrapping the model"):
             self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        if ema_decay is not None:
+            self.ema = Ema(ema_decay, self.trained())
+
+    def evaluated(self) -> contextlib.AbstractContextManager[None]:
+        """Around evaluating and saving the adapter: with --ema that is the average."""
+        return self.ema.applied() if self.ema else contextlib.nullcontext()
 
     def bare_model(self) -> Any:
         """The model without DDP's or DeepSpeed's wrapper, the adapter still active."""
@@ -112,6 +120,8 @@ class OneProcess:
         self.updates += finite
         self.nonfinite = 0 if finite else self.nonfinite + 1
         self._apply(finite)
+        if self.ema and finite:
+            self.ema.update(self.updates)
         return numbers
 
     def state(self) -> tuple[Tensors, Tensors]:

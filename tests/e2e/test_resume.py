@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 import kill_resume
-from asrlora import train
+from asrlora import cli, train
 from asrlora.data import loader
 from asrlora.engine import collectives, signals, step
 from asrlora.errors import UserError
 from asrlora.record import run_dir
-from conftest import Speech
+from conftest import BASE, Speech
 from kill_resume import SETTINGS, before_step, result, start, to_itself, wait
 
 
@@ -352,3 +353,79 @@ def test_a_run_is_not_resumed_with_other_settings(
     with pytest.raises(UserError, match=told):
         train.main(undisturbed.speech.flags(run, **{**SETTINGS, **change}))
     assert run_dir.read_json(run / "run.json")["state"] == "preempted"
+
+
+EMA = {"ema": 0.9, "save_interval": 1, "keep_checkpoints": 12}
+
+
+@pytest.fixture(scope="module")
+def averaged(undisturbed: Undisturbed) -> dict[str, str]:
+    return kill_resume.undisturbed(undisturbed.speech, undisturbed.folder / "ema", 1, **EMA)[0]
+
+
+def kept(run: Path, name: str) -> list[dict[str, torch.Tensor]]:
+    """A file of every checkpoint of a run, from step 1 on."""
+    return [load_file(path) for path in sorted(run.glob(f"checkpoints/*/{name}.safetensors"))]
+
+
+def test_an_average_is_evaluated_and_saved_and_the_run_is_trained_as_without_it(
+    averaged: dict[str, str], undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    """From the checkpoints of all steps; by `asrlora eval`, the saved adapter writes what was scored."""
+    run, speech = undisturbed.folder / "ema", undisturbed.speech
+    losses = [
+        [line["loss"] for line in run_dir.read_lines(folder / "metrics.jsonl")]
+        for folder in (run, undisturbed.folder / "1")
+    ]
+    assert losses[0] == losses[1]
+    raw, found = kept(run, "adapter"), kept(run, "ema")
+    assert len(raw) == len(found) == 12
+    average = {name: tensor.double() for name, tensor in found[0].items()}
+    for number, (weights, now) in enumerate(zip(raw[1:], found[1:], strict=True), 2):
+        share = min(0.9, (1 + number) / (10 + number))
+        for name, tensor in now.items():
+            average[name] = share * average[name] + (1 - share) * weights[name].double()
+            assert torch.allclose(tensor.double(), average[name], rtol=0, atol=1e-6), (number, name)
+    best = run_dir.read_json(run / "run.json")["best_step"]
+    assert best > 0, "nothing was learned, so nothing is compared"
+    saved = load_file(run / "adapter_best" / "adapter_model.safetensors")
+    for name, tensor in found[best - 1].items():
+        assert torch.equal(saved[name.replace(".default", "")], tensor)
+        assert not torch.equal(raw[best - 1][name], tensor)
+    words = ["eval", "--model-id", str(BASE), "--adapter-dir", str(run / "adapter_best")]
+    assert cli.main([*words, "--manifest-path", str(speech.domain), "--output-dir", str(tmp_path)]) == 0
+    scored = run_dir.read_lines(run_dir.step_folder(run, best) / "domain.jsonl")
+    assert [line["hypothesis_raw"] for line in run_dir.read_lines(tmp_path / "hypotheses.jsonl")] == [
+        line["hypothesis_raw"] for line in scored
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_with_an_average_is_resumed_to_the_byte(
+    averaged: dict[str, str], undisturbed: Undisturbed, tmp_path: Path, number: signal.Signals
+) -> None:
+    flags = undisturbed.speech.flags(tmp_path / "run", **{**SETTINGS, **EMA})
+    change = partial(before_step, 8, partial(to_itself, number))
+    code = 75 if number == signal.SIGTERM else -number
+    assert wait(start(1, flags, tmp_path / "log", change=change), 120) == [code], (
+        tmp_path / "log"
+    ).read_text()
+    assert wait(start(1, flags, tmp_path / "log"), 120) == [0], (tmp_path / "log").read_text()
+    assert kill_resume.differences(result(tmp_path / "run"), averaged) == []
+
+
+@pytest.mark.parametrize("zero2", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_an_average_on_two_processes_is_that_of_one(
+    averaged: dict[str, str], undisturbed: Undisturbed, tmp_path: Path, zero2: bool
+) -> None:
+    """Resumed on the way: by DDP to the byte of an undisturbed run of its kind, as the others are."""
+    run = tmp_path / "run"
+    flags = undisturbed.speech.flags(run, **{**SETTINGS, **EMA})
+    change = partial(before_step, 8, partial(to_itself, signal.SIGTERM))
+    assert wait(start(2, flags, tmp_path / "log", zero2, change), 120) == [75, 75]
+    assert wait(start(2, flags, tmp_path / "log", zero2), 120) == [0, 0], (tmp_path / "log").read_text()
+    for ours, theirs in zip(kept(run, "ema"), kept(undisturbed.folder / "ema", "ema"), strict=True):
+        for name in theirs:
+            assert (ours[name] - theirs[name]).norm() <= 1e-2 * theirs[name].norm(), name
+    whole, _ = kill_resume.undisturbed(undisturbed.speech, tmp_path / "whole", 2, zero2, **EMA)
+    assert kill_resume.differences(result(run), whole) == []

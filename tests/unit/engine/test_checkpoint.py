@@ -29,9 +29,15 @@ def make(step: int) -> Checkpoint:
     return Checkpoint(State(step, best_step=step - 1, best_wer=0.25), tensors, moments)
 
 
+def averaged(step: int) -> Checkpoint:
+    """With --ema."""
+    return replace(make(step), ema={name: 0.5 * tensor for name, tensor in make(step).adapter.items()})
+
+
 def same(one: Checkpoint | None, other: Checkpoint) -> bool:
     assert one is not None
-    pairs = [(one.adapter, other.adapter), (one.moments, other.moments)]
+    assert (one.ema is None) == (other.ema is None)
+    pairs = [(one.adapter, other.adapter), (one.moments, other.moments), (one.ema or {}, other.ema or {})]
     return one.state == other.state and all(
         a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a) for a, b in pairs
     )
@@ -43,15 +49,20 @@ def test_what_is_saved_is_loaded_and_the_newest_are_kept(tmp_path: Path) -> None
         checkpoint.save(tmp_path, make(step), keep=2)
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["step-000015", "step-000020"]
     assert same(checkpoint.load_newest(tmp_path), make(20))
+    assert same(checkpoint.read(checkpoint.save(tmp_path, averaged(25), keep=2)), averaged(25))
+    assert sorted(path.name for path in checkpoint.at(tmp_path, 20).iterdir()) == sorted(
+        [checkpoint.ADAPTER, checkpoint.OPTIMIZER, checkpoint.STATE]
+    )
 
 
-@pytest.mark.parametrize("file", [checkpoint.ADAPTER, checkpoint.OPTIMIZER, checkpoint.STATE])
+@pytest.mark.parametrize("file", [checkpoint.ADAPTER, checkpoint.OPTIMIZER, checkpoint.EMA, checkpoint.STATE])
 @pytest.mark.parametrize("damage", ["flip", "cut", "delete"])
 def test_a_damaged_one_is_told_and_the_one_before_it_is_taken(
     tmp_path: Path, file: str, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    made = averaged if file == checkpoint.EMA else make
     for step in (5, 10):
-        path = checkpoint.save(tmp_path, make(step), keep=2) / file
+        path = checkpoint.save(tmp_path, made(step), keep=2) / file
     data = bytearray(path.read_bytes())
     # one bit of the last tensor, or of the hash that state.json holds
     data[-5] ^= 1
@@ -59,7 +70,7 @@ def test_a_damaged_one_is_told_and_the_one_before_it_is_taken(
         path.unlink()
     else:
         path.write_bytes(data if damage == "flip" else data[: len(data) // 2])
-    assert same(checkpoint.load_newest(tmp_path), make(5))
+    assert same(checkpoint.load_newest(tmp_path), made(5))
     # without its mark it was never finished, which is nothing to warn of
     assert ("is damaged" in capsys.readouterr().out) == ((file, damage) != (checkpoint.STATE, "delete"))
 
