@@ -100,11 +100,7 @@ class Speech:
     @classmethod
     def draw(cls, utterances: int, wer: float, rewritten: float, rng: np.random.Generator) -> "Speech":
         """New utterances, by the model of benchmarks/verdict.py."""
-        shape = (model.WORDS / model.WORDS_SPREAD) ** 2
-        words = np.maximum(1, np.rint(rng.gamma(shape, model.WORDS / shape, utterances))).astype(np.int64)
-        both = 1 / model.CLUMPING - 1
-        difficulty = rng.beta(wer * both, (1 - wer) * both, utterances)
-        before = rng.binomial(words, difficulty)
+        words, difficulty, before = model.draw_base(utterances, wer, rng)
         return cls(words, difficulty, before, rng.random(utterances), wer, rewritten)
 
     def rows(self, strength: float, change: float, rng: np.random.Generator) -> np.ndarray:

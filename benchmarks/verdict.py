@@ -83,15 +83,22 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def draw(
-    utterances: int, wer: float, change: float, rewritten: float, rng: np.random.Generator
-) -> np.ndarray:
-    """One row an utterance: errors before, errors after, words of the reference."""
+def draw_base(
+    utterances: int, wer: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """By utterance: words of the reference, difficulty (a rate of errors), errors of the base."""
     shape = (WORDS / WORDS_SPREAD) ** 2
     words = np.maximum(1, np.rint(rng.gamma(shape, WORDS / shape, utterances))).astype(np.int64)
     both = 1 / CLUMPING - 1  # the beta's two parameters together
     difficulty = rng.beta(wer * both, (1 - wer) * both, utterances)
-    before = rng.binomial(words, difficulty)
+    return words, difficulty, rng.binomial(words, difficulty)
+
+
+def draw(
+    utterances: int, wer: float, change: float, rewritten: float, rng: np.random.Generator
+) -> np.ndarray:
+    """One row an utterance: errors before, errors after, words of the reference."""
+    words, difficulty, before = draw_base(utterances, wer, rng)
     anew = rng.binomial(words, np.clip(difficulty * (1 + change / (rewritten * wer)), 0, 1))
     after = np.where(rng.random(utterances) < rewritten, anew, before)
     return np.stack([before, after, words], 1).astype(np.float64)

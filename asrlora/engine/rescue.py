@@ -107,7 +107,8 @@ def kept_verdict(folder: Path) -> Verdict | None:
 def _compare(folder: Path, evaluation: str, name: str, ids: frozenset[str]) -> bootstrap.Comparison:
     """The base against an evaluation, on these utterances of a set."""
     identity = run_dir.read_run(folder)
-    old, new = (folder / "eval" / one / f"{name}.jsonl" for one in ("step-000000", evaluation))
+    folders = run_dir.step_folder(folder, 0), folder / "eval" / evaluation
+    old, new = (one / f"{name}.jsonl" for one in folders)
     return judge.compare_files(old, new, identity.config.resample_by, ids, identity.metric)
 
 
@@ -301,7 +302,7 @@ class Search:
     def _of_checkpoints(self, steps: Sequence[int], adapter: Path) -> None:
         """Only rank 0. The mean of checkpoints as an adapter's folder."""
         config = self.evaluations.config
-        paths = (self.folder / "checkpoints" / f"step-{step:06d}" for step in steps)
+        paths = (checkpoint.at(self.folder / "checkpoints", step) for step in steps)
         tensors = checkpoint.average([checkpoint.read(path).evaluated for path in paths])
         base = registry.load_base(config.model_id, config.language, config.load_in_4bit)
         checkpoint.as_adapter(base, config, tensors, self.folder, adapter)
