@@ -11,9 +11,9 @@ from asrlora.errors import UserError
 # helps of what is a setting of a run, too (config.py)
 ALLOW_OUTSIDE = "read audio outside a manifest's folder: only where you trust who wrote the manifest"
 TEXT_NORMALISER = (
-    "how texts are normalised before scoring: whisper-english, open-asr-leaderboard, basic,"
-    " basic-keep-marks, none or a YAML file of rules; default: whisper-english for --language en, else"
-    " basic, with marks kept for scripts such as Devanagari and Thai"
+    "how texts are normalised before scoring: whisper-english, whisper-english-keep-brackets,"
+    " open-asr-leaderboard, basic, basic-keep-marks, none or a YAML file of rules; default: whisper-english"
+    " for --language en, else basic, with marks kept for scripts such as Devanagari and Thai"
 )
 DOMAIN_WORDS = "words whose recall is reported, one a line; default: found, see --general-text"
 GENERAL_TEXT = (

@@ -26,11 +26,12 @@ import pydantic
 import yaml
 
 from asrlora.errors import UserError
-from asrlora.score import characters
+from asrlora.score import brackets, characters
 
-NAMES = ("whisper-english", "open-asr-leaderboard", "basic", "basic-keep-marks", "none")
+KEEP_BRACKETS = "whisper-english-keep-brackets"
+NAMES = ("whisper-english", KEEP_BRACKETS, "open-asr-leaderboard", "basic", "basic-keep-marks", "none")
 LIBRARY_VERSION = importlib.metadata.version("whisper-normalizer")
-# What we make of `none` and of rules ourselves; a change of it is a change of scores.
+# What we make of `none`, of brackets and of rules ourselves; a change of it is a change of scores.
 OUR_VERSION = "1"
 LEADERBOARD = "d1e99b2"  # the commit of huggingface/open_asr_leaderboard that ours follows
 # Their scripts write vowels and tones with combining marks, which `basic` makes to spaces as Whisper does.
@@ -134,7 +135,8 @@ def _described(**fields: str) -> dict[str, str]:
 def _version(name: str) -> str:
     if name == "none":
         return OUR_VERSION
-    return f"{LIBRARY_VERSION}, {LEADERBOARD}" if name == "open-asr-leaderboard" else LIBRARY_VERSION
+    ours = {"open-asr-leaderboard": f", {LEADERBOARD}", KEEP_BRACKETS: f", {OUR_VERSION}"}
+    return LIBRARY_VERSION + ours.get(name, "")
 
 
 @functools.cache
@@ -151,6 +153,8 @@ def _named(name: str) -> Callable[[str], str]:
     from whisper_normalizer.english import EnglishTextNormalizer
 
     english: Callable[[str], str] = EnglishTextNormalizer()
+    if name == KEEP_BRACKETS:
+        return lambda text: english(brackets.keep_words(text))
     return english
 
 

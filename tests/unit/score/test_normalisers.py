@@ -40,6 +40,9 @@ def test_name_and_versions_are_in_the_fingerprint() -> None:
         "name": "whisper-english", "version": "0.1.15", "characters": "1",
     }  # fmt: skip
     assert text.normaliser("basic", "en").fingerprint["name"] == "basic"
+    assert text.normaliser("whisper-english-keep-brackets", "en").fingerprint == {
+        "name": "whisper-english-keep-brackets", "version": "0.1.15, 1", "characters": "1",
+    }  # fmt: skip
     leaderboard = text.normaliser("open-asr-leaderboard", "en").fingerprint
     assert leaderboard["version"] == "0.1.15, d1e99b2"
 
@@ -85,6 +88,7 @@ def test_a_faulty_file_of_rules_is_named(tmp_path: Path, content: str, told: str
 
 def test_a_name_that_is_none_is_refused() -> None:
     with pytest.raises(
-        UserError, match="--text-normaliser wisper: neither whisper-english, open-asr-leaderboard, basic"
+        UserError,
+        match="--text-normaliser wisper: neither whisper-english, whisper-english-keep-brackets, open-",
     ):
         text.normaliser("wisper", "en")
