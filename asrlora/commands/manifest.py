@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # settings of a run that `check` and `restyle` need
 RECIPE = """max_steps batch_size batch_seconds gradient_accumulation_steps min_seconds max_seconds
-label_case label_punctuation label_characters language metric""".split()
+label_case label_punctuation label_characters language text_normaliser metric""".split()
 STYLE = ("label_case", "label_punctuation", "label_characters")
 
 

@@ -56,6 +56,7 @@ def quick(
         *(found for name, items in sets.items() for found in texts.unusual_characters(name, items, config)),
         *(found for name, items in sets.items() for found in texts.stated(name, items, config)),
         *(found for name, items in sets.items() for found in texts.encoding(name, items)),
+        *(found for name, items in sets.items() for found in texts.in_brackets(name, items, config)),
     ]
     criteria = Criteria.of(config)
     chosen = metric.choose(config.metric, config.language)

@@ -1,14 +1,21 @@
-"""What the texts of a set show: characters, encodings, scripts, languages. Needs no torch."""
+"""What the texts of a set show: characters, encodings, scripts, languages, brackets. Needs no torch."""
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from asrlora.config import RunConfig
 from asrlora.data.audit.findings import EXAMPLES, Finding, Item, of_set
 from asrlora.data.importers import fields
-from asrlora.score import characters, metric
+from asrlora.score import brackets, characters, metric, text
 
+# full-width ones, too, which scoring makes plain
+_BRACKET = re.compile("[]\\[<>(){}\uff08\uff09\uff1c\uff1e\uff3b\uff3d\uff5b\uff5d]")
+_NO_TAGS = (
+    f"take them out of the texts, or write what was said (--text-normaliser {text.KEEP_BRACKETS} scores"
+    " English texts without tags)"
+)
 MANY_LETTERS = 0.2  # share of the letters that makes a script matter to the metric
 
 
@@ -97,6 +104,51 @@ def encoding(name: str, items: Sequence[Item]) -> Iterator[Finding]:
         )
         numbers = {"utterances": len(lost), "examples": lost[:EXAMPLES]}
         yield of_set("characters", name, "lost", message, numbers)
+
+
+def in_brackets(name: str, items: Sequence[Item], config: RunConfig) -> Iterator[Finding]:
+    """Tags such as [unk], which are no speech, and words in brackets that the normaliser drops."""
+    plain = ((item.id, characters.for_scoring(item.text)) for item in items if _BRACKET.search(item.text))
+    found = {i: brackets.pairs(written) for i, written in plain}
+    tags = {i: kept for i, pairs in found.items() if (kept := [pair for pair, is_tag in pairs if is_tag])}
+    if tags:
+        counts = Counter(tag for held in tags.values() for tag in held)
+        first = next(iter(tags))
+        fix = "the model learns to write them; take them out of the texts" if name == "train" else _NO_TAGS
+        message = (
+            f"tags, which are no speech, in {len(tags):,} of {len(items):,} texts"
+            f" ({len(tags) / len(items):.1%}), such as {first!r}: {_shown(counts)}; {fix}"
+        )
+        numbers = {"utterances": len(tags), "share": len(tags) / len(items), "tags": dict(counts)}
+        yield of_set("brackets", name, "tags", message, {**numbers, "examples": list(tags)[:EXAMPLES]})
+    if name != "train" and any(not is_tag for pairs in found.values() for _, is_tag in pairs):
+        yield from _dropped_words(name, items, found, config)
+
+
+def _dropped_words(
+    name: str, items: Sequence[Item], found: Mapping[str, Sequence[tuple[str, bool]]], config: RunConfig
+) -> Iterator[Finding]:
+    """Words are dropped where a text, tags apart, has fewer after normalisation than without its brackets."""
+    normaliser = text.normaliser(config.text_normaliser, config.language)
+    dropped: dict[str, int] = {}
+    for item in items:
+        if item.id in found:
+            said = brackets.without_tags(characters.for_scoring(item.text))
+            less = len(normaliser(brackets.keep_words(said)).split()) - len(normaliser(said).split())
+            dropped |= {item.id: less} if less > 0 else {}
+    if dropped:
+        first, words = next(iter(dropped)), sum(dropped.values())
+        shown = next(pair for pair, is_tag in found[first] if not is_tag)
+        keeping = f"score them by --text-normaliser {text.KEEP_BRACKETS}, or "
+        message = (
+            f"{len(dropped):,} of {len(items):,} references ({len(dropped) / len(items):.1%}) hold words in"
+            f" brackets ({words:,} in all) which --text-normaliser {normaliser.fingerprint['name']} drops,"
+            f" such as {first!r}, {_shortened(shown)!r}; a model that writes them without brackets is charged"
+            f" with insertions: where they were spoken, {keeping if config.language == 'en' else ''}take the"
+            " brackets out of the texts"
+        )
+        numbers = {"utterances": len(dropped), "share": len(dropped) / len(items), "words": words}
+        yield of_set("brackets", name, "words", message, {**numbers, "examples": list(dropped)[:EXAMPLES]})
 
 
 def stated(name: str, items: Sequence[Item], config: RunConfig) -> Iterator[Finding]:

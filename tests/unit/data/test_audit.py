@@ -98,6 +98,44 @@ def test_sound_data_is_silent_but_for_what_it_is_too_small_to_prove() -> None:
     assert listen(TRAIN, DOMAIN).findings == []
 
 
+# --- brackets
+
+
+def test_words_in_brackets_that_the_normaliser_drops_are_named() -> None:
+    asides = ["it was dated (which was odd)", "it was [he said] dated", "um (um) it was", "it {was it} dated"]
+    heldout = [replace(one, text=written) for one, written in zip(HELDOUT, asides, strict=False)]
+    heldout += HELDOUT[4:]
+    (finding,) = of(look(TRAIN, DOMAIN, heldout), "brackets", "words")
+    assert not finding.stops
+    assert finding.numbers == {
+        "what": "words", "sets": ["heldout"], "utterances": 2, "share": 0.05, "words": 5,
+        "examples": ["heldout-0", "heldout-1"],
+    }  # fmt: skip
+    assert "heldout: 2 of 40 references (5.0%)" in finding.message
+    assert "'heldout-0', '(which was odd)'" in finding.message
+    assert "--text-normaliser whisper-english-keep-brackets" in finding.message
+    for keeps in ("whisper-english-keep-brackets", "none"):
+        assert of(look(TRAIN, DOMAIN, heldout, text_normaliser=keeps), "brackets", "words") == []
+    (basic,) = of(look(TRAIN, DOMAIN, heldout, language="de"), "brackets", "words")
+    assert "--text-normaliser basic drops" in basic.message
+    assert "keep-brackets" not in basic.message.split("spoken")[1]
+    # what is trained on is no reference
+    assert of(look(heldout, DOMAIN, HELDOUT), "brackets") == []
+
+
+def test_tags_are_named() -> None:
+    written = ["so [unk] {laughter} （noise）", "[unk] so"]
+    tagged = [replace(one, text=text) for one, text in zip(said("tagged", 2), written, strict=True)]
+    for found, name, fix in (
+        (look([*TRAIN, *tagged], DOMAIN), "the training set", "learns to write them"),
+        (look(TRAIN, [*DOMAIN, *tagged]), "domain", "write what was said"),
+    ):
+        (finding,) = of(found, "brackets")
+        assert finding.message.startswith(f"{name}: tags, which are no speech, in 2 of 42 texts (4.8%)")
+        assert "such as 'tagged-0': [unk] (2), {laughter} (1), (noise) (1); " in finding.message
+        assert fix in finding.message
+
+
 # --- leakage
 
 
