@@ -31,6 +31,7 @@ from asrlora.tracking import sinks
 if TYPE_CHECKING:
     from asrlora.engine.run import Run
     from asrlora.engine.runtime import Runtime
+    from asrlora.engine.training_set import Labels, Training
     from asrlora.models.family import Base
 
 
@@ -133,7 +134,7 @@ def _train(config: RunConfig, inputs: Inputs, runtime: "Runtime") -> int:
         return _refuse(run, runtime, unexpected)
 
     # 3. the adapter
-    _attach(config, run, runtime, base, resumed=checkpoint is not None)
+    _attach(config, run, runtime, base, training, labels, resumed=checkpoint is not None)
     done = run.checkpoints.restore_or_init(checkpoint)
     if done and config.evaluates_at(done):  # the attempt before this one may have dropped it
         if not run.evaluator.evaluate(done, strategy.bare_model()):
@@ -169,16 +170,29 @@ def _train(config: RunConfig, inputs: Inputs, runtime: "Runtime") -> int:
     return 0
 
 
-def _attach(config: RunConfig, run: "Run", runtime: "Runtime", base: "Base", resumed: bool) -> None:
+def _attach(
+    config: RunConfig,
+    run: "Run",
+    runtime: "Runtime",
+    base: "Base",
+    training: "Training",
+    labels: "Labels",
+    resumed: bool,
+) -> None:
     """Collective. Attaches the adapter to the base and hands it to the strategy, with AdamW."""
     import torch
 
+    from asrlora.engine import memory
     from asrlora.models import adapters
 
     torch.manual_seed(config.seed)
     model = adapters.attach(base, config, run.checkpoints.initial if resumed else None)
     if config.gradient_checkpointing:
         base.model.gradient_checkpointing_enable({"use_reentrant": False})
+    if need := runtime.collectives.on_main(
+        "measuring memory", lambda: memory.describe_need(config, model, base, training, labels)
+    ):
+        run.recorder.message(need)
     if config.torch_compile and runtime.device.type == "cpu":
         run.recorder.message("--torch-compile on a CPU: the first steps take minutes, and little is won")
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

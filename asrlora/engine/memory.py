@@ -1,16 +1,22 @@
-"""The memory of a device: how much is used, and what to do where it is full."""
+"""The memory of a device: how much is used, what a training step needs, and what to do where it is full."""
 
 import contextlib
 import re
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import psutil
 import torch
 
 from asrlora.config import RunConfig
 from asrlora.data.audio import SAMPLE_RATE
 from asrlora.data.loader import Batch
+from asrlora.data.plan import QUANTUM
+from asrlora.engine.training_set import Labels, Training
 from asrlora.errors import UserError, first_line
+from asrlora.models import objective
+from asrlora.models.family import Base, Lengths, padded_samples
 
 # beside torch.OutOfMemoryError: libraries that allocate by themselves, and the CPU's allocator
 FULL = re.compile(r"out of memory|ALLOC_FAILED|can't allocate memory|not enough memory", re.IGNORECASE)
@@ -63,3 +69,67 @@ def peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return int(psutil.Process().memory_info().rss)
+
+
+def describe_need(config: RunConfig, model: Any, base: Base, training: Training, labels: Labels) -> str:
+    """What a microbatch of the longest utterances keeps for its backward pass, and how many would fit.
+
+    It is a lower bound of what a step needs: the gradients on the way are not in it. Empty with gradient
+    checkpointing, which computes again what it does not keep.
+    """
+    if config.gradient_checkpointing or not labels.tokens:
+        return ""
+    samples = [sample for sample in training.samples.samples if sample.id in labels.tokens]
+    longest = max(samples, key=lambda sample: sample.duration)
+    tokens = labels.tokens[longest.id]
+    one, two = (
+        kept_bytes(model, base, longest.duration, tokens, rows, config.mixed_precision == "bf16")
+        for rows in (1, 2)
+    )
+    each, free = two - one, free_bytes(base.model.device)
+    (cost,) = training.cost(np.array([longest.duration]))
+    rows = config.batch_size or max(1, int((config.batch_seconds or 0) / (-(-cost // QUANTUM) * QUANTUM)))
+    fits = max(0, int((free - (one - each)) / each))
+    need = one + (rows - 1) * each
+    told = (
+        f"memory: a microbatch of {rows} utterances as long as the longest ({longest.duration:.1f} s) keeps"
+        f" {need / 2**30:.2f} GiB for its backward pass; {free / 2**30:.1f} GiB are free, for {fits:,} such"
+        " utterances"
+    )
+    return told if fits >= rows else f"{told}; it will not fit: {training_remedy(config)}"
+
+
+def kept_bytes(
+    model: Any, base: Base, seconds: float, tokens: list[int], rows: int, bf16: bool = False
+) -> int:
+    """Bytes that the forward pass of `rows` utterances of silence keeps for the backward pass, beside the
+    model's own tensors; nothing of it is left afterwards. `tokens` are the label of each."""
+    device = base.model.device
+    own = {one.untyped_storage().data_ptr() for one in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        """Counts a storage once: many views of it may be kept."""
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    waves = torch.zeros(rows, padded_samples(seconds), device=device)
+    labels = objective.pad_labels([tokens] * rows).to(device)
+    lengths = Lengths([round(seconds * SAMPLE_RATE)] * rows, [len(tokens)] * rows)
+    mask = (torch.arange(waves.shape[1], device=device) < lengths.samples[0]).expand(rows, -1)
+    objective.set_training(model)
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+    with torch.random.fork_rng(), autocast, torch.autograd.graph.saved_tensors_hooks(keep, lambda one: one):
+        loss = objective.summed_loss(model, base, waves, mask, labels, lengths)
+    del loss
+    return sum(kept.values())
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that this process can still allocate on its GPU, or of the machine's memory without one."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + cached
+    return int(psutil.virtual_memory().available)

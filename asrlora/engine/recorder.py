@@ -38,7 +38,8 @@ class ShownSteps:
         self.max_steps = max_steps
         self._bar = contextlib.ExitStack()  # evaluations have their own bar in between
         self._show: Callable[[str], None] | None = None
-        self._window: list[tuple[float, float]] = []  # (audio-seconds, moment) of the last steps
+        # (audio-seconds, those with padding, moment) of the last steps
+        self._window: list[tuple[float, float, float]] = []
 
     def close(self) -> None:
         """Takes the bar off the terminal, until the next step."""
@@ -48,7 +49,9 @@ class ShownSteps:
     def step(self, entry: Mapping[str, Any], shown: status.Progress) -> None:
         """Shows a step from its line of metrics.jsonl, and puts it into progress.json."""
         step = entry["step"]
-        self._window = [*self._window[-(RATE_STEPS - 1) :], (entry["audio_seconds"], time.monotonic())]
+        audio = entry["audio_seconds"]
+        of_step = audio, audio / (1 - entry["padding"]), time.monotonic()
+        self._window = [*self._window[-(RATE_STEPS - 1) :], of_step]
         values: dict[str, Any] = {
             "stage": "training",
             "step": step,
@@ -58,8 +61,9 @@ class ShownSteps:
             "step_seconds": entry["seconds"],
         }
         if len(self._window) > 1:
-            spent = max(self._window[-1][1] - self._window[0][1], 1e-9)
-            values["rate"] = sum(audio for audio, _ in self._window[1:]) / spent
+            spent = max(self._window[-1][2] - self._window[0][2], 1e-9)
+            audio, padded, _ = (sum(column) for column in zip(*self._window[1:], strict=True))
+            values |= {"rate": audio / spent, "padded_rate": padded / spent}
             values["seconds_left"] = (self.max_steps - step) * spent / (len(self._window) - 1)
         shown.update(**values)
         line = status.line(shown.values)

@@ -20,9 +20,11 @@ class No4BitError(UserError):
 def load_pretrained(source: Source, auto_class: str) -> Base:
     """Loads model, tokenizer and feature extractor, the model by Transformers' `auto_class`; in eval mode.
 
+    Attention is Transformers' default, SDPA where the model's class has it: WavLM's has not.
     Raises UserError where weights are missing or the audio would be of another sample rate.
     """
     logging.disable_progress_bar()  # asrlora's own lines say what is loaded
+    transformers.AttentionMaskInterface.register("sdpa", _sdpa_mask)
     config = transformers.AutoConfig.from_pretrained(source.folder)
     for part in (config, getattr(config, "encoder_config", None)):
         _only_seeded_dropout(part)
@@ -31,7 +33,6 @@ def load_pretrained(source: Source, auto_class: str) -> Base:
         config=config,
         output_loading_info=True,
         dtype=torch.float32,
-        attn_implementation=_attention(),
         **(_in_4bit() if source.in_4bit else {}),
     )
     if loaded["missing_keys"]:
@@ -84,17 +85,9 @@ def _case_of(tokenizer: Any) -> Literal["lower", "upper", "both"]:
     return "both" if lower == upper else "lower" if lower else "upper"
 
 
-def _attention() -> str | None:
-    """None leaves it to Transformers, which takes SDPA where the model's class has it; WavLM's has not."""
-    if not torch.cuda.is_available():
-        return "eager"  # 38 % of a CPU step went into the backward of SDPA's flash attention
-    transformers.AttentionMaskInterface.register("sdpa", _sdpa_mask)
-    return None
-
-
 def _sdpa_mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
-    """Transformers' mask, kept also where it masks nothing: to find that out would wait for the device at
-    every forward, and have a batch whose utterances are of one length computed by another kernel."""
+    """Transformers' mask, kept also where it masks nothing: to find that out would wait for a GPU at every
+    forward, and have a batch whose utterances are of one length computed by another kernel."""
     from transformers.masking_utils import sdpa_mask
 
     if kwargs.get("attention_mask") is not None:

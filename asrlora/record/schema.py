@@ -435,6 +435,7 @@ class ProgressRecord(Record):
     data_wait: float = 0.0  # share of a step's time
     step_seconds: float = 0.0
     rate: float | None = None  # seconds of audio in a second
+    padded_rate: float | None = None  # the same with the padding that the model computes on
     seconds_left: float | None = None
     written: float | None = None  # seconds since 1970
 

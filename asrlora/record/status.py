@@ -15,6 +15,7 @@ from asrlora.storage import write_json
 
 WRITE_INTERVAL = 5.0  # seconds between two writings: each costs the disk a sync
 SILENCE = 120.0  # seconds; a batch on a slow CPU takes tens
+MUCH_PADDING = 1.25  # times the audio: shown from here on, such as for Whisper, which computes on 30 s always
 RESUME = "continue with --resume auto"
 
 
@@ -59,7 +60,9 @@ def line(values: ProgressRecord) -> str:
     """What matters while training goes on, in one line."""
     parts = [f"step {values.step:,} of {values.max_steps:,}: loss {values.loss:.4f} nats per token"]
     if values.rate is not None:
-        parts.append(f"{values.rate:,.0f} audio-s/s")
+        padded = values.padded_rate or values.rate
+        shown = f" ({padded:,.0f} with padding)" if padded > MUCH_PADDING * values.rate else ""
+        parts.append(f"{values.rate:,.0f} audio-s/s{shown}")
     parts.append(f"data wait {values.data_wait:.0%}")
     if values.seconds_left is not None:
         parts.append(f"{duration(values.seconds_left)} of training left")
