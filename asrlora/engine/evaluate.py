@@ -45,7 +45,7 @@ class Evaluation:
     """What a model wrote of a set."""
 
     hypotheses: list[Hypothesis]  # sorted by id
-    degenerate: dict[str, int]  # see score/degenerate.py
+    degenerate: dict[str, Any]  # see score/degenerate.py
     windows: dict[str, int] = field(default_factory=dict)  # see longform.count
 
 
@@ -104,7 +104,7 @@ def evaluate(
     unfinished = {identity for identity, one in joined if one.unfinished}
     return Evaluation(
         hypotheses,
-        degenerate.count((h.reference, h.hypothesis, h.id in unfinished) for h in hypotheses),
+        degenerate.count(hypotheses, unfinished),
         longform.count(parts.cuts),
     )
 

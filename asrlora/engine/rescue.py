@@ -27,7 +27,7 @@ from asrlora.models.family import Base
 from asrlora.record import judge, run_dir
 from asrlora.record.rescue_record import RescueRecord
 from asrlora.record.schema import Rescued, Scores, Verdict, read
-from asrlora.score import bootstrap, keyword_recall, metric, rescue, text, verdict
+from asrlora.score import bootstrap, degenerate, keyword_recall, metric, rescue, text, verdict
 from asrlora.score.rescue import Candidate
 from asrlora.score.scoring import Hypothesis, summary
 from asrlora.score.selection import REPORT
@@ -211,10 +211,7 @@ class Evaluations:
         run_dir.write_atomic(path, run_dir.to_lines(lines[i] for i in sorted(lines)))
         run, file = run_dir.read_run(self.folder), path.parent / "scores.json"
         before = read(file, Scores).as_json() if file.exists() else {}
-        counted = {
-            key: count + before.get(name, {}).get(key, 0)
-            for key, count in {**found.degenerate, **found.windows}.items()
-        }
+        counted = degenerate.add(before.get(name, {}), {**found.degenerate, **found.windows})
         hypotheses = [Hypothesis.of(line) for line in lines.values()]
         scored = {**summary(hypotheses), **counted}
         if name == "domain":

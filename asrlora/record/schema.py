@@ -245,6 +245,8 @@ class SetScores(Record):
     utterances: int = 0
     empty: int = 0
     runaway: int = 0
+    runaway_errors: int = 0  # in words
+    runaway_example: str | None = None
     windowed: int = 0  # utterances that are longer than the model takes at once
     windows: int = 0
     cuts_in_speech: int = 0

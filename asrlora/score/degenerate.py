@@ -5,9 +5,14 @@ others; the number of such hypotheses shows whether a WER is made of single mist
 """
 
 import re
-from collections.abc import Iterable
+import textwrap
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
 from asrlora.score.metric import units
+from asrlora.score.scoring import Hypothesis
+
+SHOWN = 80  # characters of an example
 
 _LOOP = re.compile(r"(?<!\S)(\S+(?: \S+){0,7})(?: \1){3}(?!\S)")
 
@@ -17,17 +22,41 @@ def loops(text: str) -> bool:
     return _LOOP.search(units(text, "mer")) is not None
 
 
-def count(hypotheses: Iterable[tuple[str, str, bool]]) -> dict[str, int]:
-    """Of (reference, hypothesis, whether the limit of tokens ended it): how many are empty where the
-    reference is not, and how many ran away: ended by the limit, or in a loop that the reference is not in."""
-    found = {"empty": 0, "runaway": 0}
-    for reference, hypothesis, unfinished in hypotheses:
-        found["empty"] += bool(reference) and not hypothesis
-        found["runaway"] += unfinished or (loops(hypothesis) and not loops(reference))
-    return found
+def ran_away(reference: str, hypothesis: str, unfinished: bool) -> bool:
+    """Whether the limit of tokens ended the hypothesis, or it is in a loop that the reference is not in."""
+    return unfinished or (loops(hypothesis) and not loops(reference))
 
 
-def describe(found: dict[str, int]) -> str:
-    """For the console, such as "2 empty, 1 ran away"; empty where there are none."""
-    words = {"empty": "empty", "runaway": "ran away"}
-    return ", ".join(f"{found[name]} {word}" for name, word in words.items() if found.get(name))
+def count(hypotheses: Iterable[Hypothesis], unfinished: Collection[str] = ()) -> dict[str, Any]:
+    """How many hypotheses are empty where the reference is not, how many ran away, the word errors of these,
+    and the worst of them. `unfinished` are the ids of those that the limit of tokens ended."""
+    written = list(hypotheses)
+    away = [one for one in written if ran_away(one.reference, one.hypothesis, one.id in unfinished)]
+    worst = max(away, key=lambda one: one.counts.tally.errors, default=None)
+    return {
+        "empty": sum(bool(one.reference) and not one.hypothesis for one in written),
+        "runaway": len(away),
+        "runaway_errors": sum(one.counts.tally.errors for one in away),
+        "runaway_example": worst and f"{worst.id}: {textwrap.shorten(worst.hypothesis_raw, SHOWN)}",
+    }
+
+
+def add(found: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """The counts of two parts of a set together, with the example of one of them."""
+    return {
+        key: value or found.get(key) if key.endswith("example") else value + found.get(key, 0)
+        for key, value in more.items()
+    }
+
+
+def describe(found: Mapping[str, Any]) -> str:
+    """For the console, such as "2 empty, 1 ran away (23 of 366 word errors; a-12: go go go go)"; empty where
+    there are none. `found` are a set's scores."""
+    parts = [f"{found['empty']} empty"] if found.get("empty") else []
+    if found.get("runaway"):
+        errors = sum(found.get(kind, 0) for kind in ("substitutions", "deletions", "insertions"))
+        parts.append(
+            f"{found['runaway']} ran away ({found.get('runaway_errors', 0)} of {errors} word errors;"
+            f" {found.get('runaway_example')})"
+        )
+    return ", ".join(parts)

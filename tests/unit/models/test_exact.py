@@ -22,6 +22,7 @@ from asrlora.engine.signals import StopRequest
 from asrlora.models import ctc, decode, moonshine, objective, padding, registry, seq2seq
 from asrlora.models.family import Base, Decoded, Features
 from asrlora.score import degenerate, text
+from asrlora.score.scoring import score
 from conftest import BASE, Speech
 
 NORMALISER = text.normaliser(None, "en")
@@ -186,11 +187,11 @@ def test_a_decoder_that_runs_to_its_limit_is_counted(
 ) -> None:
     """Each at its own limit, whoever shares the batch; what was written until then stands."""
     whole = evaluated(demo_base, heldout, 160.0)
-    assert whole.degenerate == {"empty": 0, "runaway": 0}
+    assert (whole.degenerate["empty"], whole.degenerate["runaway"]) == (0, 0)
     monkeypatch.setattr(moonshine, "_TOKENS_PER_SECOND", {"characters": 3.0})
     monkeypatch.setattr(moonshine, "_EXTRA_TOKENS", 0)
     cut = evaluated(demo_base, heldout, 160.0)
-    assert cut.degenerate == {"empty": 0, "runaway": len(heldout.samples)}
+    assert (cut.degenerate["empty"], cut.degenerate["runaway"]) == (0, len(heldout.samples))
     assert cut == evaluated(demo_base, heldout, 9.0)
     for before, after in zip(whole.hypotheses, cut.hypotheses, strict=True):
         assert before.hypothesis_raw.startswith(after.hypothesis_raw)
@@ -214,16 +215,33 @@ def test_a_decoder_that_runs_to_its_limit_is_counted(
 )
 def test_a_loop_is_the_same_words_four_times_in_a_row(text: str, loop: bool) -> None:
     assert degenerate.loops(text) == loop
-    assert degenerate.count([("something else", text, False)])["runaway"] == loop
+    assert degenerate.ran_away("something else", text, unfinished=False) == loop
 
 
 def test_what_the_speaker_repeats_is_no_runaway() -> None:
-    assert degenerate.count([("no no no no", "no no no no no", False), ("", "", False)]) == {
-        "empty": 0,
-        "runaway": 0,
+    assert not degenerate.ran_away("no no no no", "no no no no no", unfinished=False)
+
+
+def test_runaways_are_counted_with_their_errors_and_the_worst_of_them() -> None:
+    texts = {
+        "a": ("one two", "one two"),
+        "b": ("five", "go go go go"),
+        "c": ("six", "up " * 99),
+        "d": ("", ""),
     }
-    assert degenerate.describe({"empty": 2, "runaway": 1}) == "2 empty, 1 ran away"
-    assert degenerate.describe({"empty": 0, "runaway": 0}) == ""
+    scored = [score(name, *pair, text.normaliser("none", "en"), None, 1.0) for name, pair in texts.items()]
+    half, rest = degenerate.count(scored[:2]), degenerate.count(scored[2:])
+    found = degenerate.add(half, rest)
+    assert {key: found[key] for key in ("empty", "runaway", "runaway_errors")} == {
+        "empty": 0,
+        "runaway": 2,
+        "runaway_errors": 4 + 99,
+    }
+    described = degenerate.describe({**found, "substitutions": 100, "insertions": 10})
+    assert described.startswith("2 ran away (103 of 110 word errors; c: up up up")
+    assert len(described) < 150
+    assert degenerate.describe({**degenerate.count(scored[:1]), "empty": 2}) == "2 empty"
+    assert degenerate.describe(degenerate.count(scored[:1])) == ""
 
 
 def test_beams_are_transformers_own_in_any_batch(heldout: reader.Shards) -> None:
