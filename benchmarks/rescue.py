@@ -127,17 +127,17 @@ def _trial(truth: Truth, rng: np.random.Generator) -> tuple[str, int]:
     written: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     criteria = verdict.Criteria()
 
-    def measure(candidate: Candidate) -> Candidate:
+    def measure(candidate: Candidate, wide: float) -> Candidate:
         """On the first half of each set."""
         s = candidate.strength
         both = (domain.rows(s, truth.domain(s), rng), heldout.rows(s, truth.heldout(s), rng))
         written[candidate.name] = both
         on_domain, on_heldout = (_compare(rows[: len(rows) // 2]) for rows in both)
         guardrails = {"heldout": on_heldout}
-        kept = rescue.keeps_guardrails(guardrails, criteria)
+        kept = rescue.keeps_guardrails(guardrails, criteria, wide)
         return replace(candidate, domain=on_domain if kept else None, guardrails=guardrails)
 
-    tried = rescue.search(measure(Candidate(300, 1.0)), STEPS, measure, criteria)
+    tried = rescue.search(measure(Candidate(300, 1.0), 0.0), STEPS, measure, criteria)
     chosen = rescue.choose(tried, criteria)
     if chosen is None:
         return "none", len(tried) - 1

@@ -304,17 +304,17 @@ class Search:
         base = registry.load_base(config.model_id, config.language, config.load_in_4bit)
         checkpoint.as_adapter(base, config, tensors, self.folder, adapter)
 
-    def _measure(self, candidate: Candidate) -> Candidate:
+    def _measure(self, candidate: Candidate, wide: float) -> Candidate:
         """Collective. Evaluates a candidate on the choosing halves, guardrails first.
 
-        Where a guardrail is past its limit by points, the domain is not evaluated: that could not be chosen.
+        The domain is not evaluated where a guardrail's margin is less than `wide`, that of the best so far.
         """
         live, found, choosing = self._live(candidate), {}, self.source.choosing
         for name in sorted(choosing.keys() - {"domain"}):
             self.evaluations.complete(live.base, live.model, candidate.name, name, choosing[name])
             found[name] = self._compared(candidate.name, name)
         domain = None
-        if rescue.keeps_guardrails(found, self.criteria):
+        if rescue.keeps_guardrails(found, self.criteria, wide):
             self.evaluations.complete(live.base, live.model, candidate.name, "domain", choosing["domain"])
             domain = self._compared(candidate.name, "domain")
         return replace(candidate, domain=domain, guardrails=found)

@@ -66,9 +66,10 @@ def margin(candidate: Candidate, criteria: Criteria) -> float | None:
     return next((wide for wide in MARGINS if all(_below(one, limit, wide) for one, limit in asked)), None)
 
 
-def keeps_guardrails(guardrails: Mapping[str, Comparison], criteria: Criteria) -> bool:
-    """Whether the domain is worth evaluating: no regression is past its limit, by points."""
-    return all(_below(one, criteria.max_heldout_regression, 0.0) for one in guardrails.values())
+def keeps_guardrails(guardrails: Mapping[str, Comparison], criteria: Criteria, wide: float) -> bool:
+    """Whether the domain is worth evaluating: every regression keeps the margin of the best candidate so far;
+    with less, this one could not be chosen."""
+    return all(_below(one, criteria.max_heldout_regression, wide) for one in guardrails.values())
 
 
 def _below(one: Comparison, limit: float, wide: float) -> bool:
@@ -97,38 +98,46 @@ def is_shown(candidate: Candidate | None, criteria: Criteria) -> bool:
 def search(
     full: Candidate,
     steps: Sequence[int],
-    measure: Callable[[Candidate], Candidate],
+    measure: Callable[[Candidate, float], Candidate],
     criteria: Criteria,
     strengths: Sequence[float] = (),
 ) -> list[Candidate]:
-    """`full`, and the candidates that were tried after it, each as `measure` gives it back.
+    """`full`, and the candidates that were tried after it, each as `measure` gives it back, which is told the
+    margin of the best one so far.
 
     Strengths of one adapter first; then, where none of them is shown to pass, the mean of the checkpoints of
     `steps`, as it is and weakened. Only `strengths`, where some are given.
     """
     tried = [full]
     if strengths:
-        return tried + [measure(Candidate(full.step, strength)) for strength in strengths]
+        return tried + [measure(Candidate(full.step, strength), MARGINS[-1]) for strength in strengths]
     while (strength := next_strength(tried, criteria)) is not None:
-        tried.append(measure(Candidate(full.step, strength)))
+        tried.append(measure(Candidate(full.step, strength), _widest(tried, criteria)))
     best = choose(tried, criteria)
     if len(steps) > 1 and not is_shown(best, criteria):
         weaker = best.strength if best and best.strength < 1 else 0.5
         for strength in (1.0, weaker)[: MAX_EVALUATIONS - len(tried) + 1]:
-            tried.append(measure(Candidate(full.step, strength, tuple(steps))))
+            candidate = Candidate(full.step, strength, tuple(steps))
+            tried.append(measure(candidate, _widest(tried, criteria)))
     return tried
+
+
+def _widest(tried: Sequence[Candidate], criteria: Criteria) -> float:
+    """The margin of the best candidate so far; none at all where none passes."""
+    best = choose(tried, criteria)
+    return (best and margin(best, criteria)) or MARGINS[-1]
 
 
 def next_strength(tried: Sequence[Candidate], criteria: Criteria) -> float | None:
     """The strength to try next, from candidates of one adapter at full strength and below; None at the end.
 
-    Coarse first: a half, then three quarters where that may pass, a quarter where nothing is shown to pass;
-    then between the best so far and its stronger neighbour.
+    Coarse first: a half, then three quarters where a half passes with a margin, a quarter where nothing is
+    shown to pass; then between the best so far and its stronger neighbour.
     """
     by_strength = {one.strength: one for one in tried}
     if 0.5 not in by_strength:
         return 0.5
-    if 0.75 not in by_strength and by_strength[0.5].domain is not None:
+    if 0.75 not in by_strength and (margin(by_strength[0.5], criteria) or 0.0) > MARGINS[-1]:
         return 0.75
     best = choose(tried, criteria)
     if 0.25 not in by_strength and not is_shown(best, criteria):

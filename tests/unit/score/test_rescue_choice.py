@@ -67,11 +67,11 @@ def test_a_search_ends_within_its_evaluations_and_never_tries_one_twice(
 ) -> None:
     names: list[str] = []
 
-    def measure(one: Candidate) -> Candidate:
+    def measure(one: Candidate, wide: float = 0.0) -> Candidate:
         names.append(one.name)
         at = one.strength
         found = candidate(at, gain * at, cost * math.pow(at, bend), reach)
-        kept = rescue.keeps_guardrails(found.guardrails, CRITERIA)
+        kept = rescue.keeps_guardrails(found.guardrails, CRITERIA, wide)
         return replace(one, domain=found.domain if kept else None, guardrails=found.guardrails)
 
     steps = range(100, 100 + checkpoints)
@@ -89,10 +89,10 @@ def test_a_search_ends_within_its_evaluations_and_never_tries_one_twice(
 def test_the_search_ends_near_the_strongest_that_passes() -> None:
     """Heldout passes up to 0.6 of the strength: 0.5 and its stronger neighbours are tried, and no mean."""
 
-    def measure(one: Candidate) -> Candidate:
+    def measure(one: Candidate, wide: float = 0.0) -> Candidate:
         at = one.strength
         found = candidate(at, -10 * at, 0.0 if at <= 0.6 else 1.0, 0.05)
-        kept = rescue.keeps_guardrails(found.guardrails, CRITERIA)
+        kept = rescue.keeps_guardrails(found.guardrails, CRITERIA, wide)
         return replace(one, domain=found.domain if kept else None, guardrails=found.guardrails)
 
     tried = rescue.search(measure(Candidate(300, 1.0)), [200, 300], measure, CRITERIA)
@@ -102,8 +102,28 @@ def test_the_search_ends_near_the_strongest_that_passes() -> None:
     assert chosen.strength == 0.5
 
 
+def test_nothing_is_evaluated_that_cannot_be_chosen() -> None:
+    """Heldout passes at a half by points only, and at a quarter with a margin: nothing stronger than a half
+    is tried, and between them only heldout is evaluated."""
+    wides = []
+
+    def measure(one: Candidate, wide: float) -> Candidate:
+        wides.append(wide)
+        found = candidate(one.strength, -10 * one.strength, 0.1 if one.strength > 0.25 else -0.1, 0.5)
+        kept = rescue.keeps_guardrails(found.guardrails, CRITERIA, wide)
+        return replace(one, domain=found.domain if kept else None, guardrails=found.guardrails)
+
+    tried = rescue.search(candidate(1.0, -10, 1.0), [300], measure, CRITERIA)
+    assert [one.strength for one in tried] == [1.0, 0.5, 0.25, 0.375]
+    assert wides == [0.0, 0.0, 1.0]
+    assert [one.domain is None for one in tried] == [False, False, False, True]
+    chosen = rescue.choose(tried, CRITERIA)
+    assert chosen is not None
+    assert chosen.strength == 0.25
+
+
 def test_means_of_checkpoints_are_tried_where_no_strength_is_shown_to_pass() -> None:
-    def measure(one: Candidate) -> Candidate:
+    def measure(one: Candidate, wide: float = 0.0) -> Candidate:
         return replace(one, domain=change(-5), guardrails={"heldout": change(-0.5 if one.averaged else 0.15)})
 
     tried = rescue.search(candidate(1.0, -8, 1.0), [100, 200], measure, CRITERIA)
