@@ -203,8 +203,10 @@ class RunConfig(pydantic.BaseModel):
     )
     domain_words: Path | None = Field(None, description=DOMAIN_WORDS)
     general_text: Path | None = Field(None, description=GENERAL_TEXT)
-    resample_by: Literal["utterance", "speaker"] = Field(
-        "utterance", description="what the verdict's bootstrap draws: speaker where speakers are many"
+    resample_by: Literal["auto", "utterance", "speaker"] = Field(
+        "auto",
+        description="what is drawn for intervals: auto draws the speakers of a set that names 20 or more, and"
+        " else utterances",
     )
     eval_batch_seconds: Seconds = Field(160.0, description="padded audio in an evaluation batch, seconds")
     num_beams: Count = Field(1, description="beams of evaluation, where the model has a decoder; 1 is greedy")
@@ -320,6 +322,8 @@ class RunConfig(pydantic.BaseModel):
         ours = self.model_dump(mode="json")
         fields = type(self).model_fields
         theirs = {name: field.default for name, field in fields.items() if not field.is_required()} | other
+        if (ours["resample_by"], theirs["resample_by"]) == ("auto", "utterance"):
+            theirs["resample_by"] = "auto"  # the default before: the run keeps what run.json says
         return [
             f"--{name.replace('_', '-')} is {ours.get(name)!r} and was {theirs.get(name)!r}"
             for name in sorted(ours.keys() | other.keys())

@@ -11,7 +11,7 @@ def add_arguments(parser: Parser) -> None:
     parser.set_defaults(run=_verdict)
     parser.add_argument("run_dir", type=Path)
     parser.add_argument(
-        "--resample-by", choices=("utterance", "speaker"), help="default: as the run was started"
+        "--resample-by", choices=("auto", "utterance", "speaker"), help="default: as the run was started"
     )
 
 

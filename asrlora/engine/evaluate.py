@@ -251,20 +251,22 @@ class Evaluator:
         return written
 
     def _intervals(self, step: int, name: str, hypotheses: Sequence[Hypothesis]) -> dict[str, Any]:
-        """95 % intervals of the metric and, after step 0, of its change since then."""
-        metric = self.selection.metric
+        """95 % intervals, as the verdict's, of the metric and, after step 0, of its change since then."""
+        metric, by = self.selection.metric, self.recorder.record.identity.config.resample_by
+        speakers, _ = bootstrap.choose_speakers(name, {one.id: one.speaker for one in hypotheses}, by)
         now = {one.id: one.tally(metric) for one in hypotheses}
         if step == 0:
-            (drawn,) = bootstrap.resample([now])
+            (drawn,) = bootstrap.resample([now], speakers)
             return {"interval": bootstrap.interval(drawn)}
         before = run_dir.read_counts(run_dir.step_folder(self.config.output_dir, 0) / f"{name}.jsonl", metric)
-        old, new = bootstrap.resample([before, now])
+        old, new = bootstrap.resample([before, now], speakers)
         return {"interval": bootstrap.interval(new), "change_interval": bootstrap.interval(new - old)}
 
     def _audit_baseline(self, results: dict[str, list[Hypothesis]]) -> None:
         """What the base writes, and how its errors vary, complete the audit."""
         metric, criteria = self.selection.metric, self.selection.criteria
-        found = baseline(self.audit, self.texts, results, metric, criteria)
+        by = self.recorder.record.identity.config.resample_by
+        found = baseline(self.audit, self.texts, results, metric, criteria, by)
         for finding in found.findings:
             if finding not in self.audit.findings:
                 self.recorder.message(f"audit: {finding.kind}: {finding.message}")

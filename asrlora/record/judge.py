@@ -124,14 +124,14 @@ def _check_same(run: Path, new: Path, before: Mapping[str, Any], after: Mapping[
 def compare_files(
     old: Path,
     new: Path,
-    resample_by: str = "utterance",
+    resample_by: str,
     only: Collection[str] | None = None,
     metric: Metric = "wer",
 ) -> bootstrap.Comparison:
     """Two systems' scored lines. Raises UserError unless both were scored against the same references.
 
-    `resample_by` is "utterance" or "speaker"; the latter needs lines that name the speaker. `only` these
-    ids are compared, all unless given.
+    `resample_by` is "auto", "utterance" or "speaker", as bootstrap.choose_speakers has them. `only` these ids
+    are compared, all unless given.
     """
     before, after = (
         {i: line for i, line in read_hypotheses(path).items() if only is None or i in only}
@@ -144,15 +144,15 @@ def compare_files(
                 f"{old} and {new}: the reference of {i!r} differs ({before[i]['reference']!r} and"
                 f" {after[i]['reference']!r}), so the texts were normalised in two ways; score both alike"
             )
-    speakers = None
-    if resample_by == "speaker":
-        speakers = bootstrap.check_speakers(str(old), {i: h.get("speaker") for i, h in before.items()})
+    named = {i: line.get("speaker") for i, line in before.items()}
+    speakers, too_few = bootstrap.choose_speakers(str(old), named, resample_by)
     segments = []
     for i in both:
         texts = before[i]["reference"], before[i]["hypothesis"], after[i]["hypothesis"]
         reference, first, second = (units(text, metric) for text in texts)
         segments += mapsswe.segments(reference, first, second)
     compared = bootstrap.compare(tallies(before, metric), tallies(after, metric), speakers, segments)
+    compared = replace(compared, too_few=too_few)
     if metric == "wer":
         return compared
     words = [sum(tallies(lines, "wer").values(), Tally()) for lines in (before, after)]

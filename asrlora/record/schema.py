@@ -86,6 +86,7 @@ class Resampled(Record):
 
     by: str  # "utterance" or "speaker"
     units: int  # how many of these there are
+    too_few: str = ""  # such as "9 speakers": what the set names where "auto" could not draw speakers
 
 
 class SetVerdict(Record):

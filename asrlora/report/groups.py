@@ -16,10 +16,10 @@ import numpy as np
 from asrlora.config import RESUMABLE_SETTINGS
 from asrlora.errors import UserError
 from asrlora.record import ledger, run_dir
-from asrlora.record.run_dir import read_counts, step_folder
+from asrlora.record.run_dir import read_counts, read_hypotheses, step_folder
 from asrlora.record.schema import RunRecord, SetVerdict, Verdict
 from asrlora.score import selection, verdict
-from asrlora.score.bootstrap import Interval, interval, resample
+from asrlora.score.bootstrap import Interval, choose_speakers, interval, resample
 from asrlora.score.metric import Metric
 from asrlora.score.wer import Tally
 from asrlora.sweep import phases, sweep_file
@@ -230,7 +230,7 @@ def _group(runs: Sequence[Run]) -> Group:
             *(read_counts(run.evaluation / f"{name}.jsonl", metric) for run in kept),
             *(read_counts(step_folder(run.folder, 0) / f"{name}.jsonl", metric) for run in unjudged),
         ]
-        drawn = resample(systems)
+        drawn = resample(systems, _speakers(kept, name))
         count = 1 + len(kept)
         rates = [sum(counts.values(), Tally()).rate for counts in systems[:count]]
         pairs[name] = _pairs(rates, drawn[:count])
@@ -253,6 +253,14 @@ def _group(runs: Sequence[Run]) -> Group:
 def _hypotheses(run: Run, name: str) -> bool:
     folders = step_folder(run.folder, 0), run.evaluation
     return name in run.scores and all((folder / f"{name}.jsonl").exists() for folder in folders)
+
+
+def _speakers(runs: Sequence[Run], name: str) -> dict[str, str] | None:
+    """Whom to draw on one set, by utterance id; None, utterances, where a run is judged by these, as those of
+    earlier versions are."""
+    by = "utterance" if any(run.identity.config.resample_by == "utterance" for run in runs) else "auto"
+    lines = read_hypotheses(step_folder(runs[0].folder, 0) / f"{name}.jsonl")
+    return choose_speakers(name, {i: line.get("speaker") for i, line in lines.items()}, by)[0]
 
 
 def _pairs(rates: Sequence[float], drawn: np.ndarray) -> list[tuple[float, float, float]]:

@@ -4,6 +4,9 @@ Source of the method: Bisani and Ney, "Bootstrap estimates for confidence interv
 evaluation", ICASSP 2004. Percentile intervals, seeded. scipy.stats.bootstrap gives the same figures
 (test_score.py), but scipy is no dependency, and its resamples are not shared by many systems.
 
+What one speaker says goes wrong together, so whole speakers are drawn where there are enough of them: Liu and
+Peng, "Statistical Testing on ASR Performance via Blockwise Bootstrap", Interspeech 2020.
+
 Shapes: N units, that is utterances or speakers.
 """
 
@@ -45,6 +48,7 @@ class Comparison:
     mapsswe: mapsswe.Mapsswe | None  # None: no segments were given
     metric: Metric = "wer"
     words: tuple[Tally, Tally] | None = None  # of the same two systems, where the metric counts others
+    too_few: str = ""  # such as "9 speakers": what the set names where "auto" could not draw speakers
 
 
 def compare(
@@ -100,6 +104,23 @@ def compare_rows(
     )
 
 
+def choose_speakers(
+    what: str, speakers: Mapping[str, str | None], by: str
+) -> tuple[dict[str, str] | None, str]:
+    """The speakers to draw, by utterance id, or None to draw utterances; and what `what` names where `by` is
+    "auto" and that is too few to draw speakers. Raises UserError where `by` is "speaker" and cannot be."""
+    if by == "utterance":
+        return None, ""
+    if by == "speaker":
+        return check_speakers(what, speakers), ""
+    known = {i: speaker for i, speaker in speakers.items() if speaker is not None}
+    count, without = len(set(known.values())), len(speakers) - len(known)
+    if without or count < MIN_SPEAKERS:
+        named = f"{count:,} speaker{'s' if count > 1 else ''}" if count else "no speaker"
+        return None, f"no speaker of {without:,} utterances" if count and without else named
+    return known, ""
+
+
 def check_speakers(what: str, speakers: Mapping[str, str | None]) -> dict[str, str]:
     """The speakers of `what`, by utterance id. Raises UserError where they cannot be resampled."""
     known = {i: speaker for i, speaker in speakers.items() if speaker is not None}
@@ -137,8 +158,9 @@ def interval(values: np.ndarray) -> Interval:
     return float(low), float(high)
 
 
-def resample(systems: Sequence[Mapping[str, Tally]]) -> np.ndarray:
-    """Error rates of all systems in each resample of the utterances: (systems, RESAMPLES).
+def resample(systems: Sequence[Mapping[str, Tally]], speakers: Mapping[str, str] | None = None) -> np.ndarray:
+    """Error rates of all systems in each resample of the utterances, or of `speakers` by utterance id:
+    (systems, RESAMPLES).
 
     The resamples are those of `compare`, drawn once for all: a pair's interval is the one that it gives,
     at the price of one comparison instead of one for each pair.
@@ -151,9 +173,12 @@ def resample(systems: Sequence[Mapping[str, Tally]]) -> np.ndarray:
                 "runs of one fingerprint hold different utterances, such as"
                 f" {sorted(system.keys() ^ systems[0].keys())[0]!r}; a file of hypotheses is damaged"
             )
-    errors = np.array([[float(system[i].errors) for system in systems] for i in ids])  # (N, systems)
-    lengths = np.array([float(systems[0][i].length) for i in ids])
-    rates = [(times @ errors).T / np.maximum(times @ lengths, 1) for times in drawings(len(ids))]
+    rows = [[*(float(system[i].errors) for system in systems), float(systems[0][i].length)] for i in ids]
+    units = np.array(rows)  # (N, systems and the length)
+    if speakers is not None:
+        units = _sums([speakers[i] for i in ids], units)
+    errors, lengths = units[:, :-1], units[:, -1]
+    rates = [(times @ errors).T / np.maximum(times @ lengths, 1) for times in drawings(len(units))]
     return np.concatenate(rates, axis=1)
 
 

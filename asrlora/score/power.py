@@ -28,13 +28,19 @@ def assumed_margin(length: int, rate: float = ASSUMED_WER) -> float:
     return Z * math.sqrt(CLUMPING * rate * (1 - rate) / length) if length else math.inf
 
 
-def measured_margin(counts: Sequence[Tally]) -> float:
-    """Half the interval's width, as a fraction, from the baseline's counts, one an utterance.
+def measured_margin(counts: Sequence[Tally], speakers: Sequence[str] | None = None) -> float:
+    """Half the interval's width, as a fraction, from the baseline's counts, one an utterance. With the
+    `speakers` of these, their residuals are summed by speaker: what one says goes wrong together.
 
     A baseline with hardly any errors does not show how they vary: one more error is added, so that a
     perfect baseline does not seem to prove everything.
     """
     whole = sum(counts, Tally())
+    if speakers is not None:
+        by_speaker: dict[str, Tally] = {}
+        for speaker, one in zip(speakers, counts, strict=True):
+            by_speaker[speaker] = by_speaker.get(speaker, Tally()) + one
+        counts = list(by_speaker.values())
     if not whole.length or len(counts) < 2:
         return math.inf
     squares = sum((one.errors - whole.rate * one.length) ** 2 for one in counts)

@@ -11,12 +11,13 @@ A further criterion is a field of Criteria, a flag of the same name (config.py),
 `_judgements`.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
 from asrlora.score import power
-from asrlora.score.bootstrap import Comparison, Interval
+from asrlora.score.bootstrap import MIN_SPEAKERS, Comparison, Interval
 from asrlora.score.metric import KEYS
 
 Outcome = Literal["holds", "fails", "open"]
@@ -75,6 +76,7 @@ def judge(
         if verdict == "accept" and apart.outcome != "holds":
             reasons.append(f"but on utterances that had no say in the choice of the step, {apart.reason}")
         judgements["domain_report"] = apart
+    reasons += _not_by_speaker({"domain": domain, **guardrails})
     return {
         "verdict": verdict,
         "metric": domain.metric,
@@ -110,6 +112,7 @@ def learned(
         f"no step that lowered domain {domain.metric.upper()} kept every guardrail, so the base stays (step"
         f" 0): step {step} took {_moved('domain', domain, '', -1)}), and {' and '.join(costs)}"
     )
+    reason = "; ".join([reason, *_not_by_speaker({"domain": domain, **guardrails})])
     losses = {name: _loss(comparison) for name, comparison in guardrails.items()}
     judgements = _judgements(domain, guardrails, criteria)
     found = {
@@ -201,8 +204,27 @@ def _against(limit: float, what: str, bound: str, comparison: Comparison, sign: 
         reach = high - change if change < limit else change - low
         needed = power.enough(comparison.utterances, reach, abs(change - limit))
     if needed:
-        reason += f" by {comparison.utterances:,} utterances; about {needed:,} such ones would"
+        now, then = "", ""
+        if comparison.resampled == "speaker":
+            speakers = math.ceil(comparison.units * needed / comparison.utterances)
+            now, then = f" of {comparison.units:,} speakers", f" of {speakers:,} speakers"
+        reason += f" by {comparison.utterances:,} utterances{now}; about {needed:,} such ones{then} would"
     return Judgement(outcome, reason, (high - low) / 2, needed), change <= limit
+
+
+def _not_by_speaker(sets: Mapping[str, Comparison]) -> list[str]:
+    """One clause where sets name too few speakers to draw these; none where all do, or none was to."""
+    found: dict[str, list[str]] = {}
+    for name, one in sets.items():
+        if one.too_few:
+            found.setdefault(one.too_few, []).append(name)
+    if not found:
+        return []
+    named = [f"{' and '.join(names)} name{'' if names[1:] else 's'} {few}" for few, names in found.items()]
+    return [
+        f"the intervals draw utterances, not speakers, as {' and '.join(named)} ({MIN_SPEAKERS} speakers are"
+        " needed)"
+    ]
 
 
 def _points(comparison: Comparison, sign: int) -> tuple[str, str]:
@@ -249,6 +271,10 @@ def _section(comparison: Comparison, name: str, value: float, interval: Interval
         KEYS[metric][1]: comparison.length,
         **words,
         "improvement_probability": comparison.improvement_probability,
-        "resampled": {"by": comparison.resampled, "units": comparison.units},
+        "resampled": {
+            "by": comparison.resampled,
+            "units": comparison.units,
+            **({"too_few": comparison.too_few} if comparison.too_few else {}),
+        },
         "mapsswe": comparison.mapsswe and asdict(comparison.mapsswe),
     }

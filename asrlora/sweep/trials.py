@@ -12,7 +12,6 @@ from asrlora.record import run_dir
 from asrlora.record.schema import Record, RunRecord, Scores, Verdict, read
 from asrlora.score import bootstrap, verdict
 from asrlora.score.metric import Metric
-from asrlora.score.wer import Tally
 from asrlora.storage import Lease
 from asrlora.sweep.pruning import PRUNED
 from asrlora.sweep.sweep_file import Criteria, Trial
@@ -221,14 +220,20 @@ def _overlap(one: TrialStatus, other: TrialStatus) -> bool:
 def _ties(best: TrialStatus, other: TrialStatus) -> bool:
     if best.domain == other.domain:
         return True
-    low, high = bootstrap.compare(_counts(best), _counts(other)).change_interval
+    lines = [_domain_lines(one) for one in (best, other)]
+    # as both verdicts drew: those of earlier versions drew utterances
+    drawn = [one.judged.domain.resampled for one in (best, other) if one.judged]
+    by = "auto" if all(one and one.by == "speaker" for one in drawn) else "utterance"
+    speakers, _ = bootstrap.choose_speakers("domain", {i: h.get("speaker") for i, h in lines[0].items()}, by)
+    counts = [run_dir.tallies(of, best.metric) for of in lines]
+    low, high = bootstrap.compare(counts[0], counts[1], speakers).change_interval
     return low <= 0 <= high
 
 
-def _counts(one: TrialStatus) -> dict[str, Tally]:
+def _domain_lines(one: TrialStatus) -> dict[str, dict[str, Any]]:
     assert one.judged is not None
     folder = run_dir.best_evaluation(one.trial.folder, one.judged)
-    return run_dir.read_counts(folder / "domain.jsonl", one.metric)
+    return run_dir.read_hypotheses(folder / "domain.jsonl")
 
 
 def cost(run: Path) -> tuple[float, int]:

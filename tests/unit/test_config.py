@@ -32,6 +32,18 @@ def test_a_setting_that_an_older_run_did_not_have_was_at_its_default() -> None:
     assert changed.differences(older) == ["--max-heldout-regression is 0.01 and was 0.002"]
 
 
+def test_a_run_that_drew_utterances_by_default_can_be_resumed() -> None:
+    """It keeps drawing them, as its run.json says. What was asked for by name must not change."""
+    config = parse_run(REQUIRED)
+    recorded = config.model_dump(mode="json")
+    assert config.resample_by == "auto"
+    assert config.differences({**recorded, "resample_by": "utterance"}) == []
+    told = config.differences({**recorded, "resample_by": "speaker"})
+    assert told == ["--resample-by is 'auto' and was 'speaker'"]
+    by_utterance = parse_run([*REQUIRED, "--resample-by", "utterance"])
+    assert by_utterance.differences(recorded) == ["--resample-by is 'utterance' and was 'auto'"]
+
+
 def test_a_resume_with_other_settings_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     """The manifests do not exist: it is not they that are missed."""
     flags = ["--dataset-path", "no.jsonl", "--manifest-path", "no.jsonl", "--output-dir", str(tmp_path)]

@@ -21,7 +21,7 @@ from asrlora.data.audit.transcript_style import compare_styles, style
 from asrlora.data.manifest import BadLine, trainable
 from asrlora.data.shards.index import Sample
 from asrlora.data.shards.reader import Shards
-from asrlora.score import metric, power, selection
+from asrlora.score import bootstrap, metric, power, selection
 from asrlora.score.metric import Metric
 from asrlora.score.scoring import Hypothesis
 from asrlora.score.verdict import Criteria
@@ -132,18 +132,23 @@ def baseline(
     scored: Mapping[str, Sequence[Hypothesis]],
     metric: Metric,
     criteria: Criteria = Criteria(),
+    resample_by: str = "auto",
 ) -> Audit:
     """Adds what the baseline shows: measured effects in place of assumed ones, and the style.
 
     `labels` are the training texts as trained on; `scored` maps domain and heldout to their
-    baselines.
+    baselines. Errors vary by speaker where `resample_by` lets the verdict draw speakers.
     """
     findings = [finding for finding in found.findings if finding.kind != "detectable effect"]
     sets = dict(found.sets)
     for name, hypotheses in scored.items():
-        margin = power.measured_margin([one.tally(metric) for one in hypotheses])
+        speakers, _ = bootstrap.choose_speakers(name, {h.id: h.speaker for h in hypotheses}, resample_by)
+        counts = [one.tally(metric) for one in hypotheses]
+        named = None if speakers is None else [speakers[one.id] for one in hypotheses]
+        margin = power.measured_margin(counts, named)
         sets[name] = {**sets[name], "margin": margin if math.isfinite(margin) else None}
-        findings += _effect(name, len(hypotheses), margin, metric, "measured on the baseline", criteria)
+        how = "measured on the baseline" + (f", {len(set(named)):,} speakers" if named else "")
+        findings += _effect(name, len(hypotheses), margin, metric, how, criteria)
     findings += compare_styles(style(labels), style(one.hypothesis_raw for one in scored["domain"]))
     return Audit(sets, findings)
 

@@ -505,6 +505,8 @@ def test_small_sets_are_told_and_large_ones_are_silent() -> None:
 class Scored:
     hypothesis_raw: str
     counts: Tally
+    id: str = "u"
+    speaker: str | None = None
 
     def tally(self, metric: Metric) -> Tally:
         return self.counts
@@ -519,7 +521,22 @@ def test_the_baseline_replaces_assumptions_and_shows_the_style() -> None:
     poor = [Scored("yes it is", Tally(i % 3, 3)) for i in range(40)]
     again = checks.baseline(found, ["yes it is"], {"domain": poor, "heldout": perfect}, "wer")
     assert [f.kind for f in again.findings] == ["detectable effect"]
-    assert "measured on the baseline" in again.findings[0].message
+    assert "measured on the baseline)" in again.findings[0].message
+
+
+def test_the_baseline_shows_how_speakers_differ() -> None:
+    """Of 25 with 8 utterances each, every fifth is never understood: they tell less than 200 utterances."""
+    found = look(TRAIN, DOMAIN, HELDOUT)
+    said = [Scored("it is", Tally(3 * (i // 8 % 5 == 0), 3), f"u{i}", f"s{i // 8}") for i in range(200)]
+
+    def margin(by: str) -> tuple[float, str]:
+        after = checks.baseline(found, ["it is"], {"domain": said, "heldout": said}, "wer", resample_by=by)
+        return after.sets["domain"]["margin"], of(after, "detectable effect")[0].message
+
+    (speakers, told), (utterances, told_of_utterances) = margin("auto"), margin("utterance")
+    assert speakers / utterances == pytest.approx(math.sqrt(8 * 199 / 200 * 25 / 24), rel=0.01)
+    assert "(measured on the baseline, 25 speakers)" in told
+    assert "(measured on the baseline)" in told_of_utterances
 
 
 # --- heterogeneity

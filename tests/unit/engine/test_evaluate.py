@@ -1,14 +1,19 @@
+import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import written
 from asrlora.data.manifest import read_manifest
 from asrlora.data.shards import cache, reader
 from asrlora.engine import evaluate, inference
 from asrlora.models import objective, registry
 from asrlora.models.family import IGNORED
+from asrlora.record import judge, run_dir
 from asrlora.score import text
+from asrlora.score.scoring import Hypothesis
 from conftest import BASE, Speech
 
 ENGLISH = text.normaliser(None, "en")
@@ -17,6 +22,28 @@ ENGLISH = text.normaliser(None, "en")
 @pytest.fixture(scope="module")
 def heldout(speech: Speech) -> reader.Shards:
     return cache.cached(read_manifest(speech.heldout))
+
+
+@pytest.mark.parametrize(("by", "drawn"), [("auto", "speaker"), ("utterance", "utterance")])
+def test_scores_have_the_intervals_of_the_verdict(tmp_path: Path, by: str, drawn: str) -> None:
+    """Of 25 speakers, as the run's record says: a resumed one keeps what it began with."""
+    config = {"max_steps": 2, "resample_by": by}
+    folder = written.write_run(tmp_path / "run", {"domain": written.better(75)}, **config)
+    for file in (folder / "eval").rglob("domain.jsonl"):
+        lines = enumerate(run_dir.read_lines(file))
+        file.write_text(run_dir.to_lines([{**line, "speaker": f"s{i % 25}"} for i, line in lines]))
+    evaluator = SimpleNamespace(
+        selection=SimpleNamespace(metric="wer"), config=SimpleNamespace(output_dir=folder),
+        recorder=SimpleNamespace(record=SimpleNamespace(identity=run_dir.read_run(folder))),
+    )  # fmt: skip
+    old, new = (run_dir.step_folder(folder, step) / "domain.jsonl" for step in (0, 2))
+    expected = judge.compare_files(old, new, by)
+    assert expected.resampled == drawn
+    names = {one.name for one in dataclasses.fields(Hypothesis)}
+    lines = [{k: v for k, v in line.items() if k in names} for line in run_dir.read_lines(new)]
+    found = evaluate.Evaluator._intervals(evaluator, 2, "domain", [Hypothesis(**line) for line in lines])
+    assert found["interval"] == pytest.approx(expected.tuned_interval, abs=1e-12)
+    assert found["change_interval"] == pytest.approx(expected.change_interval, abs=1e-12)
 
 
 def test_an_utterance_evaluated_twice_is_an_error(heldout: reader.Shards) -> None:

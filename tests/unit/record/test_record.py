@@ -106,6 +106,22 @@ def test_a_run_is_judged_again_by_speakers(tmp_path: Path) -> None:
     assert judge(tmp_path / "run") == judged
 
 
+def test_auto_draws_the_speakers_of_sets_that_name_enough(tmp_path: Path) -> None:
+    """Each set by itself: of heldout, one reader's, utterances are drawn, and the verdict says so."""
+    run = make_run(tmp_path / "run")
+    run.update(config={**CONFIG, "resample_by": "auto"})
+    for step in (0, 2):
+        file = run_dir.step_folder(tmp_path / "run", step) / "heldout.jsonl"
+        file.write_text(run_dir.to_lines([{**line, "speaker": "LJ"} for line in run_dir.read_lines(file)]))
+    judged = judge(tmp_path / "run")
+    assert judged["domain"]["resampled"] == {"by": "speaker", "units": 20}
+    assert judged["heldout"]["resampled"] == {"by": "utterance", "units": 40, "too_few": "1 speaker"}
+    assert "not speakers, as heldout names 1 speaker (20 speakers are needed)" in judged["reason"]
+    by_utterance = judge(tmp_path / "run", "utterance")
+    assert "speaker" not in by_utterance["reason"]
+    assert by_utterance["domain"]["resampled"] == {"by": "utterance", "units": 40}
+
+
 def test_lines_of_an_older_run_are_judged_as_before(tmp_path: Path) -> None:
     """0.1.0 wrote neither characters nor speaker nor duration, and no setting resample_by."""
     make_run(tmp_path / "run")

@@ -10,7 +10,7 @@ import yaml
 import written
 from asrlora import cli
 from asrlora.errors import UserError
-from asrlora.record import ledger, run_dir
+from asrlora.record import judge, ledger, run_dir
 from asrlora.report import compare
 from asrlora.report import groups as grouping
 from asrlora.score import bootstrap
@@ -50,6 +50,28 @@ def test_every_pair_has_the_interval_that_comparing_the_two_alone_gives(groups: 
             alone = bootstrap.compare(*counts)
             assert change == pytest.approx(alone.change, abs=1e-12)
             assert (low, high) == pytest.approx(alone.change_interval, abs=1e-12)
+
+
+@pytest.mark.parametrize("by", ["auto", "utterance"])
+def test_pairs_draw_speakers_unless_a_run_drew_utterances(tmp_path: Path, by: str) -> None:
+    """Of domain there are 30 speakers, of heldout one; a run of an earlier version drew utterances."""
+    folders = write_sweep(tmp_path, 2)
+    for number, run in enumerate(folders):
+        for name, count in (("domain", 30), ("heldout", 1)):
+            for file in (run / "eval").rglob(f"{name}.jsonl"):
+                lines = enumerate(run_dir.read_lines(file))
+                file.write_text(run_dir.to_lines([{**one, "speaker": f"s{i % count}"} for i, one in lines]))
+        if number:
+            record = run_dir.read_json(run / "run.json")
+            record["config"]["resample_by"] = by
+            (run / "run.json").write_text(json.dumps(record))
+    (group,) = grouping.grouped(grouping.read_runs(folders))
+    best = group.runs[0]
+    for name in ("domain", "heldout"):
+        old, new = (run_dir.step_folder(best.folder, s) / f"{name}.jsonl" for s in (0, best.best_step))
+        alone = judge.compare_files(old, new, by)
+        assert alone.resampled == ("speaker" if (name, by) == ("domain", "auto") else "utterance")
+        assert group.pairs[name][0][1:] == pytest.approx(alone.change_interval, abs=1e-12)
 
 
 def test_a_run_without_a_verdict_gets_the_intervals_that_one_would_give(groups: list[grouping.Group]) -> None:

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from asrlora import cli
 from asrlora.config import parse_run
 from asrlora.errors import UserError
+from asrlora.record import run_dir
 from asrlora.record.schema import Verdict
 from asrlora.storage import Lease
 from asrlora.sweep import pruning, runner, slurm, sweep_file, trials
@@ -352,6 +353,29 @@ def test_ties_within_the_interval_go_to_the_cheaper(tmp_path: Path) -> None:
     assert selection is not None
     assert selection.best is cheap
     assert "ties with the lowest, 20.00%" in selection.why
+
+
+def test_ties_are_by_speakers_where_both_verdicts_are(tmp_path: Path) -> None:
+    """25 speakers who err in all or in nothing: by them 0.20 and 0.24 tie, by their 1,000 utterances not."""
+
+    def chosen(by: str) -> str:
+        folder = tmp_path / by
+        folder.mkdir()
+        made = [status(folder, "low", 0.20, 0.05, 900), status(folder, "cheap", 0.24, 0.05, 100)]
+        for one in made:
+            file = one.trial.folder / "eval" / "step-000001" / "domain.jsonl"
+            lines = [{**line, "speaker": f"s{line['id'] // 40}"} for line in run_dir.read_lines(file)]
+            file.write_text(run_dir.to_lines(lines))
+        drawn = [one.judged.domain.changed(resampled={"by": by, "units": 25}) for one in made if one.judged]
+        sides = zip(made, drawn, strict=True)
+        judged = [
+            replace(one, judged=one.judged.changed(domain=domain)) for one, domain in sides if one.judged
+        ]
+        selection = trials.select(judged, Criteria())
+        assert selection is not None
+        return selection.best.trial.id
+
+    assert (chosen("utterance"), chosen("speaker")) == ("low", "cheap")
 
 
 def write_scores(run: Path, step: int, domain: float, heldout: float) -> None:
