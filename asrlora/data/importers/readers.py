@@ -328,4 +328,8 @@ def _hf_rows(name: str, words: list[str], datasets: Any) -> Iterator[tuple[dict[
             plain = {k: v for k, v in row.items() if k != audio and fields.meaning(k) != "audio"}
             yield plain, (row.get(audio) or {}).get("bytes")
     except Exception as error:  # the library's own, of a dozen kinds: no network, no such name, no such split
-        raise UserError(f"{name}: cannot be loaded ({' '.join(str(error).split())[:300]})") from error
+        why = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"{name}: cannot be loaded ({why}); check its name, accept the terms of a gated one and set"
+            " HF_TOKEN; it is streamed, so HF_HUB_OFFLINE=1 finds nothing, but HF_ENDPOINT may name a mirror"
+        ) from error
