@@ -4,17 +4,17 @@ UV_VERSION := 0.13.9
 UV := $(or $(shell command -v uv 2>/dev/null),.tools/bin/uv)
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-slow test-variants test-lowest test-gpu faults lint install format pins clean
+.PHONY: demo test test-slow test-variants test-lowest test-real test-gpu faults lint install format pins clean
 
 demo: install
 	$(UV) run asrlora demo
 
 # Files in the order of their names: by their number of tests, as xdist has it, the few long ones would come last.
 test: install lint
-	$(UV) run pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
+	$(UV) run pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not real"
 
 test-slow: install
-	$(UV) run pytest -n 2 --dist loadfile -m "slow and not gpu"
+	$(UV) run pytest -n 2 --dist loadfile -m "slow and not gpu and not real"
 
 # An hour or two: the tests as processors with other vector lengths and numbers of threads would run them
 test-variants: install
@@ -23,6 +23,10 @@ test-variants: install
 # Five minutes: a part of the tests with the oldest versions that pyproject.toml allows, in .venv-lowest
 test-lowest: install
 	.ci/lowest.sh $(UV)
+
+# Twenty minutes: published models on recordings of people, in the folder that ASRLORA_REAL names
+test-real: install
+	$(UV) run pytest -m real tests/real
 
 # On a machine with a GPU. Without network: OFFLINE_WHEELS=the folder that tools/offline_wheels.sh has filled
 test-gpu: $(if $(OFFLINE_WHEELS),,install)
