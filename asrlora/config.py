@@ -71,6 +71,9 @@ class RunConfig(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     model_id: str = Field("UsefulSensors/moonshine-tiny", description="base model: folder or hub name")
+    model_revision: str | None = Field(
+        None, min_length=1, description="branch, tag or commit of a base on the hub; default: main"
+    )
     language: str = Field(
         "en", pattern=r"^[a-z]{2,3}$", description="language of multilingual Whisper models, such as de"
     )
@@ -280,6 +283,11 @@ class RunConfig(pydantic.BaseModel):
                     " in 4 bits; choose one"
                 )
         return self
+
+    @property
+    def base(self) -> str:
+        """The base as models/hub.py names it: a folder, NAME or NAME@REVISION."""
+        return self.model_id if self.model_revision is None else f"{self.model_id}@{self.model_revision}"
 
     @property
     def guardrails(self) -> dict[str, Path]:

@@ -10,7 +10,7 @@ What is slow to import is imported after the checks, so that a mistake is report
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from asrlora.data.shards import reader
 from asrlora.engine import launcher
 from asrlora.errors import PREEMPTED, USER_ERROR, UserError, exit_code, report
 from asrlora.models import registry
-from asrlora.models.hub import find_model
+from asrlora.models.hub import find_model, pin
 from asrlora.record import run_dir
 from asrlora.score import bootstrap, keyword_recall, selection, text
 from asrlora.tracking import sinks
@@ -42,6 +42,7 @@ class Inputs:
     sets: dict[str, list[manifest.Utterance] | reader.Shards]
     audit: Audit
     cost: plan.Cost
+    base: str  # as models/hub.py names it, at a commit where it is on the hub
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,11 +77,12 @@ def check(config: RunConfig) -> Inputs:
         if items is not None
         for item in (items.samples if isinstance(items, reader.Shards) else items)
     ]
-    costs = registry.cost_of(config.model_id)
+    base = pin(run_dir.base_of_run(config.output_dir, config))
+    costs = registry.cost_of(base)
     found = checks.quick(train, evaluation, config, costs).check()
-    find_model(config.model_id)
+    find_model(base)
     sets: dict[str, list[manifest.Utterance] | reader.Shards] = {"train": source, **evaluation}
-    return Inputs(sets if replay is None else {**sets, "replay": replay}, found, costs)
+    return Inputs(sets if replay is None else {**sets, "replay": replay}, found, costs, base)
 
 
 def _check_scores(config: RunConfig, evaluation: dict[str, list[manifest.Utterance]]) -> None:
@@ -105,7 +107,8 @@ def train(config: RunConfig, inputs: Inputs) -> int:
     runtime = runtimes.start(config.torch_compile, config.work_timeout)
     runtimes.set_matmul_precision(config.matmul_precision)
     with runtime.watched(config.heartbeat_timeout, config.work_timeout):
-        return _train(config, inputs, runtime)
+        base = runtime.collectives.broadcast(inputs.base)  # another machine's cache may hold an older commit
+        return _train(config, replace(inputs, base=base), runtime)
 
 
 def _train(config: RunConfig, inputs: Inputs, runtime: "Runtime") -> int:
@@ -120,7 +123,7 @@ def _train(config: RunConfig, inputs: Inputs, runtime: "Runtime") -> int:
     runtime.stop.listen(config.max_minutes)
     training, sets = open_sets(config, inputs.sets, runtime, inputs.cost)
     found = checks.deep(inputs.audit, {"train": training.samples, **sets}).check()
-    base = registry.load_base(config.model_id, config.language, config.load_in_4bit, config.num_beams)
+    base = registry.load_base(inputs.base, config.language, config.load_in_4bit, config.num_beams)
     base.model.to(runtime.device)
     labels = label(base, training.samples, config)
     found = found.plus(labels.unlearnable).check()

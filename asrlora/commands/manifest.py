@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # settings of a run that `check` and `restyle` need
 RECIPE = """max_steps batch_size batch_seconds gradient_accumulation_steps min_seconds max_seconds
-label_case label_punctuation label_characters language text_normaliser metric""".split()
+label_case label_punctuation label_characters language text_normaliser metric model_revision""".split()
 STYLE = ("label_case", "label_punctuation", "label_characters")
 
 
@@ -66,9 +66,9 @@ def _check(args: argparse.Namespace) -> int:
     config = validate(args.config, {**given, **paths, "output_dir": Path()})
     named = "model_id" in config.model_fields_set
     with_model = named and not args.quick
-    costs = registry.cost_of(config.model_id) if named else plan.by_length
+    costs = registry.cost_of(config.base) if named else plan.by_length
     if with_model:
-        find_model(config.model_id)
+        find_model(config.base)
     sets = {"train": args.train, "domain": args.domain, **config.guardrails}
     found, opened = manifest_check.check(sets, config, args.allow_outside, decode=not args.quick, cost=costs)
     if with_model and opened:

@@ -57,6 +57,7 @@ def _strength(args: argparse.Namespace) -> int:
     from asrlora.data import manifest
     from asrlora.engine.launcher import check_processes
     from asrlora.models.hub import find_model
+    from asrlora.record import run_dir
     from asrlora.score import selection
     from asrlora.score.verdict import EXIT_CODES
 
@@ -67,7 +68,7 @@ def _strength(args: argparse.Namespace) -> int:
     if isinstance(config.report_manifest, Path):
         held[selection.REPORT] = config.report_manifest
     sets = {name: manifest.read_manifest(path, config.allow_outside) for name, path in held.items()}
-    find_model(config.model_id)
+    find_model(run_dir.base_of_run(args.source, config))
     from asrlora.engine.strength_search import search
 
     judged = search(config, sets, args.strength, args.source)
@@ -105,7 +106,7 @@ def _of_run(args: argparse.Namespace) -> "RunConfig":
 def _of_adapter(args: argparse.Namespace) -> "RunConfig":
     """Settings for an adapter's folder. Raises UserError."""
     from asrlora.config import validate
-    from asrlora.models.hub import adapter_settings, base_of, trained_on
+    from asrlora.models.hub import adapter_settings, chosen, trained_on
     from asrlora.record import run_dir
 
     adapter_settings(args.source)
@@ -122,7 +123,6 @@ def _of_adapter(args: argparse.Namespace) -> "RunConfig":
     run_dir.check_free(args.output_dir)
     trained = trained_on(args.source)
     known = {
-        "model_id": base_of(args.source) if "model_id" not in given else given["model_id"],
         "load_in_4bit": trained.get("weights") == "nf4",
         "matmul_precision": trained.get("matmul_precision", "highest"),
     }
@@ -131,6 +131,7 @@ def _of_adapter(args: argparse.Namespace) -> "RunConfig":
         {
             **known,
             **given,
+            "model_id": chosen(given.get("model_id"), args.source),
             "dataset_path": args.source,  # nothing is trained
             "max_steps": 1,
             "output_dir": args.output_dir,

@@ -249,7 +249,7 @@ class Checkpoints:
         count = sum(parameter.numel() for parameter in strategy.trained().values())
         self.recorder.record.update(trained_parameters=count)
         self._save_best(model)
-        adapters.check_saved(model, self.base, self.best, self.config.model_id)
+        adapters.check_saved(model, self.base, self.best)
 
     def save(self, step: int) -> None:
         """Collective. A checkpoint after optimizer step `step`, and the adapter if it is the best."""
@@ -284,4 +284,4 @@ class Checkpoints:
         model = self.runtime.strategy.bare_model()
         if adapters.digest_frozen(model) != self.frozen:
             raise RuntimeError("training has changed weights of the base, and not the adapter alone")
-        adapters.check_reloads(model, self.base, self.best, self.config.model_id)
+        adapters.check_reloads(model, self.base, self.best)

@@ -24,7 +24,7 @@ from asrlora.engine.training_set import cached, label
 from asrlora.errors import UserError
 from asrlora.models import adapters, key_terms, registry
 from asrlora.models.family import Base
-from asrlora.models.hub import BASE_FILE, adapter_settings, base_of, lasting_name, trained_on
+from asrlora.models.hub import BASE_FILE, adapter_settings, chosen, pin, split, trained_on
 from asrlora.models.key_terms import TermList
 from asrlora.models.pretrained import No4BitError
 from asrlora.record.schema import EvalScores
@@ -71,8 +71,7 @@ def open_base(
 ) -> Base:
     """The base alone, as open_model loads it for an adapter."""
     runtimes.use_threads()
-    if model_id is None:
-        model_id = base_of(adapter) if adapter else str(DEMO_BASE)
+    model_id = chosen(model_id, adapter) or str(DEMO_BASE)
     trained = trained_on(adapter) if adapter else {}
     if in_4bit is None:
         in_4bit = trained.get("weights") == "nf4"
@@ -91,7 +90,7 @@ def export(adapter: Path, output: Path, model_id: str | None, merge: bool) -> st
     """Writes a model that needs no adapter (`merge`), or the adapter with its base named so that it is
     found from anywhere. Into a new folder; returns what was written, in words."""
     settings = adapter_settings(adapter)
-    base_id = lasting_name(model_id or base_of(adapter))
+    base_id, revision = split(chosen(model_id, adapter) or "")
     if output.exists():
         raise UserError(f"{output} exists; give a new folder")
     with atomic_folder(output) as aside:
@@ -101,13 +100,13 @@ def export(adapter: Path, output: Path, model_id: str | None, merge: bool) -> st
                     f"{adapter} was trained on its base in 4 bits, and merged into weights of another"
                     " precision it would be another model; leave --merge out"
                 )
-            model, base = open_model(base_id, adapter)
+            model, base = open_model(model_id, adapter)
             difference = adapters.merge(model, base, aside)
             return f"{base.kind} with its adapter merged; logits within {difference:.0e} of the adapter's"
         for name in (adapters.WEIGHTS, BASE_FILE):
             if (adapter / name).exists():
                 shutil.copy(adapter / name, aside)
-        settings["base_model_name_or_path"] = base_id
+        settings |= {"base_model_name_or_path": base_id, "revision": revision}
         (aside / "adapter_config.json").write_text(json.dumps(settings, indent=2) + "\n")
         return f"the adapter, for {base_id}"
 
@@ -132,7 +131,8 @@ def evaluate_manifest(
     listed = keyword_recall.normalised([one.text for one in terms.terms] if terms else [], normaliser)
     runtime = runtimes.start()
     with runtime.watched():
-        model, base = open_model(model_id, adapter, language, num_beams, in_4bit, matmul_precision, terms)
+        one = runtime.collectives.broadcast(pin(chosen(model_id, adapter) or model_id))  # as train.py does
+        model, base = open_model(one, adapter, language, num_beams, in_4bit, matmul_precision, terms)
         longform.check(base, {u.id: u.duration for u in utterances})
         data = cached(runtime, "shards", utterances)
         if runtime.is_main:
@@ -157,6 +157,7 @@ def evaluate_manifest(
         **found.degenerate,
         **found.windows,
         **({"key_terms": keyword_recall.summary_of_terms(pairs, listed)} if listed else {}),
+        base_commit=base.commit,
         left_out=data.rejected,
         audio_seconds=round(data.seconds, 2),
         seconds=round(seconds, 2),
@@ -174,7 +175,7 @@ def audit_model(config: RunConfig, found: Audit, data: Mapping[str, reader.Shard
     """Adds what the base model shows: labels it cannot write, and its style on a sample of domain."""
     normaliser = text.normaliser(config.text_normaliser, config.language)
     runtime = runtimes.start()
-    model, base = open_model(config.model_id, None)
+    model, base = open_model(config.base, None)
     training, _ = reader.for_training(data["train"], config.min_seconds, config.max_seconds)
     labels = label(base, training, config)
     every = -(-len(data["domain"].samples) // STYLE_SAMPLE)

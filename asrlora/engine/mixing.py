@@ -21,7 +21,6 @@ def mix_adapters(
     """Writes the mix of adapters into a new folder, and reloads it on a fresh base; returns what it is, in
     words. Raises UserError."""
     mixing.check_kinds(folders, method.name)
-    model_id = model_id or base_of(folders[0])
     base = open_base(model_id, folders[0])
     made_from = {
         "method": method.name,
@@ -34,7 +33,7 @@ def mix_adapters(
         ],
     }
     model, difference = mixing.mix(base, folders, weights, output, method, made_from)
-    adapters.check_saved(model, base, output, model_id)
+    adapters.check_saved(model, base, output)
     settings = model.peft_config[mixing.MIXED]
     kind = "DoRA" if settings.use_dora else "LoRA"
     return (
@@ -82,5 +81,5 @@ def average_run(
     }
     averaged = checkpoint.average([one.evaluated for one in found])
     model = checkpoint.as_adapter(base, config, averaged, run, output, made_from)
-    adapters.check_saved(model, base, output, model_id)
+    adapters.check_saved(model, base, output)
     return f"the average of {run} at steps {', '.join(map(str, steps))}"

@@ -164,8 +164,8 @@ class Evaluations:
 
     def base(self) -> Base:
         """Collective. A fresh base; how long utterances are cut for it is found out once."""
-        config = self.config
-        base = registry.load_base(config.model_id, config.language, config.load_in_4bit, config.num_beams)
+        config, name = self.config, run_dir.base_of_run(self.folder, self.config)
+        base = registry.load_base(name, config.language, config.load_in_4bit, config.num_beams)
         base.model.to(self.runtime.device)
         if not self.cuts:
             self.cuts = {n: longform.cut_set(self.runtime, base, data) for n, data in self.sets.items()}
@@ -301,7 +301,8 @@ class Search:
         config = self.evaluations.config
         paths = (checkpoint.at(self.folder / "checkpoints", step) for step in steps)
         tensors = checkpoint.average([checkpoint.read(path).evaluated for path in paths])
-        base = registry.load_base(config.model_id, config.language, config.load_in_4bit)
+        name = run_dir.base_of_run(self.folder, config)
+        base = registry.load_base(name, config.language, config.load_in_4bit)
         checkpoint.as_adapter(base, config, tensors, self.folder, adapter)
 
     def _measure(self, candidate: Candidate, wide: float) -> Candidate:

@@ -51,6 +51,8 @@ def create_or_resume(
     for finding in found.findings:
         recorder.message(f"audit: {finding.kind}: {finding.message}")
     recorder.message(str(chosen))
+    if base.commit is not None:
+        recorder.message(f"base: {base.model.name_or_path} at commit {base.commit}")
     held_out = describe_held_out(config, sets, chosen.name)
     recorder.message(held_out)
     _describe_sets(recorder, base, sets, cuts)
@@ -74,6 +76,7 @@ def _open(recorder: Recorder, evaluator: Evaluator, same: dict[str, Any], held_o
         same=same,
         tags=[evaluator.base.kind, "dora" if evaluator.config.use_dora else "lora"],
         metric=evaluator.selection.metric,
+        base_commit=evaluator.base.commit,
         held_out=held_out,
         audit=evaluator.audit.as_json(),
     )

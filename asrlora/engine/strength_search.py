@@ -90,6 +90,7 @@ def _evaluate(
                 best_step=GIVEN,
                 metric=chosen.name,
                 fingerprint=fingerprint,
+                base_commit=base.commit,
                 training={"set": f"the adapter in {adapter}", "content": adapters.digest(adapter)},
             )
         )

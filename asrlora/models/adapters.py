@@ -91,6 +91,7 @@ def _peft_config(base: Base, config: RunConfig) -> LoraConfig:
         use_dora=config.use_dora,
         use_rslora=config.use_rslora,
         init_lora_weights=True if config.init_lora_weights == "default" else config.init_lora_weights,
+        revision=base.commit,
         task_type=None,  # the SEQ_2_SEQ_LM wrapper would pass input_ids, and this is audio
     )
 
@@ -138,6 +139,8 @@ def save(
         (aside / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         if base is not None:
             recorded = {**_as_loaded(base), AUDIO_KEY: audio.FINGERPRINT, SHA256_KEY: sha256(aside)}
+            if base.commit is not None:
+                recorded["commit"] = base.commit  # not compared: the same weights come from elsewhere, too
             if made_from is not None:
                 recorded["made_from"] = made_from
             (aside / BASE_FILE).write_text(json.dumps(recorded, indent=1) + "\n")
@@ -210,14 +213,14 @@ def check_written(model: Any, folder: Path) -> None:
             raise RuntimeError(f"{folder}: {name} is not as it was trained")
 
 
-def check_reloads(model: Any, base: Base, folder: Path, model_id: str) -> float:
+def check_reloads(model: Any, base: Base, folder: Path) -> float:
     """At the end of a run, when the live adapter is that of the last step and no longer needed: gives it the
     saved one's numbers, and compares with a fresh base as check_saved does."""
     saved = load_file(folder / WEIGHTS)
     live = _tensors(model)
     for name, tensor in live.items():
         tensor.copy_(_part(saved, live, name))
-    return check_saved(model, base, folder, model_id)
+    return check_saved(model, base, folder)
 
 
 def _tensors(model: Any) -> dict[str, torch.Tensor]:
@@ -230,7 +233,7 @@ def _part(saved: dict[str, torch.Tensor], live: dict[str, torch.Tensor], name: s
     return saved[name][tuple(slice(size) for size in live[name].shape)]
 
 
-def check_saved(model: Any, base: Base, folder: Path, model_id: str) -> float:
+def check_saved(model: Any, base: Base, folder: Path) -> float:
     """Reloads a saved adapter on a fresh base and compares logits with the live model.
 
     Returns max |difference| over max |logits|. Raises RuntimeError above LOGIT_TOLERANCE: the run
@@ -240,7 +243,7 @@ def check_saved(model: Any, base: Base, folder: Path, model_id: str) -> float:
     model.eval()
     with torch.inference_mode():
         live = _probe(model, base)
-        fresh = registry.load_base(model_id, base.language, base.in_4bit)
+        fresh = registry.load_base(str(base.folder), base.language, base.in_4bit)
         fresh.model.to(live.device)
         saved = _probe(load(fresh, folder), fresh)
     model.train(was_training)
@@ -294,7 +297,7 @@ def _probe(model: Any, base: Base) -> torch.Tensor:
 
 def digest(folder: Path) -> str:
     """sha256 of an adapter's weights and configuration, wherever its base lies."""
-    settings = {**adapter_settings(folder), "base_model_name_or_path": None}
+    settings = {**adapter_settings(folder), "base_model_name_or_path": None, "revision": None}
     weights = load_file(folder / WEIGHTS)
     hasher = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name in sorted(weights):

@@ -137,6 +137,7 @@ class Base:
     case: Literal["lower", "upper", "both"]  # of the letters that the vocabulary has
     folder: Path
     sha256: str  # of the weights
+    commit: str | None  # of a model from the hub
     cost: Cost  # of utterances: see registry.py
 
     targets: Targets = Targets()

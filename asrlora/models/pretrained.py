@@ -10,7 +10,7 @@ from transformers.utils import logging
 from asrlora.data.audio import SAMPLE_RATE
 from asrlora.errors import UserError
 from asrlora.models.family import Base, Source
-from asrlora.models.hub import hash_weights, lasting_name
+from asrlora.models.hub import commit_of, hash_weights, split
 
 
 class No4BitError(UserError):
@@ -42,7 +42,7 @@ def load_pretrained(source: Source, auto_class: str) -> Base:
             " trained to write text"
         )
     # what saved adapters name: not a path that depends on the working directory, nor the hub's cache
-    model.name_or_path = lasting_name(source.model_id)
+    model.name_or_path = split(source.model_id)[0]
     if hasattr(model, "freeze_feature_encoder"):
         model.freeze_feature_encoder()  # frozen anyway; else gradients run through its convolutions in vain
     tokenizer = transformers.AutoTokenizer.from_pretrained(source.folder)
@@ -58,6 +58,7 @@ def load_pretrained(source: Source, auto_class: str) -> Base:
         case=_case_of(tokenizer),
         folder=source.folder,
         sha256=hash_weights(source.folder),
+        commit=commit_of(source.model_id, source.folder),
         cost=source.cost,
     )
 

@@ -174,6 +174,14 @@ def check_resumable(config: RunConfig) -> None:
         )
 
 
+def base_of_run(folder: Path, config: RunConfig) -> str:
+    """The base that the run in `folder` began with, at its commit where it came from the hub, as
+    models/hub.py names it; the base of the settings where no run is there yet."""
+    begun = (folder / "run.json").exists()
+    commit = read_run(folder).base_commit if begun else None
+    return config.base if commit is None else f"{config.model_id.partition('@')[0]}@{commit}"
+
+
 def check_free(folder: Path) -> None:
     """Raises UserError unless `folder` can become a new run directory."""
     if (folder / "run.json").exists():

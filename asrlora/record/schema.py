@@ -306,6 +306,7 @@ class EvalScores(SetScores):
     by_duration: dict[str, GroupScores] = {}
     by_speaker: dict[str, GroupScores] = {}
     fingerprint: dict[str, Any] = {}
+    base_commit: str | None = None  # of a base from the hub
     hypothesis_field: str | None = None  # where the hypotheses came from a file
     left_out: dict[str, int] = {}  # utterances by reason
     audio_seconds: float = 0.0
@@ -404,6 +405,7 @@ class RunRecord(Record):
     metric: Metric = "wer"
     held_out: str = ""  # which utterances had no say in the choice of the step, in a sentence
     fingerprint: dict[str, Any] = {}
+    base_commit: str | None = None  # of a base from the hub
     training: TrainingSet | None = None
     audit: AuditRecord = AuditRecord()
     git_commit: str | None = None

@@ -75,6 +75,7 @@ class Run:
         config = identity.config.as_json()
         return {
             **{k: v for k, v in config.items() if k not in RESUMABLE_SETTINGS | {"output_dir"}},
+            "base_commit": identity.base_commit,
             "training_content": identity.training and identity.training.content[:12],
             "processes": identity.world_size,
             "launch": identity.launch,

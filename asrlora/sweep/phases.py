@@ -127,6 +127,8 @@ def _evaluated(output: Path, fixed: Settings, manifest: Any) -> Baseline:
     """`asrlora eval` of the base, unless that was done before."""
     if not (output / "scores.json").exists():
         words = ["eval", "--manifest-path", str(manifest), "--output-dir", str(output)]
+        if fixed.get("model_revision") and "model_id" in fixed:
+            fixed = {**fixed, "model_id": f"{fixed['model_id']}@{fixed['model_revision']}"}
         for name in ("model_id", "eval_batch_seconds", "language", "metric", "text_normaliser"):
             if name in fixed:
                 words += ["--" + name.replace("_", "-"), str(fixed[name])]
