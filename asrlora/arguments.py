@@ -17,8 +17,8 @@ TEXT_NORMALISER = (
 )
 DOMAIN_WORDS = "words whose recall is reported, one a line; default: found, see --general-text"
 GENERAL_TEXT = (
-    "plain text: words of the domain that it lacks are domain words (default: the texts of the heldout"
-    " manifest)"
+    "plain text: words of the domain that it lacks, and that are rare in the language, are domain words"
+    " (default: the texts of the heldout manifest)"
 )
 
 

@@ -87,7 +87,7 @@ def check(config: RunConfig) -> Inputs:
 
 def _check_scores(config: RunConfig, evaluation: dict[str, list[manifest.Utterance]]) -> None:
     normaliser = text.normaliser(config.text_normaliser, config.language)
-    keyword_recall.choose(config.domain_words, config.general_text, [], None, normaliser)
+    keyword_recall.choose(config.domain_words, config.general_text, [], None, normaliser, config.language)
     for name, utterances in evaluation.items():
         if config.resample_by == "speaker":
             bootstrap.check_speakers(f"the {name} manifest", {u.id: u.speaker for u in utterances})

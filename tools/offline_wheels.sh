@@ -16,7 +16,7 @@ pip=("$uv" run --quiet --no-project --with pip python -m pip --disable-pip-versi
 
 packages=(
     peft deepspeed hjson ninja einops msgpack py-cpuinfo
-    jiwer rapidfuzz click whisper-normalizer more-itertools indic-numtowords webdataset braceexpand
+    jiwer rapidfuzz click whisper-normalizer more-itertools indic-numtowords pyspellchecker webdataset braceexpand
     soundfile cffi pycparser miniaudio torchaudio
     pydantic pydantic-core annotated-types typing-inspection typing-extensions
     rich markdown-it-py mdurl pygments

@@ -69,7 +69,9 @@ def _eval(args: argparse.Namespace) -> int:
     if others := other_languages(utterances, args.language):
         console.print(f"note: {others}")
     texts = (utterance.text for utterance in utterances)
-    words = keyword_recall.choose(args.domain_words, args.general_text, texts, None, normaliser)
+    words = keyword_recall.choose(
+        args.domain_words, args.general_text, texts, None, normaliser, args.language
+    )
     if (args.output_dir / "scores.json").exists():
         raise UserError(f"--output-dir {args.output_dir} holds another evaluation; give a new folder")
     if args.hypotheses:

@@ -105,7 +105,12 @@ def _domain_words(evaluator: Evaluator, resumed: bool) -> frozenset[str]:
     texts = {name: [sample.text for sample in data.samples] for name, data in evaluator.sets.items()}
     general = texts.get("heldout") if metric_name == "wer" else None
     words = keyword_recall.choose(
-        config.domain_words, config.general_text, texts["domain"], general, evaluator.normaliser
+        config.domain_words,
+        config.general_text,
+        texts["domain"],
+        general,
+        evaluator.normaliser,
+        config.language,
     )
-    write_atomic(path, "".join(f"{word}\n" for word in sorted(words)))
+    write_atomic(path, keyword_recall.to_list(words))
     return words

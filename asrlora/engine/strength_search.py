@@ -95,10 +95,15 @@ def _evaluate(
             )
         )
         words = keyword_recall.choose(
-            config.domain_words, config.general_text, texts["domain"], general, evaluations.normaliser
+            config.domain_words,
+            config.general_text,
+            texts["domain"],
+            general,
+            evaluations.normaliser,
+            config.language,
         )
         write_atomic(config.output_dir / "config.yaml", config.to_yaml())
-        write_atomic(config.output_dir / "domain_words.txt", "".join(f"{word}\n" for word in sorted(words)))
+        write_atomic(config.output_dir / "domain_words.txt", keyword_recall.to_list(words))
         with atomic_folder(config.output_dir / "adapter_best") as aside:
             shutil.copytree(adapter, aside, dirs_exist_ok=True)
 

@@ -32,7 +32,7 @@ NOTE_TIMEOUT = 5.0  # seconds that a process may take to end before another one 
 LOCK_TIMEOUT = 30.0  # seconds that ranks may live on after their launcher or a peer was killed
 LOST = "ended without a message: it was killed (SIGKILL, or memory was full), or its machine failed"
 SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD)$")  # names of variables that no record may hold
-LIBRARIES = ("torch", "accelerate", "deepspeed", "transformers", "peft", "webdataset", "jiwer", "regex")
+LIBRARIES = "torch accelerate deepspeed transformers peft webdataset jiwer regex pyspellchecker".split()
 
 
 @dataclass

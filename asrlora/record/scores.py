@@ -21,7 +21,7 @@ from asrlora.storage import write_json
 def write_scores(
     output: Path, hypotheses: Sequence[Hypothesis], domain_words: frozenset[str], metric: Metric, **more: Any
 ) -> EvalScores:
-    """Writes hypotheses.jsonl and scores.json into `output`; returns the scores."""
+    """Writes hypotheses.jsonl, scores.json and the domain words into `output`; returns the scores."""
     lines = [h.line() for h in hypotheses]
     scores = EvalScores.model_validate(
         {
@@ -34,6 +34,8 @@ def write_scores(
         }
     )
     write_atomic(output / "hypotheses.jsonl", to_lines(lines))
+    if domain_words:
+        write_atomic(output / "domain_words.txt", keyword_recall.to_list(domain_words))
     write_json(output / "scores.json", scores.as_json())
     return scores
 

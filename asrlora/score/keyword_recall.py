@@ -2,10 +2,10 @@
 
 A WER shows little of the dozen names that a domain is about.
 
-The words come from a list, or are found: the words of the domain's references that a general text
-never uses. That text should be what the base was trained on, and is rarely at hand; whatever is taken
-instead, a word that it misses by chance counts as a domain word. So recall compares two systems by
-one list, and two lists cannot be compared.
+The words come from a list, or are found: the words of the domain's references that a general text never
+uses and that are rare in the language (word_frequency.py). That text should be what the base was trained on,
+and is rarely at hand; whatever is taken instead misses words by chance, and prose of another century lacks
+"see" and "me". Recall compares two systems by one list, and two lists cannot be compared.
 """
 
 import operator
@@ -19,7 +19,7 @@ from typing import Any
 import jiwer
 
 from asrlora.errors import UserError
-from asrlora.score import bootstrap
+from asrlora.score import bootstrap, word_frequency
 from asrlora.score.scoring import Hypothesis
 from asrlora.score.text import Normaliser
 from asrlora.score.wer import Tally
@@ -249,12 +249,22 @@ def read(path: Path, normaliser: Normaliser) -> frozenset[str]:
     return frozenset(found)
 
 
-def find(domain: Iterable[str], general: Iterable[str], normaliser: Normaliser) -> frozenset[str]:
-    """The words of the domain's texts that the general texts never use."""
-    used, common = (
-        {word for text in texts for word in normaliser(text).split()} for texts in (domain, general)
+def to_list(words: Iterable[str]) -> str:
+    """As `read` reads them, and a run directory's domain_words.txt holds them."""
+    return "".join(f"{word}\n" for word in sorted(words))
+
+
+def find(
+    domain: Iterable[str], general: Iterable[str], normaliser: Normaliser, language: str
+) -> frozenset[str]:
+    """The words of the domain's texts that the general texts never use, and the language seldom. Numbers in
+    digits are left out: how often a language uses them is in no list."""
+    used, *usual = (
+        {word for text in texts for word in normaliser(text).split()}
+        for texts in (domain, general, word_frequency.common(language))
     )
-    return frozenset(used - common)
+    rare = used.difference(*usual)
+    return frozenset(word for word in rare if any(map(str.isalpha, word)) and word.lower() not in usual[1])
 
 
 def choose(
@@ -263,13 +273,14 @@ def choose(
     domain: Iterable[str],
     heldout: Iterable[str] | None,
     normaliser: Normaliser,
+    language: str,
 ) -> frozenset[str]:
-    """The list, else what the domain's texts have and the general text lacks, else what the heldout
-    manifest's texts lack; nothing where there is none of these."""
+    """The list, else what `find` finds with the general text, else with the heldout manifest's texts; nothing
+    where there is none of these."""
     if listed:
         return read(listed, normaliser)
     texts = read_general(general) if general else heldout
-    return frozenset() if texts is None else find(domain, texts, normaliser)
+    return frozenset() if texts is None else find(domain, texts, normaliser, language)
 
 
 def read_general(path: Path) -> list[str]:

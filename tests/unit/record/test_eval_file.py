@@ -54,6 +54,7 @@ def test_a_file_is_scored_by_the_rules_that_hold_for_models(
         6,
     )
     assert scores["domain_words"] == {"recall": 0.5, "hits": 1, "occurrences": 2, "words": 2}
+    assert (manifest.parent / "out/domain_words.txt").read_text() == "color\nvalves\n"
     assert scores["by_duration"]["10-15 s"] == {"wer": 1.0, "errors": 1, "words": 1, "utterances": 1}
     assert scores["fingerprint"]["text"]["name"] == "whisper-english"
     lines = [json.loads(line) for line in (manifest.parent / "out/hypotheses.jsonl").read_text().splitlines()]

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from asrlora.errors import UserError
-from asrlora.score import breakdown, keyword_recall, text
+from asrlora.score import breakdown, keyword_recall, text, word_frequency
 from asrlora.score.scoring import Hypothesis, score
 
 ENGLISH = text.normaliser(None, "en")
@@ -48,13 +48,38 @@ def test_a_faulty_list_is_named(tmp_path: Path, content: str, told: str) -> None
 
 def test_words_are_found_by_what_a_general_text_lacks(tmp_path: Path) -> None:
     (tmp_path / "general.txt").write_text("The pressure\nof the water.\n")
-    domain = ["Press the valve!", "The WATER valve"]
-    assert keyword_recall.choose(None, tmp_path / "general.txt", domain, ["valve"], ENGLISH) == {
-        "press",
-        "valve",
-    }
-    assert keyword_recall.choose(None, None, domain, ["a valve"], ENGLISH) == {"press", "the", "water"}
-    assert keyword_recall.choose(None, None, domain, None, ENGLISH) == frozenset()
+    domain = ["Press the valve 21!", "The WATER valve"]
+
+    def chosen(general: Path | None, heldout: list[str] | None, language: str = "sw") -> frozenset[str]:
+        """By the text alone, as there are no counts of Swahili."""
+        return keyword_recall.choose(None, general, domain, heldout, ENGLISH, language)
+
+    assert chosen(tmp_path / "general.txt", ["valve"]) == {"press", "valve"}
+    assert chosen(None, ["a valve"]) == {"press", "the", "water"}
+    assert chosen(None, None) == frozenset()
+    assert chosen(None, ["water"], "en") == {"valve"}  # the language uses "press" and "the" often
+
+
+def test_common_words_are_no_domain_words() -> None:
+    """Whatever the general text lacks, and as the normaliser writes them: "don't" is "do not" there."""
+    said = "She said: don't see me, yes, the COLOUR of 42 gloves at the lighthouse of Dora"
+    as_written = text.normaliser("none", "en")
+    assert "She" not in keyword_recall.find([said], ["of"], as_written, "en")
+    assert keyword_recall.find([said], ["of"], ENGLISH, "en") == {"gloves", "lighthouse", "dora"}
+    german = keyword_recall.find(["Das Boot legt am Kai an"], ["am"], text.normaliser(None, "de"), "de")
+    assert german == {"boot", "kai"}
+
+
+def test_counts_of_words_are_of_running_speech() -> None:
+    """Each list has what anybody says and lacks what hardly anybody does."""
+    pairs = {"en": "she windlass", "de": "nicht spinnaker", "fr": "nous trinquette", "nl": "niet spinnaker"}
+    for language, both in pairs.items():
+        usual, rare = both.split()
+        assert usual in word_frequency.common(language)
+        assert rare not in word_frequency.common(language)
+    for language in word_frequency.LANGUAGES:
+        assert 1_000 < len(word_frequency.common(language)) < 6_000, language
+    assert word_frequency.common("fa") == word_frequency.common("xx") == frozenset()
 
 
 def line(speaker: str | None, duration: float | None, errors: int, said: int) -> dict[str, object]:
