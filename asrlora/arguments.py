@@ -91,8 +91,13 @@ def add_key_terms(parser: argparse.ArgumentParser) -> None:
 
 
 def add_decoding(parser: argparse.ArgumentParser) -> None:
-    """Adds --language and --num-beams."""
+    """Adds --language, --num-beams and --repetition-guard."""
     parser.add_argument("--language", default="en", help="of multilingual Whisper models (default: en)")
     parser.add_argument(
         "--num-beams", type=count, default=1, help="of models with a decoder (default: 1, greedy)"
+    )
+    parser.add_argument(
+        "--repetition-guard",
+        action="store_true",
+        help="decode again what loops or does not end, without writing any five tokens twice",
     )

@@ -213,6 +213,10 @@ class RunConfig(pydantic.BaseModel):
     )
     eval_batch_seconds: Seconds = Field(160.0, description="padded audio in an evaluation batch, seconds")
     num_beams: Count = Field(1, description="beams of evaluation, where the model has a decoder; 1 is greedy")
+    repetition_guard: bool = Field(
+        False,
+        description="evaluation decodes again what loops or does not end, without writing five tokens twice",
+    )
     save_interval: Count | None = Field(
         None, description="steps between checkpoints; there is always one after an evaluation"
     )

@@ -123,7 +123,7 @@ def _train(config: RunConfig, inputs: Inputs, runtime: "Runtime") -> int:
     runtime.stop.listen(config.max_minutes)
     training, sets = open_sets(config, inputs.sets, runtime, inputs.cost)
     found = checks.deep(inputs.audit, {"train": training.samples, **sets}).check()
-    base = registry.load_base(inputs.base, config.language, config.load_in_4bit, config.num_beams)
+    base = registry.load_base(inputs.base, registry.Decoding.of(config), config.load_in_4bit)
     base.model.to(runtime.device)
     labels = label(base, training.samples, config)
     found = found.plus(labels.unlearnable).check()

@@ -124,6 +124,7 @@ def _decode(
     check_processes()
     check_found(args.model_id, args.adapter_dir)
     from asrlora.engine.inference import evaluate_manifest
+    from asrlora.models.registry import Decoding
 
     return evaluate_manifest(
         args.model_id,
@@ -131,11 +132,10 @@ def _decode(
         utterances,
         args.output_dir,
         args.eval_batch_seconds,
-        args.language,
+        Decoding.of(args),
         args.text_normaliser,
         metric,
         words,
-        args.num_beams,
         args.load_in_4bit,
         args.matmul_precision,
         terms,

@@ -216,6 +216,14 @@ def _writer(
 
     check_found(args.model_id, args.adapter_dir)
     from asrlora.engine.inference import writer
+    from asrlora.models.registry import Decoding
 
-    base = (args.model_id, args.adapter_dir, args.language, args.num_beams)
-    return writer(*base, utterances, args.eval_batch_seconds, normaliser, terms)
+    return writer(
+        args.model_id,
+        args.adapter_dir,
+        Decoding.of(args),
+        utterances,
+        args.eval_batch_seconds,
+        normaliser,
+        terms,
+    )

@@ -36,11 +36,10 @@ def _transcribe(args: argparse.Namespace) -> int:
     check_found(args.model_id, args.adapter_dir)
     from asrlora.console import stderr
     from asrlora.engine.inference import transcribe_files
+    from asrlora.models.registry import Decoding
     from asrlora.record import transcripts
 
-    for found in transcribe_files(
-        args.model_id, args.adapter_dir, args.audio, args.language, args.num_beams, terms
-    ):
+    for found in transcribe_files(args.model_id, args.adapter_dir, args.audio, Decoding.of(args), terms):
         if found.note:
             stderr.print(f"{found.path} is {found.note}")
         if form == "text":

@@ -27,6 +27,7 @@ from asrlora.models.family import Base
 from asrlora.models.hub import BASE_FILE, adapter_settings, chosen, pin, split, trained_on
 from asrlora.models.key_terms import TermList
 from asrlora.models.pretrained import No4BitError
+from asrlora.models.registry import Decoding
 from asrlora.record.schema import EvalScores
 from asrlora.record.scores import write_scores
 from asrlora.record.transcripts import Transcript
@@ -44,8 +45,7 @@ STYLE_SAMPLE = 64  # utterances; enough to see how a model writes
 def open_model(
     model_id: str | None,
     adapter: Path | None,
-    language: str = "en",
-    num_beams: int = 1,
+    decoding: Decoding = Decoding(),
     in_4bit: bool | None = None,
     matmul_precision: str | None = None,
     terms: TermList | None = None,
@@ -55,7 +55,7 @@ def open_model(
     The base is loaded as it was when the adapter was trained. Raises UserError where that is not possible
     here, or where `in_4bit` or `matmul_precision` ask for something else.
     """
-    base = open_base(model_id, adapter, language, num_beams, in_4bit, matmul_precision)
+    base = open_base(model_id, adapter, decoding, in_4bit, matmul_precision)
     if terms is not None:
         base = key_terms.attach(base, terms)
     return (adapters.load(base, adapter) if adapter else base.model), base
@@ -64,8 +64,7 @@ def open_model(
 def open_base(
     model_id: str | None,
     adapter: Path | None,
-    language: str = "en",
-    num_beams: int = 1,
+    decoding: Decoding = Decoding(),
     in_4bit: bool | None = None,
     matmul_precision: str | None = None,
 ) -> Base:
@@ -77,7 +76,7 @@ def open_base(
         in_4bit = trained.get("weights") == "nf4"
     runtimes.set_matmul_precision(matmul_precision or trained.get("matmul_precision", "highest"))
     try:
-        base = registry.load_base(model_id, language, in_4bit, num_beams)
+        base = registry.load_base(model_id, decoding, in_4bit)
     except No4BitError as error:
         if trained.get("weights") != "nf4":
             raise
@@ -117,22 +116,21 @@ def evaluate_manifest(
     utterances: list[Utterance],
     output: Path,
     batch_seconds: float,
-    language: str = "en",
+    decoding: Decoding = Decoding(),
     text_normaliser: str | None = None,
     metric: metrics.Metric = "wer",
     domain_words: frozenset[str] = frozenset(),
-    num_beams: int = 1,
     in_4bit: bool | None = None,
     matmul_precision: str | None = None,
     terms: TermList | None = None,
 ) -> EvalScores | None:
     """Collective. Writes hypotheses.jsonl and scores.json into `output`; returns the scores, on rank 0."""
-    normaliser = text.normaliser(text_normaliser, language)
+    normaliser = text.normaliser(text_normaliser, decoding.language)
     listed = keyword_recall.normalised([one.text for one in terms.terms] if terms else [], normaliser)
     runtime = runtimes.start()
     with runtime.watched():
         one = runtime.collectives.broadcast(pin(chosen(model_id, adapter) or model_id))  # as train.py does
-        model, base = open_model(one, adapter, language, num_beams, in_4bit, matmul_precision, terms)
+        model, base = open_model(one, adapter, decoding, in_4bit, matmul_precision, terms)
         longform.check(base, {u.id: u.duration for u in utterances})
         data = cached(runtime, "shards", utterances)
         if runtime.is_main:
@@ -194,8 +192,7 @@ Write = Callable[[Collection[str], TermList | None], list[Hypothesis]]
 def writer(
     model_id: str | None,
     adapter: Path | None,
-    language: str,
-    num_beams: int,
+    decoding: Decoding,
     utterances: list[Utterance],
     batch_seconds: float,
     normaliser: Normaliser,
@@ -204,7 +201,7 @@ def writer(
     """Loads a model once. Gives what writes hypotheses of the utterances with such ids, with a list of terms
     or without. Raises UserError where the model cannot write `terms`."""
     runtime = runtimes.start()
-    model, base = open_model(model_id, adapter, language, num_beams, terms=terms)
+    model, base = open_model(model_id, adapter, decoding, terms=terms)
     plain = replace(base, key_terms=None)
     longform.check(base, {u.id: u.duration for u in utterances})
     data = cached(runtime, "shards", utterances)
@@ -237,12 +234,11 @@ def transcribe_files(
     model_id: str | None,
     adapter: Path | None,
     paths: list[Path],
-    language: str = "en",
-    num_beams: int = 1,
+    decoding: Decoding = Decoding(),
     terms: TermList | None = None,
 ) -> Iterator[Transcript]:
     """Yields file by file; silence gives no segment, and so an empty text."""
-    model, base = open_model(model_id, adapter, language, num_beams, terms=terms)
+    model, base = open_model(model_id, adapter, decoding, terms=terms)
     longform.check(base, {str(path): audio_length(path) for path in paths})
     for path in paths:
         pcm = _read(path)

@@ -12,6 +12,7 @@ from asrlora.errors import UserError
 from asrlora.models import adapters, mixing
 from asrlora.models.hub import base_of
 from asrlora.models.mixing import Method
+from asrlora.models.registry import Decoding
 from asrlora.record.run_dir import read_run
 
 
@@ -63,9 +64,7 @@ def average_run(
         except checkpoint.DAMAGE as error:
             raise UserError(f"{path} is damaged ({error}); choose other checkpoints by --average") from None
     model_id = model_id or base_of(run / "adapter_best")
-    base = open_base(
-        model_id, None, config.language, in_4bit=config.load_in_4bit, matmul_precision=config.matmul_precision
-    )
+    base = open_base(model_id, None, Decoding(config.language), config.load_in_4bit, config.matmul_precision)
     if base.sha256 != fingerprint.get("base", base.sha256):
         raise UserError(
             f"{run} was trained on a base with weights of sha256 {fingerprint['base']}, and that of"

@@ -165,7 +165,7 @@ class Evaluations:
     def base(self) -> Base:
         """Collective. A fresh base; how long utterances are cut for it is found out once."""
         config, name = self.config, run_dir.base_of_run(self.folder, self.config)
-        base = registry.load_base(name, config.language, config.load_in_4bit, config.num_beams)
+        base = registry.load_base(name, registry.Decoding.of(config), config.load_in_4bit)
         base.model.to(self.runtime.device)
         if not self.cuts:
             self.cuts = {n: longform.cut_set(self.runtime, base, data) for n, data in self.sets.items()}
@@ -302,7 +302,7 @@ class Search:
         paths = (checkpoint.at(self.folder / "checkpoints", step) for step in steps)
         tensors = checkpoint.average([checkpoint.read(path).evaluated for path in paths])
         name = run_dir.base_of_run(self.folder, config)
-        base = registry.load_base(name, config.language, config.load_in_4bit)
+        base = registry.load_base(name, registry.Decoding.of(config), config.load_in_4bit)
         checkpoint.as_adapter(base, config, tensors, self.folder, adapter)
 
     def _measure(self, candidate: Candidate, wide: float) -> Candidate:

@@ -243,7 +243,7 @@ def check_saved(model: Any, base: Base, folder: Path) -> float:
     model.eval()
     with torch.inference_mode():
         live = _probe(model, base)
-        fresh = registry.load_base(str(base.folder), base.language, base.in_4bit)
+        fresh = registry.load_base(str(base.folder), registry.Decoding(base.language), base.in_4bit)
         fresh.model.to(live.device)
         saved = _probe(load(fresh, folder), fresh)
     model.train(was_training)
@@ -271,7 +271,7 @@ def merge(model: Any, base: Base, folder: Path) -> float:
     settings.dtype = torch.float32  # the sum of base and adapter needs it, whatever the base was saved in
     settings.save_pretrained(folder)
     with torch.inference_mode():
-        fresh = registry.load_base(str(folder), base.language)
+        fresh = registry.load_base(str(folder), registry.Decoding(base.language))
         fresh.model.to(active.device)
         merged = _probe(fresh.model, fresh)
     return _same(active, merged, f"the merged model in {folder} is not the base with its adapter")

@@ -30,10 +30,15 @@ DECODING = {"method": "ctc greedy"}
 
 
 def load(source: Source) -> Base:
-    """Raises UserError where beams are asked for."""
-    if source.num_beams > 1:
+    """Raises UserError where something of a decoder is asked for."""
+    chosen = source.decoding
+    if chosen.num_beams > 1:
         raise UserError(
-            f"--num-beams {source.num_beams}: {source.kind} is a CTC model and has no beams; leave it out"
+            f"--num-beams {chosen.num_beams}: {source.kind} is a CTC model and has no beams; leave it out"
+        )
+    if chosen.repetition_guard:
+        raise UserError(
+            f"--repetition-guard: {source.kind} is a CTC model, which never repeats itself; leave it out"
         )
     return load_pretrained(source, "AutoModelForCTC")
 

@@ -19,6 +19,7 @@ from asrlora.data.audio import SAMPLE_RATE
 from asrlora.data.loader import FRAMES
 from asrlora.data.plan import Cost
 from asrlora.models.key_terms import Trie
+from asrlora.models.registry import Decoding
 from asrlora.score.characters import names
 
 IGNORED = -100  # cross entropy's mark for padding
@@ -69,9 +70,8 @@ class Source:
     kind: str  # Transformers' model_type, of config.json
     family: "Family"
     cost: Cost
-    language: str = "en"  # of multilingual models; others ignore it
+    decoding: Decoding
     in_4bit: bool = False
-    num_beams: int = 1  # of decoders; 1 is greedy
 
 
 class Family(Protocol):
@@ -134,6 +134,7 @@ class Base:
     language: str
     in_4bit: bool
     num_beams: int
+    repetition_guard: bool
     case: Literal["lower", "upper", "both"]  # of the letters that the vocabulary has
     folder: Path
     sha256: str  # of the weights

@@ -34,6 +34,20 @@ def by_window(config: Mapping[str, Any]) -> Cost:
 
 
 @dataclass(frozen=True)
+class Decoding:
+    """How hypotheses are written, as far as users choose."""
+
+    language: str = "en"  # of multilingual models; others ignore it
+    num_beams: int = 1  # of models with a decoder; 1 is greedy
+    repetition_guard: bool = False  # of models with a decoder: see seq2seq.transcribe
+
+    @classmethod
+    def of(cls, settings: Any) -> "Decoding":
+        """That of a run's settings or a command's arguments."""
+        return cls(settings.language, settings.num_beams, settings.repetition_guard)
+
+
+@dataclass(frozen=True)
 class Entry:
     """A family's module, and what utterances cost its models, by their config.json."""
 
@@ -65,7 +79,7 @@ def cost_of(model_id: str) -> Cost:
     return entry.cost(config) if entry else by_length
 
 
-def load_base(model_id: str, language: str = "en", in_4bit: bool = False, num_beams: int = 1) -> "Base":
+def load_base(model_id: str, decoding: Decoding = Decoding(), in_4bit: bool = False) -> "Base":
     """Loads model, tokenizer and feature extractor; fp32 whatever the file holds, in eval mode.
 
     Raises UserError where the model is of no supported family, or cannot be loaded as asked.
@@ -82,7 +96,7 @@ def load_base(model_id: str, language: str = "en", in_4bit: bool = False, num_be
         )
     family: Any = importlib.import_module(FAMILIES[kind].module)
     cost = FAMILIES[kind].cost(config)
-    base: Base = family.load(Source(model_id, folder, kind, family, cost, language, in_4bit, num_beams))
+    base: Base = family.load(Source(model_id, folder, kind, family, cost, decoding, in_4bit))
     return replace(base, max_seconds=min(base.max_seconds, _stated_seconds(config, folder)))
 
 

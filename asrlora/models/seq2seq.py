@@ -16,8 +16,10 @@ from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, Log
 
 from asrlora.models.family import IGNORED, Base, Decoded, Decoder, Features, Lengths, spell
 from asrlora.models.key_terms import START, State, Trie
+from asrlora.score.degenerate import loops
 
 AUTO_CLASS = "AutoModelForSpeechSeq2Seq"
+REPEATED = 5  # tokens in a row that the repetition guard lets nobody write twice
 
 
 def label_ids(base: Base, text: str) -> list[int]:
@@ -114,7 +116,9 @@ def transcribe(model: Any, base: Base, features: Features, seconds: list[float])
     """Greedy hypotheses, or by beam search over base.num_beams.
 
     Where a greedy hypothesis has begun a key term for its bonus and not completed it, the utterance is
-    decoded again with no term beginning there, until none is left.
+    decoded again with no term beginning there, until none is left. Then, with the repetition guard, what
+    loops or does not end is decoded once more without a repetition. Whisper's own fallback (Radford et al.,
+    2022, section 4.5) raises the temperature there, and then writes another text each time.
     """
     blocked = [frozenset[int]()] * len(seconds)
     found, places = _generate(model, base, features, seconds, blocked)
@@ -130,13 +134,27 @@ def transcribe(model: Any, base: Base, features: Features, seconds: list[float])
             # what decided where to begin again has decided this hypothesis
             found[row] = replace(one, margin=min(one.margin, found[row].margin))
         again = {row: place for row, place in zip(rows, places, strict=True) if place is not None}
+    if base.repetition_guard:
+        rows = [row for row, one in enumerate(found) if one.unfinished or loops(one.text)]
+        if rows:
+            some = {name: one[rows] for name, one in features.items()}
+            lengths, without = [seconds[row] for row in rows], [blocked[row] for row in rows]
+            guarded, _ = _generate(model, base, some, lengths, without, no_repeat=REPEATED)
+            for row, one in zip(rows, guarded, strict=True):
+                found[row] = replace(one, margin=min(one.margin, found[row].margin))
     return found
 
 
 def _generate(
-    model: Any, base: Base, features: Features, seconds: list[float], blocked: Sequence[frozenset[int]]
+    model: Any,
+    base: Base,
+    features: Features,
+    seconds: list[float],
+    blocked: Sequence[frozenset[int]],
+    no_repeat: int = 0,
 ) -> tuple[list[Decoded], list[int | None]]:
-    """Hypotheses, and where each has begun a key term that it does not complete."""
+    """Hypotheses, and where each has begun a key term that it does not complete. No `no_repeat` tokens in a
+    row are written twice."""
     how = decoder(base)
     prompt, limits = how.prompt, [how.token_limit(base, one) for one in seconds]
     config, device = base.model.config, base.model.device
@@ -150,6 +168,7 @@ def _generate(
     settings = GenerationConfig(
         do_sample=False,
         num_beams=base.num_beams,
+        no_repeat_ngram_size=no_repeat,
         max_length=len(prompt) + max(limits) + 1,
         bos_token_id=config.bos_token_id,
         eos_token_id=config.eos_token_id,
@@ -194,4 +213,5 @@ def decoder(base: Base) -> Decoder:
 
 def method(base: Base) -> dict[str, Any]:
     """How tokens are chosen, for the fingerprint."""
-    return {"method": "greedy"} if base.num_beams == 1 else {"method": "beam", "beams": base.num_beams}
+    chosen = {"method": "greedy"} if base.num_beams == 1 else {"method": "beam", "beams": base.num_beams}
+    return {**chosen, "no_repeat_of_runaways": REPEATED} if base.repetition_guard else chosen

@@ -245,7 +245,7 @@ def test_runaways_are_counted_with_their_errors_and_the_worst_of_them() -> None:
 
 
 def test_beams_are_transformers_own_in_any_batch(heldout: reader.Shards) -> None:
-    base = registry.load_base(str(BASE), num_beams=3)
+    base = registry.load_base(str(BASE), registry.Decoding(num_beams=3))
     pcms = [heldout.read(n) for n in range(6)]
     seconds = [heldout.samples[n].duration for n in range(6)]
     together = decode.transcribe(base.model, base, *loader.pad(pcms), seconds)
@@ -264,18 +264,58 @@ def test_beams_are_transformers_own_in_any_batch(heldout: reader.Shards) -> None
     assert decode.fingerprint(base) != decode.fingerprint(registry.load_base(str(BASE)))
 
 
-def test_ctc_has_no_beams(tmp_path: Path, speech: Speech, capsys: pytest.CaptureFixture[str]) -> None:
-    model = tiny.save("wav2vec2", tmp_path / "model")
-    words = [
-        "--manifest-path",
-        str(speech.heldout),
-        "--output-dir",
-        str(tmp_path / "out"),
-        "--num-beams",
-        "2",
-    ]
-    assert cli.main(["eval", "--model-id", model, *words]) == 2
-    assert "--num-beams 2: wav2vec2 is a CTC model and has no beams" in capsys.readouterr().err
+@pytest.mark.parametrize("kind", ["moonshine", "whisper"])
+def test_the_guard_writes_anew_what_ran_away_and_nothing_else(kind: str, folders: dict[str, str]) -> None:
+    """By Transformers' own n-gram rule on the utterance alone, whatever shares the batch."""
+    guarded = registry.load_base(folders[kind], registry.Decoding(repetition_guard=True))
+    plain = registry.load_base(folders[kind])
+    pcms = [*noise(plain), *(np.zeros(size, np.int16) for size in (8_000, 16_000))]
+    seconds = [len(pcm) / 16_000 for pcm in pcms]
+    free, held = (decode.transcribe(b.model, b, *loader.pad(pcms), seconds) for b in (plain, guarded))
+    away = [one.unfinished or degenerate.loops(one.text) for one in free]
+    assert any(away)
+    own = plain_transformers(plain)
+    for pcm, length, before, after, ran in zip(pcms, seconds, free, held, away, strict=True):
+        (alone,) = decode.transcribe(guarded.model, guarded, *loader.pad([pcm]), [length])
+        assert alone.text == after.text
+        if not ran:
+            assert after.text == before.text
+            continue
+        waves, mask = loader.pad([pcm])
+        ids = own.generate(
+            **objective.features(plain, waves, mask),
+            decoder_input_ids=torch.tensor([seq2seq.decoder(plain).prompt]),
+            generation_config=transformers.GenerationConfig(
+                max_new_tokens=seq2seq.decoder(plain).token_limit(plain, length),
+                no_repeat_ngram_size=seq2seq.REPEATED,
+                eos_token_id=plain.model.config.eos_token_id,
+                pad_token_id=plain.model.config.pad_token_id,
+                **seq2seq.decoder(plain).suppressed,
+            ),
+        )
+        assert after.text == plain.tokenizer.batch_decode(ids, skip_special_tokens=True)[0].strip()
+    assert decode.fingerprint(guarded) != decode.fingerprint(plain)
+    assert "no_repeat_of_runaways" not in decode.fingerprint(plain)
+
+
+@pytest.mark.parametrize(
+    ("flags", "refused"),
+    [
+        (["--num-beams", "2"], "--num-beams 2: wav2vec2 is a CTC model and has no beams"),
+        (["--repetition-guard"], "--repetition-guard: wav2vec2 is a CTC model, which never repeats itself"),
+    ],
+)
+def test_ctc_has_nothing_of_a_decoder(
+    flags: list[str],
+    refused: str,
+    folders: dict[str, str],
+    tmp_path: Path,
+    speech: Speech,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["--manifest-path", str(speech.heldout), "--output-dir", str(tmp_path / "out"), *flags]
+    assert cli.main(["eval", "--model-id", folders["wav2vec2"], *words]) == 2
+    assert refused in capsys.readouterr().err
 
 
 def test_the_masked_norm_is_torchs_own_on_each_utterance_in_fp32_and_bf16() -> None:

@@ -194,12 +194,12 @@ def test_whispers_labels_begin_with_a_space_only_as_part_of_a_word(folders: dict
 
 
 def test_whispers_language_is_in_the_prompt_and_the_fingerprint(folders: dict[str, str]) -> None:
-    german = registry.load_base(folders["whisper"], "de")
+    german = registry.load_base(folders["whisper"], registry.Decoding("de"))
     assert decode.fingerprint(german)["prompt"][1:3] == ["<|de|>", "<|transcribe|>"]
-    english_only = registry.load_base(folders["whisper.en"], "de")
+    english_only = registry.load_base(folders["whisper.en"], registry.Decoding("de"))
     assert decode.fingerprint(english_only)["prompt"] == ["<|startoftranscript|>", "<|notimestamps|>"]
     with pytest.raises(UserError, match=r"--language xx: .* no token <\|xx\|>"):
-        decode.fingerprint(registry.load_base(folders["whisper"], "xx"))
+        decode.fingerprint(registry.load_base(folders["whisper"], registry.Decoding("xx")))
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def test_beams_find_the_best_of_all_texts(
     """Of up to two tokens and the end, at a width for all first tokens."""
     monkeypatch.setattr(moonshine, "_TOKENS_PER_SECOND", {"characters": 0.0})
     monkeypatch.setattr(moonshine, "_EXTRA_TOKENS", 2)
-    plain = registry.load_base(folders["moonshine"], num_beams=48)
+    plain = registry.load_base(folders["moonshine"], registry.Decoding(num_beams=48))
     waves, mask, _ = tones(plain, slice(0, 1))
     features = plain.family.features(plain, waves, mask)
     end, changed = plain.model.config.eos_token_id, 0
@@ -192,7 +192,7 @@ def test_beams_find_the_best_of_all_texts(
 @torch.inference_mode()
 def test_a_boost_of_zero_changes_nothing(kind: str, folders: dict[str, str], tmp_path: Path) -> None:
     for beams in (1, 3) if kind not in ("wav2vec2", "parakeet") else (1,):
-        plain = registry.load_base(folders[kind], num_beams=beams)
+        plain = registry.load_base(folders[kind], registry.Decoding(num_beams=beams))
         base = attached(plain, tmp_path, "a be hello x", 0.0)
         waves, mask, _ = tones(plain)
         without = decode.transcribe(plain.model, plain, waves, mask, SECONDS)
