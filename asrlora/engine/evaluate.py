@@ -20,10 +20,10 @@ from asrlora.models import decode
 from asrlora.models.family import Base, Decoded
 from asrlora.record import run_dir, status
 from asrlora.record.schema import Scores, read
-from asrlora.score import bootstrap, degenerate, keyword_recall, text
+from asrlora.score import bootstrap, degenerate, keyword_recall, power, text
 from asrlora.score.metric import Metric
 from asrlora.score.scoring import Hypothesis, score, summary
-from asrlora.score.selection import CHOSEN_ON, halves
+from asrlora.score.selection import CHOSEN_ON, REPORT, halves
 from asrlora.score.text import Normaliser
 from asrlora.sweep import pruning
 
@@ -139,6 +139,7 @@ class Evaluator:
     audit: Audit  # before the baseline
     texts: Sequence[str]  # what the labels say
     domain_words: frozenset[str] = frozenset()  # on rank 0
+    described: bool = False  # what the guardrails can show
 
     @cached_property
     def normaliser(self) -> Normaliser:
@@ -199,6 +200,18 @@ class Evaluator:
         for name in self.sets:
             if described := degenerate.describe(scores.sets[name].as_json()):
                 self.recorder.message(f"{name}: of the hypotheses {described}")
+        if step and not self.described:
+            self.described = True
+            self._describe_guardrails(scores, limit)
+
+    def _describe_guardrails(self, scores: Scores, limit: float) -> None:
+        """After the first step that is evaluated, while there is time to get more utterances."""
+        for name in self.sets.keys() - {"domain", REPORT}:
+            one = scores.sets[name]
+            if one.change_interval and (
+                said := power.guardrail(name, one.utterances, one.change_interval, limit)
+            ):
+                self.recorder.message(said)
 
     def _score(self, step: int, model: Any) -> Scores | None:
         """Collective. Evaluates all sets and writes hypotheses and scores; None where a rank should stop."""

@@ -51,3 +51,18 @@ def measured_margin(counts: Sequence[Tally], speakers: Sequence[str] | None = No
 def enough(utterances: int, margin: float, criterion: float) -> int | None:
     """How many utterances like these make the margin as small as the criterion; None: unknown."""
     return math.ceil(utterances * (margin / criterion) ** 2) if math.isfinite(margin) else None
+
+
+def guardrail(name: str, utterances: int, interval: tuple[float, float], limit: float) -> str:
+    """What a guardrail of so many utterances can show, from the 95 % interval of a step's paired difference,
+    in words that a user acts on; empty where it can show a change as small as `limit` (fractions)."""
+    margin = (interval[1] - interval[0]) / 2
+    needed = enough(utterances, margin, limit) if limit else None
+    if margin <= limit or needed is None:
+        return ""
+    return (
+        f"{name}: by this step's paired differences, its {utterances:,} utterances show changes from"
+        f" {100 * margin:.2f} points on, and the limit is {100 * limit:.2f}: an accept by intervals needs a"
+        f" rate {100 * (margin - limit):.2f} points below the base's, or, for one like the base's, about"
+        f" {needed:,} such utterances"
+    )

@@ -11,7 +11,7 @@ import pytest
 from asrlora import cli
 from asrlora.errors import UserError
 from asrlora.record import run_dir
-from asrlora.score import bootstrap, verdict
+from asrlora.score import bootstrap, power, verdict
 from asrlora.score.wer import Tally
 from written import WORDS, better, draws, judge, same, worse, write_run
 
@@ -133,3 +133,18 @@ def test_a_few_utterances_that_stay_as_they_are_prove_little(utterances: int, ou
     gain = bootstrap.compare_rows(np.tile([5.0, 0.0, 10.0], (1000, 1)))
     assert verdict.judge(gain, same)["judgements"]["heldout"]["outcome"] == outcome
     assert same.change_interval[1] == pytest.approx(3 / (10 * utterances))
+
+
+def test_what_a_guardrail_can_show_is_said_from_the_steps_own_differences() -> None:
+    """A change as far below the base as it says holds, a hundredth of a point more does not; with as many
+    utterances as it says, none at all holds."""
+    limit, utterances, (low, high) = 0.002, 385, (0.0016, 0.0164)
+    said = power.guardrail("heldout", utterances, (low, high), limit)
+    assert "its 385 utterances show changes from 0.74 points on, and the limit is 0.20" in said
+    assert "0.54 points below the base's, or, for one like the base's, about 5,271 such utterances" in said
+    margin = (high - low) / 2
+    for change, holds in ((-0.0054, True), (-0.0053, False)):
+        assert (change + margin <= limit + 1e-12) == holds
+    assert math.isclose(margin * math.sqrt(utterances / 5_271), limit, rel_tol=1e-3)
+    assert not power.guardrail("heldout", utterances, (-0.002, 0.002), limit)
+    assert not power.guardrail("heldout", utterances, (low, high), 0.0)
