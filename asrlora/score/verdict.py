@@ -222,8 +222,8 @@ def _not_by_speaker(sets: Mapping[str, Comparison]) -> list[str]:
         return []
     named = [f"{' and '.join(names)} name{'' if names[1:] else 's'} {few}" for few, names in found.items()]
     return [
-        f"the intervals draw utterances, not speakers, as {' and '.join(named)} ({MIN_SPEAKERS} speakers are"
-        " needed)"
+        f"intervals draw utterances, not speakers, where a set names fewer than {MIN_SPEAKERS}:"
+        f" {' and '.join(named)}"
     ]
 
 
