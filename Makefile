@@ -26,7 +26,7 @@ test-lowest: install
 
 # Twenty minutes: published models on recordings of people, in the folder that ASRLORA_REAL names
 test-real: install
-	$(UV) run pytest -m real tests/real
+	OMP_NUM_THREADS=$$(nproc) $(UV) run pytest -m real tests/real
 
 # On a machine with a GPU. Without network: OFFLINE_WHEELS=the folder that tools/offline_wheels.sh has filled
 test-gpu: $(if $(OFFLINE_WHEELS),,install)

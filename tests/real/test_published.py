@@ -32,7 +32,7 @@ REAL = Path(os.environ.get("ASRLORA_REAL", "."))
 SETS = {"domain": "nonnative/domain.jsonl", "heldout": "lj/heldout.jsonl"}
 # WERs of 150 utterances in per cent, 2026-11-29, two CPU cores
 RECORDED = {
-    "moonshine-tiny": {"domain": 0.0, "heldout": 0.0},
+    "moonshine-tiny": {"domain": 43.06, "heldout": 5.40},
     "whisper-tiny.en": {"domain": 0.0, "heldout": 0.0},
 }
 ACCELERATE = str(Path(sys.executable).parent / "accelerate")
@@ -81,15 +81,15 @@ def test_hypotheses_depend_on_no_batch_and_no_process(model_id: str, tmp_path: P
 
 
 def training_flags(model_id: str, sets: Path, output: Path, *flags: str) -> list[str]:
-    """Of 20 short steps, whose adapter is kept whatever it does to heldout."""
+    """Of 20 steps, five times through eight utterances; the adapter is kept whatever it does to heldout."""
     named = {
         "model-id": model_id,
-        "dataset-path": part("train", 80, sets),
+        "dataset-path": part("train", 8, sets),
         "manifest-path": part("domain", 8, sets),
         "safety-manifest-path": part("heldout", 4, sets),
         "output-dir": output,
         "learning-rate": 3e-4,
-        "batch-size": 4,
+        "batch-size": 2,
         "gradient-accumulation-steps": 1,
         "max-steps": 20,
         "eval-interval": 20,
@@ -135,7 +135,7 @@ def test_the_loss_falls_and_a_resumed_run_is_the_same_to_the_bit(run: Path) -> N
     ]
     assert len(losses[0]) == 20
     assert losses[0] == losses[1]
-    assert sum(losses[0][-5:]) < 0.8 * sum(losses[0][:5])
+    assert sum(losses[0][-4:]) < 0.7 * sum(losses[0][:4])  # the same eight utterances
     whole, resumed = (
         run / name / "adapter_best" / "adapter_model.safetensors" for name in ("whole", "resumed")
     )
