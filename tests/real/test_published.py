@@ -33,7 +33,7 @@ SETS = {"domain": "nonnative/domain.jsonl", "heldout": "lj/heldout.jsonl"}
 # WERs of 150 utterances in per cent, 2026-11-29, two CPU cores
 RECORDED = {
     "moonshine-tiny": {"domain": 43.06, "heldout": 5.40},
-    "whisper-tiny.en": {"domain": 0.0, "heldout": 0.0},
+    "whisper-tiny.en": {"domain": 38.83, "heldout": 4.68},
 }
 ACCELERATE = str(Path(sys.executable).parent / "accelerate")
 
