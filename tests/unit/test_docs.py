@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 
 from asrlora import cli, errors
-from asrlora.config import RunConfig
+from asrlora.config import RunConfig, read_yaml, validate
 from asrlora.score import verdict
 from asrlora.sweep import sweep_file
 
 ROOT = Path(__file__).parents[2]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *sorted(ROOT.glob("*.md")),
+    *(p for f in ("docs", "recipes") for p in sorted((ROOT / f).rglob("*.md"))),
+]
 by_path = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 
 
@@ -60,7 +63,8 @@ def test_the_index_lists_every_page_once() -> None:
     index = (ROOT / "docs" / "README.md").read_text()
     listed = re.findall(r"^(?:- |\d+\. )\[[^\]]+\]\(([^)#]+\.md)\)", index, re.MULTILINE)
     pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")} - {"README.md"}
-    assert sorted(listed) == sorted(pages)
+    recipes = {f"../{page.relative_to(ROOT)}" for page in (ROOT / "recipes").rglob("README.md")}
+    assert sorted(listed) == sorted(pages | recipes)
 
 
 def test_generated_pages_are_current() -> None:
@@ -82,6 +86,16 @@ def test_the_keys_of_a_sweep_file_are_documented() -> None:
     page = (ROOT / "docs" / "guide" / "sweeps.md").read_text()
     table = page.partition("| key of the file |")[2].partition("\n\n")[0]
     assert set(re.findall(r"`(\w+)`", table)) >= set(sweep_file.Sweep.model_fields)
+
+
+def test_the_files_of_recipes_hold_settings_that_exist() -> None:
+    """Sweep files have phases or a grid; what else is YAML there is a run's."""
+    for path in sorted((ROOT / "recipes").rglob("*.yaml")):
+        if {"grid", "trials", "phases"} & read_yaml(path).keys():
+            sweep = sweep_file.load(path)
+            assert all(sweep_file.trials_of(sweep, phase) for phase in sweep_file.phases_of(sweep)), path
+        else:
+            validate(str(path), {"output_dir": "."})
 
 
 def test_exit_codes_are_documented() -> None:
