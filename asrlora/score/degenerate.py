@@ -5,7 +5,6 @@ others; the number of such hypotheses shows whether a WER is made of single mist
 """
 
 import re
-import textwrap
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -37,8 +36,13 @@ def count(hypotheses: Iterable[Hypothesis], unfinished: Collection[str] = ()) ->
         "empty": sum(bool(one.reference) and not one.hypothesis for one in written),
         "runaway": len(away),
         "runaway_errors": sum(one.counts.tally.errors for one in away),
-        "runaway_example": worst and f"{worst.id}: {textwrap.shorten(worst.hypothesis_raw, SHOWN)}",
+        "runaway_example": worst and f"{worst.id}: {_end_of(worst.hypothesis_raw)}",
     }
+
+
+def _end_of(text: str) -> str:
+    """Of a long text its end, where it repeats itself."""
+    return text if len(text) <= SHOWN else f"… {text[-SHOWN:].strip()}"
 
 
 def add(found: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

@@ -226,7 +226,7 @@ def test_runaways_are_counted_with_their_errors_and_the_worst_of_them() -> None:
     texts = {
         "a": ("one two", "one two"),
         "b": ("five", "go go go go"),
-        "c": ("six", "up " * 99),
+        "c": ("six", "so " + "up " * 99),
         "d": ("", ""),
     }
     scored = [score(name, *pair, text.normaliser("none", "en"), None, 1.0) for name, pair in texts.items()]
@@ -235,10 +235,11 @@ def test_runaways_are_counted_with_their_errors_and_the_worst_of_them() -> None:
     assert {key: found[key] for key in ("empty", "runaway", "runaway_errors")} == {
         "empty": 0,
         "runaway": 2,
-        "runaway_errors": 4 + 99,
+        "runaway_errors": 4 + 100,
     }
     described = degenerate.describe({**found, "substitutions": 100, "insertions": 10})
-    assert described.startswith("2 ran away (103 of 110 word errors; c: up up up")
+    assert described.startswith("2 ran away (104 of 110 word errors; c: … ")
+    assert described.endswith("up up)")
     assert len(described) < 150
     assert degenerate.describe({**degenerate.count(scored[:1]), "empty": 2}) == "2 empty"
     assert degenerate.describe(degenerate.count(scored[:1])) == ""
