@@ -116,7 +116,7 @@ def test_auto_draws_the_speakers_of_sets_that_name_enough(tmp_path: Path) -> Non
     judged = judge(tmp_path / "run")
     assert judged["domain"]["resampled"] == {"by": "speaker", "units": 20}
     assert judged["heldout"]["resampled"] == {"by": "utterance", "units": 40, "too_few": "1 speaker"}
-    assert "not speakers, as heldout names 1 speaker (20 speakers are needed)" in judged["reason"]
+    assert "not speakers, where a set names fewer than 20: heldout names 1 speaker" in judged["reason"]
     by_utterance = judge(tmp_path / "run", "utterance")
     assert "speaker" not in by_utterance["reason"]
     assert by_utterance["domain"]["resampled"] == {"by": "utterance", "units": 40}
