@@ -108,6 +108,7 @@ def training_flags(model_id: str, sets: Path, output: Path, *flags: str) -> list
 KILLED = """
 import os, sys
 from asrlora import train
+from asrlora.engine import step as steps
 own = steps.train_step
 steps.train_step = lambda *args: os._exit(9) if args[-1] == 15 else own(*args)
 train.main(sys.argv[1:])
