@@ -122,26 +122,27 @@ def transcribe(model: Any, base: Base, features: Features, seconds: list[float])
     """
     blocked = [frozenset[int]()] * len(seconds)
     found, places = _generate(model, base, features, seconds, blocked)
-    again = {row: place for row, place in enumerate(places) if place is not None}
-    while again:
-        rows = list(again)
-        for row, place in again.items():
-            blocked[row] |= {place}
+
+    def decode_again(rows: list[int], no_repeat: int = 0) -> list[int | None]:
+        """Replaces the hypotheses of these rows; returns where each has begun a term in vain."""
         some = {name: one[rows] for name, one in features.items()}
         lengths, without = [seconds[row] for row in rows], [blocked[row] for row in rows]
-        repeated, places = _generate(model, base, some, lengths, without)
+        repeated, places = _generate(model, base, some, lengths, without, no_repeat)
         for row, one in zip(rows, repeated, strict=True):
-            # what decided where to begin again has decided this hypothesis
+            # what decided to decode again has decided this hypothesis
             found[row] = replace(one, margin=min(one.margin, found[row].margin))
-        again = {row: place for row, place in zip(rows, places, strict=True) if place is not None}
+        return places
+
+    again = {row: place for row, place in enumerate(places) if place is not None}
+    while again:
+        for row, place in again.items():
+            blocked[row] |= {place}
+        places = decode_again(list(again))
+        again = {row: place for row, place in zip(again, places, strict=True) if place is not None}
     if base.repetition_guard:
-        rows = [row for row, one in enumerate(found) if one.unfinished or loops(one.text)]
-        if rows:
-            some = {name: one[rows] for name, one in features.items()}
-            lengths, without = [seconds[row] for row in rows], [blocked[row] for row in rows]
-            guarded, _ = _generate(model, base, some, lengths, without, no_repeat=REPEATED)
-            for row, one in zip(rows, guarded, strict=True):
-                found[row] = replace(one, margin=min(one.margin, found[row].margin))
+        away = [row for row, one in enumerate(found) if one.unfinished or loops(one.text)]
+        if away:
+            decode_again(away, no_repeat=REPEATED)
     return found
 
 
