@@ -13,8 +13,7 @@ if TYPE_CHECKING:
 # settings of a run that decide an evaluation and a verdict
 SETTINGS = """model_id language manifest_path safety_manifest_path report_manifest text_normaliser metric
 domain_words general_text resample_by min_domain_reduction max_heldout_regression eval_batch_seconds num_beams
-repetition_guard
-load_in_4bit matmul_precision""".split()
+repetition_guard load_in_4bit matmul_precision""".split()
 STRONGEST = 1.5
 
 

@@ -206,7 +206,7 @@ class Evaluator:
 
     def _describe_guardrails(self, scores: Scores, limit: float) -> None:
         """After the first step that is evaluated, while there is time to get more utterances."""
-        for name in self.sets.keys() - {"domain", REPORT}:
+        for name in sorted(self.sets.keys() - {"domain", REPORT}):
             one = scores.sets[name]
             if one.change_interval and (
                 said := power.guardrail(name, one.utterances, one.change_interval, limit)

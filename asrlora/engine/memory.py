@@ -10,13 +10,14 @@ import psutil
 import torch
 
 from asrlora.config import RunConfig
+from asrlora.data import loader
 from asrlora.data.audio import SAMPLE_RATE
 from asrlora.data.loader import Batch
 from asrlora.data.plan import QUANTUM
 from asrlora.engine.training_set import Labels, Training
 from asrlora.errors import UserError, first_line
 from asrlora.models import objective
-from asrlora.models.family import Base, Lengths, padded_samples
+from asrlora.models.family import Base, Lengths
 
 # What a step takes at its peak, in what it keeps for its backward pass: on CPUs 2.6 times (Moonshine tiny)
 # and 3.3 times (Whisper tiny.en) in two runs, as the heap is never trimmed and blocks of many sizes tear it;
@@ -117,13 +118,19 @@ def kept_bytes(
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    waves = torch.zeros(rows, padded_samples(seconds), device=device)
+    silence = np.zeros(round(seconds * SAMPLE_RATE), np.int16)
+    waves, mask = (one.to(device) for one in loader.pad([silence] * rows))
     labels = objective.pad_labels([tokens] * rows).to(device)
-    lengths = Lengths([round(seconds * SAMPLE_RATE)] * rows, [len(tokens)] * rows)
-    mask = (torch.arange(waves.shape[1], device=device) < lengths.samples[0]).expand(rows, -1)
+    lengths = Lengths([len(silence)] * rows, [len(tokens)] * rows)
     objective.set_training(model)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
-    with torch.random.fork_rng(), autocast, torch.autograd.graph.saved_tensors_hooks(keep, lambda one: one):
+    # of this device alone: by default the random numbers of all GPUs are saved, which opens them
+    devices = [device] if device.type == "cuda" else []
+    with (
+        torch.random.fork_rng(devices),
+        autocast,
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda one: one),
+    ):
         loss = objective.summed_loss(model, base, waves, mask, labels, lengths)
     del loss
     return sum(kept.values())
