@@ -162,10 +162,14 @@ class Evaluations:
         """What rank 0 makes of `work`, on every rank."""
         return self.runtime.collectives.on_main(what, work)
 
+    def load_base(self) -> Base:
+        """The base that the run began with, on the CPU."""
+        name = run_dir.base_of_run(self.folder, self.config)
+        return registry.load_base(name, registry.Decoding.of(self.config), self.config.load_in_4bit)
+
     def base(self) -> Base:
         """Collective. A fresh base; how long utterances are cut for it is found out once."""
-        config, name = self.config, run_dir.base_of_run(self.folder, self.config)
-        base = registry.load_base(name, registry.Decoding.of(config), config.load_in_4bit)
+        base = self.load_base()
         base.model.to(self.runtime.device)
         if not self.cuts:
             self.cuts = {n: longform.cut_set(self.runtime, base, data) for n, data in self.sets.items()}
@@ -301,8 +305,7 @@ class Search:
         config = self.evaluations.config
         paths = (checkpoint.at(self.folder / "checkpoints", step) for step in steps)
         tensors = checkpoint.average([checkpoint.read(path).evaluated for path in paths])
-        name = run_dir.base_of_run(self.folder, config)
-        base = registry.load_base(name, registry.Decoding.of(config), config.load_in_4bit)
+        base = self.evaluations.load_base()
         checkpoint.as_adapter(base, config, tensors, self.folder, adapter)
 
     def _measure(self, candidate: Candidate, wide: float) -> Candidate:

@@ -17,6 +17,7 @@ from asrlora.engine.selection import Selection, describe_held_out
 from asrlora.engine.training_set import Labels, Training
 from asrlora.models.family import Base
 from asrlora.score import keyword_recall, metric
+from asrlora.score.text import Normaliser
 from asrlora.storage import write_atomic
 
 
@@ -102,15 +103,16 @@ def _domain_words(evaluator: Evaluator, resumed: bool) -> frozenset[str]:
     path = config.output_dir / "domain_words.txt"
     if resumed and path.exists():
         return frozenset(path.read_text(encoding="utf-8").split())
-    texts = {name: [sample.text for sample in data.samples] for name, data in evaluator.sets.items()}
-    general = texts.get("heldout") if metric_name == "wer" else None
-    words = keyword_recall.choose(
-        config.domain_words,
-        config.general_text,
-        texts["domain"],
-        general,
-        evaluator.normaliser,
-        config.language,
-    )
+    words = choose_domain_words(config, evaluator.sets, metric_name, evaluator.normaliser)
     write_atomic(path, keyword_recall.to_list(words))
     return words
+
+
+def choose_domain_words(
+    config: RunConfig, sets: Mapping[str, Shards], metric_name: str, normaliser: Normaliser
+) -> frozenset[str]:
+    """The words whose recall is counted, from evaluation sets and settings; found where words are counted."""
+    texts = {name: [sample.text for sample in data.samples] for name, data in sets.items()}
+    general = texts.get("heldout") if metric_name == "wer" else None
+    listed, plain = config.domain_words, config.general_text
+    return keyword_recall.choose(listed, plain, texts["domain"], general, normaliser, config.language)

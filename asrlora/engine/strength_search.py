@@ -10,6 +10,7 @@ from asrlora.data.shards.reader import Shards
 from asrlora.engine import launcher, rescue
 from asrlora.engine import runtime as runtimes
 from asrlora.engine.finish import keep_excerpts
+from asrlora.engine.run import choose_domain_words
 from asrlora.engine.runtime import Runtime
 from asrlora.engine.training_set import cached
 from asrlora.models import adapters
@@ -77,8 +78,6 @@ def _evaluate(
     def create() -> None:
         """Only rank 0."""
         chosen = metric.choose(config.metric, config.language)
-        texts = {name: [sample.text for sample in data.samples] for name, data in sets.items()}
-        general = texts.get("heldout") if chosen.name == "wer" else None
         made.append(
             run_dir.RunDirectory.create(
                 config.output_dir,
@@ -94,14 +93,7 @@ def _evaluate(
                 training={"set": f"the adapter in {adapter}", "content": adapters.digest(adapter)},
             )
         )
-        words = keyword_recall.choose(
-            config.domain_words,
-            config.general_text,
-            texts["domain"],
-            general,
-            evaluations.normaliser,
-            config.language,
-        )
+        words = choose_domain_words(config, sets, chosen.name, evaluations.normaliser)
         write_atomic(config.output_dir / "config.yaml", config.to_yaml())
         write_atomic(config.output_dir / "domain_words.txt", keyword_recall.to_list(words))
         with atomic_folder(config.output_dir / "adapter_best") as aside:
