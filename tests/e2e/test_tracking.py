@@ -3,12 +3,13 @@
 import importlib.util
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -196,12 +197,23 @@ def test_a_server_that_is_lost_midway_stops_nothing_and_gets_the_rest_later(
         text=True,
     ) as process:
         end = time.monotonic() + 600
-        while not any("train/loss" in line for line in list(server.lines.values())):
-            assert process.poll() is None, "the server has heard nothing of it"
-            assert time.monotonic() < end
-            time.sleep(0.05)
-        server.go_away()
-        before = len(run_dir.read_log(run / "metrics.jsonl"))
+
+        def wait_for(happened: Callable[[], bool]) -> None:
+            while not happened():
+                assert process.poll() is None
+                assert time.monotonic() < end
+                time.sleep(0.02)
+
+        log = run / "metrics.jsonl"
+        wait_for(lambda: len(run_dir.read_log(log)) >= 5)
+        # W&B's own process sends every few seconds, in which a fast machine takes all 60 steps: so these wait
+        process.send_signal(signal.SIGSTOP)
+        try:
+            wait_for(lambda: any("train/loss" in line for line in list(server.lines.values())))
+            server.go_away()
+            before = len(run_dir.read_log(log))
+        finally:
+            process.send_signal(signal.SIGCONT)
         told, _ = process.communicate(timeout=600)
     assert process.returncode == 0
     assert before < 60, "it was lost midway"
