@@ -20,7 +20,7 @@ from transformers import AutoConfig
 from asrlora.config import RunConfig
 from asrlora.data import audio
 from asrlora.errors import UserError
-from asrlora.models import decode, objective, registry
+from asrlora.models import decode, dora, objective, registry
 from asrlora.models.family import Base
 from asrlora.models.hub import BASE_FILE, adapter_settings, trained_on
 from asrlora.storage import atomic_folder
@@ -76,6 +76,7 @@ def attach(base: Base, config: RunConfig, initial: Path | None = None) -> Any:
     if initial is not None:
         settings.init_lora_weights = True
     model = get_peft_model(base.model, settings)
+    dora.replace(model)
     if initial is not None:
         model.peft_config["default"].init_lora_weights = init
         subtract_from_base(model, load_file(initial / WEIGHTS))
