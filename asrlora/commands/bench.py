@@ -15,6 +15,8 @@ BENCHMARKS = {
     "verdict": "how often the verdict is right where the truth is known (5 minutes)",
     "rescue": "how often a rescue ends in a false accept, where the truth is known (5 minutes)",
     "eval": "evaluation against Transformers' pipeline (6 minutes)",
+    "profile": "where the time of a training step goes (1 minute)",
+    "peers": "training against Seq2SeqTrainer with PEFT and a plain loop (10 minutes; whole: 40)",
     "together": "two trials at once against each alone (6 minutes)",
 }
 

@@ -55,10 +55,14 @@ def judge(run: Path, identity: RunRecord, resample_by: str | None = None) -> Ver
         domain, heldout, config.criteria, further=guardrails, chosen_on=chosen_on, report=report
     )
     more = {}
-    if best == 0 and (step := _lowest(run, metric, halves.get(selection.CHOSEN_ON))):
+    choosing = halves.get(selection.CHOSEN_ON)
+    if best == 0 and (step := _lowest(run, metric, choosing)):
         _check_comparable(run, step_folder(run, step))
         costs = {name: compared(name, step=step) for name in guarded}
-        if learned := verdict.learned(step, compared("domain", step=step), costs, config.criteria):
+        on_choosing = compared("domain", choosing, step)
+        if on_choosing.change >= 0:
+            judged["reason"] = verdict.not_lowered(step, on_choosing)
+        elif learned := verdict.learned(step, compared("domain", step=step), costs, config.criteria):
             more["learned"], judged["reason"] = learned
     return Verdict.model_validate({**judged, "best_step": best, **more, "fingerprint": fingerprint})
 
@@ -87,14 +91,14 @@ def _judge_rescue(run: Path, identity: RunRecord, chosen: Rescued, by: str) -> V
 
 
 def _lowest(run: Path, metric: Metric, choosing: Collection[str] | None) -> int:
-    """The step with the lowest domain rate, of those whose hypotheses are there, on the utterances that may
-    choose: all where `choosing` is None."""
+    """The step behind 0 with the lowest domain rate, of those whose hypotheses are there, on the utterances
+    that may choose: all where `choosing` is None. 0 where there is no such step."""
     rates = {}
     for step in run_dir.read_scores(run):
-        if (path := step_folder(run, step) / "domain.jsonl").exists():
+        if step and (path := step_folder(run, step) / "domain.jsonl").exists():
             counts = run_dir.read_counts(path, metric)
             rates[step] = sum((counts[i] for i in choosing or counts if i in counts), Tally()).rate
-    return min(rates, key=lambda step: (rates[step], step))
+    return min(rates, key=lambda step: (rates[step], step), default=0)
 
 
 def _check_comparable(run: Path, new: Path) -> tuple[dict[str, Any], list[str]]:

@@ -126,6 +126,15 @@ def learned(
     return found, reason
 
 
+def not_lowered(step: int, domain: Comparison) -> str:
+    """Why the base stays where no step lowered the domain's rate: `step` is the best of them, compared on the
+    utterances that choose."""
+    return (
+        f"no step lowered domain {domain.metric.upper()}, so the base stays (step 0): step {step} took"
+        f" {_moved('domain', domain, '', -1)})"
+    )
+
+
 def sections(domain: Comparison | None, guardrails: Mapping[str, Comparison]) -> dict[str, Any]:
     """Comparisons with the base as JSON files hold them."""
     losses = {name: _loss(one) for name, one in guardrails.items()}
