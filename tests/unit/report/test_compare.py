@@ -122,13 +122,17 @@ def test_every_guardrail_has_a_column(tmp_path: Path) -> None:
 def test_the_records_alone_are_enough() -> None:
     """docs/runs keeps neither hypotheses nor metrics."""
     root = ROOT / "docs" / "runs"
-    (group,) = [g for g in grouping.grouped(grouping.read_runs(grouping.find([root]))) if len(g.runs) > 3]
-    assert group.paired == []
-    assert group.runs[0].state == "accept"
-    score = group.runs[0].scores["domain"]
-    assert score.change_interval is not None
-    assert score.change_interval[0] < score.change < score.change_interval[1] < 0
-    assert group.runs[0].evaluations[0]["domain"] == score.baseline
+    groups = [g for g in grouping.grouped(grouping.read_runs(grouping.find([root]))) if len(g.runs) > 3]
+    assert groups
+    for group in groups:
+        best = group.runs[0]
+        assert group.paired == []
+        assert best.state == "accept"
+        score = best.scores["domain"]
+        assert score.change_interval is not None
+        assert score.change_interval[0] < score.change < score.change_interval[1] < 0
+        if not (best.folder / "rescue.json").exists():  # whose scores are of the half that judges
+            assert best.evaluations[0]["domain"] == score.baseline
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
