@@ -4,7 +4,7 @@ UV_VERSION := 0.13.9
 UV := $(or $(shell command -v uv 2>/dev/null),.tools/bin/uv)
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-slow test-variants test-lowest test-real test-gpu faults lint install format pins clean
+.PHONY: demo test test-slow test-variants test-lowest test-real test-gpu bench-peers faults lint install format pins clean
 
 demo: install
 	$(UV) run asrlora demo
@@ -31,6 +31,10 @@ test-real: install
 # On a machine with a GPU. Without network: OFFLINE_WHEELS=the folder that tools/offline_wheels.sh has filled
 test-gpu: $(if $(OFFLINE_WHEELS),,install)
 	$(if $(OFFLINE_WHEELS),tools/offline_python.sh $(OFFLINE_WHEELS),$(UV) run python) -m pytest tests/gpu
+
+# Training against what people use, the demo's base alone in ten minutes; of ASRLORA_REAL too in forty. Run it alone.
+bench-peers: install
+	$(UV) run asrlora bench peers --log docs/log/benchmarks.md
 
 # Half an hour: faults at chosen moments of a run, and what became of it
 faults: install
