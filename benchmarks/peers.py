@@ -232,7 +232,7 @@ def _ours(work: Work, way: Way, manifests: dict[str, Path], place: Path) -> Turn
     words += [str(word) for pair in flags.items() for word in pair]
     if way.dora:
         words.append("--use-dora")
-    _, _, peak = _run_process(words, place.with_suffix(".log"), ok=(0, 3, 4))
+    peak = _run_process(words, place.with_suffix(".log"), ok=(0, 3, 4))
     lines, stages = read_lines(place / "metrics.jsonl"), read_run(place).stage_seconds
     return Turn(
         seconds=[line["seconds"] for line in lines],
@@ -253,16 +253,15 @@ def _peer(way: Way, peer: dict[str, Any], place: Path) -> Turn:
     return Turn(**{name: found[name] for name in Turn.__dataclass_fields__})
 
 
-def _run_process(words: list[str], log: Path, ok: tuple[int, ...] = (0,)) -> tuple[int, float, int]:
-    """Exit code, seconds, and the most memory of the process, in bytes."""
-    begin = time.monotonic()
+def _run_process(words: list[str], log: Path, ok: tuple[int, ...] = (0,)) -> int:
+    """Runs a process; returns the most memory that it had, in bytes."""
     with log.open("w") as output:
         process = subprocess.Popen(words, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
         _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode not in ok:
         raise RuntimeError(f"{' '.join(words)} ended with {process.returncode}: {log.read_text()[-3000:]}")
-    return process.returncode, time.monotonic() - begin, usage.ru_maxrss * 1024
+    return usage.ru_maxrss * 1024
 
 
 def _loss_ratio(ways: dict[str, list[Turn]]) -> float:

@@ -1,6 +1,6 @@
 """Where the time of a training step goes: `asrlora bench profile`, by torch's profiler.
 
-One microbatch of the shortest utterances that --longest allows, after two steps of warm-up. The table is by
+One microbatch of the longest utterances that --longest allows, after two steps of warm-up. The table is by
 operator, with the time spent in it and not in what it calls; --trace writes all of it for chrome://tracing or
 Perfetto.
 """
@@ -45,7 +45,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def profile(args: argparse.Namespace) -> Figures:
-    """Prints nothing; the figures are one row an operator, the costliest first."""
+    """Speed of a step, and its costliest operators. Raises UserError where no utterance is short enough."""
     utterances = [u for u in manifest.read_manifest(args.manifest_path, True) if u.duration <= args.longest]
     utterances = sorted(utterances, key=lambda u: u.duration)[-args.batch_size :]
     if not utterances:

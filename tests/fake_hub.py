@@ -128,6 +128,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.route([urllib.parse.unquote(part) for part in url.path.split("/")[1:]], body)
 
     def route(self, parts: Sequence[str], body: bytes) -> None:
+        """Answers a request; the hub and its storage each do so in their own way."""
         raise NotImplementedError
 
     # --- answers

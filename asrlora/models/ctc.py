@@ -135,7 +135,7 @@ def summed_loss(
         log_softmax(scores, dim=-1).transpose(0, 1),
         labels.clamp(min=0),
         [frames(base, samples) for samples in lengths.samples],  # type: ignore[arg-type]  # may be numbers
-        lengths.tokens,  # type: ignore[arg-type]
+        lengths.tokens,  # type: ignore[arg-type]  # the same
         blank=base.model.config.pad_token_id,
         reduction="sum",
     )

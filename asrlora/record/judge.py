@@ -58,12 +58,14 @@ def judge(run: Path, identity: RunRecord, resample_by: str | None = None) -> Ver
     choosing = halves.get(selection.CHOSEN_ON)
     if best == 0 and (step := _lowest(run, metric, choosing)):
         _check_comparable(run, step_folder(run, step))
-        costs = {name: compared(name, step=step) for name in guarded}
         on_choosing = compared("domain", choosing, step)
         if on_choosing.change >= 0:
             judged["reason"] = verdict.not_lowered(step, on_choosing)
-        elif learned := verdict.learned(step, compared("domain", step=step), costs, config.criteria):
-            more["learned"], judged["reason"] = learned
+        else:
+            costs = {name: compared(name, step=step) for name in guarded}
+            whole = on_choosing if choosing is None else compared("domain", step=step)
+            if learned := verdict.learned(step, whole, costs, config.criteria):
+                more["learned"], judged["reason"] = learned
     return Verdict.model_validate({**judged, "best_step": best, **more, "fingerprint": fingerprint})
 
 

@@ -309,7 +309,7 @@ def use_up_the_time(rank: int) -> None:
     def an_hour() -> None:
         started[0].deadline -= 3600
 
-    signals.StopRequest.listen = listen  # type: ignore[method-assign]
+    signals.StopRequest.listen = listen  # type: ignore[method-assign]  # of this rank alone
     before_step(4, an_hour, rank)
 
 

@@ -130,7 +130,7 @@ def test_a_step_never_waits_for_the_device(folder: str, monkeypatch: pytest.Monk
     labels = {name: base.label_ids(base, "hello") for name in "ab"}
     pcm, lengths = pack([np.full(16_000, 100, np.int16), np.full(12_000, -100, np.int16)])
     one = Batch(samples, pcm, lengths)  # type: ignore[arg-type]  # stand-ins with an id
-    data = StepData(0, 2 * samples, [one, one])  # type: ignore[arg-type]
+    data = StepData(0, 2 * samples, [one, one])  # type: ignore[arg-type]  # the same
     settings, honest = config(learning_rate=1e-3, max_steps=3), runtime.strategy.update
 
     def forbid(waiting: bool) -> None:

@@ -118,7 +118,7 @@ def test_the_logs_are_on_the_disk_before_a_checkpoint_is_published(
     runtime.strategy.prepare(model, torch.optim.AdamW(model.parameters()))
     config = RunConfig(dataset_path="t", manifest_path=Path("d"), output_dir=tmp_path)
     kept = recorder.Recorder(config, runtime)
-    kept.record = SimpleNamespace(update=lambda **changes: None)  # type: ignore[assignment]
+    kept.record = SimpleNamespace(update=lambda **changes: None)  # type: ignore[assignment]  # a stand-in
     synced: list[str] = []
 
     def sync(path: Path) -> None:
